@@ -1,0 +1,66 @@
+"""The contrastive loss on a score matrix (paper, Eq. 8), and negatives gathered across processes with gradient.
+
+Dimensions: `A` audios, `B` texts; with R processes, each holds `A / R` audios and `B / R` texts.
+"""
+
+import torch
+import torch.distributed as dist
+from torch.nn import functional as F
+
+
+def contrastive_loss(scores: torch.Tensor, direction: str = "symmetric") -> torch.Tensor:
+    """In-batch cross-entropy: audio i belongs to text i, all other texts (and audios) are its negatives.
+
+    Args:
+        scores: (A, B) with A = B.
+        direction: `"audio_to_text"` (Eq. 8: softmax over the texts of each audio), `"text_to_audio"`, or `"symmetric"`,
+            the mean of both.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: if the numbers of audios and texts differ, or for another direction.
+    """
+    if scores.ndim != 2 or scores.shape[0] != scores.shape[1]:
+        raise ValueError(
+            f"the contrastive loss needs as many texts as audios, text i describing audio i; found "
+            f"{scores.shape[0]} audios and {scores.shape[-1]} texts"
+        )
+    labels = torch.arange(scores.shape[0], device=scores.device)
+    if direction == "audio_to_text":
+        return F.cross_entropy(scores, labels)
+    if direction == "text_to_audio":
+        return F.cross_entropy(scores.T, labels)
+    if direction == "symmetric":
+        return (F.cross_entropy(scores, labels) + F.cross_entropy(scores.T, labels)) / 2
+    raise ValueError(f"direction must be 'symmetric', 'audio_to_text' or 'text_to_audio', found {direction!r}")
+
+
+class _GatherRows(torch.autograd.Function):
+    """All-gather along dimension 0. The gradient of a row is the sum of what every process sends back for it."""
+
+    @staticmethod
+    def forward(ctx, rows: torch.Tensor) -> torch.Tensor:
+        rows = rows.contiguous()
+        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, rows)
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Rows of all processes in the order of their ranks, with gradient; the same tensor on a single process.
+
+    Every process must hold the same number of rows. When each process computes the same loss from what was gathered,
+    the gradients that reach its parameters are `world size` times its own part of the gradient; the mean over the
+    processes that DistributedDataParallel takes is then exactly the gradient of the whole batch.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return rows
+    return _GatherRows.apply(rows)

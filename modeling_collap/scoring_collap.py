@@ -1,0 +1,147 @@
+"""The CoLLAP score: kernel-wise and temporal attention over the moments of a song (paper, Eqs. 1-7).
+
+Pure functions of embeddings. Tokens are scored once, (A, B, T), and the scores are unfolded into frames, never the
+D-wide embeddings: the same numbers for H/S times less work and memory.
+
+Dimensions: `A` audios, `B` texts, `T` fused tokens of an audio, `D` shared width, `H` kernel size (tokens per frame),
+`S` stride, `W` frames.
+"""
+
+import torch
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+
+def num_frames(num_tokens: torch.Tensor, kernel_size: int, stride: int) -> torch.Tensor:
+    """W of every audio: `floor((T - H) / S + 1)` (Eq. 1), and 1 for an audio shorter than one frame.
+
+    Args:
+        num_tokens: (A,) real tokens.
+    """
+    return (torch.div(num_tokens - kernel_size, stride, rounding_mode="floor") + 1).clamp(min=1)
+
+
+def token_scores(text_embeds: torch.Tensor, audio_embeds: torch.Tensor) -> torch.Tensor:
+    """Cosine of every token with every text (Eq. 2); (B, D) and (A, T, D), unit vectors, give (A, B, T)."""
+    return torch.einsum("bd,atd->abt", text_embeds, audio_embeds)  # (A, B, T)
+
+
+def unfold_frames(tokens: torch.Tensor, kernel_size: int, stride: int) -> torch.Tensor:
+    """(..., T) -> (..., W, H) view of the frames of the longest audio; padded with zeros if T < H."""
+    missing = kernel_size - tokens.shape[-1]
+    if missing > 0:
+        tokens = F.pad(tokens, (0, missing))
+    return tokens.unfold(-1, kernel_size, stride)  # (..., W, H)
+
+
+def frame_token_mask(audio_token_mask: torch.Tensor, kernel_size: int, stride: int) -> torch.Tensor:
+    """(A, T) bool, real tokens first -> (A, W, H) bool: the tokens of an audio's own frames.
+
+    A frame that reaches beyond the last real token is not one of the audio's frames, except the only frame of an audio
+    shorter than H, whose missing positions are masked.
+    """
+    frames = num_frames(audio_token_mask.sum(-1), kernel_size, stride)  # (A,)
+    mask = unfold_frames(audio_token_mask, kernel_size, stride)  # (A, W, H)
+    is_frame = torch.arange(mask.shape[1], device=mask.device) < frames[:, None]  # (A, W)
+    return mask & is_frame[:, :, None]
+
+
+def attended_scores(frame_scores: torch.Tensor, mask: torch.Tensor, temperature: torch.Tensor | float, dim: int):
+    """Scores averaged along one axis with their own softmax as weights (Eqs. 3-4: `sum(softmax(M / tau) * M)`).
+
+    Args:
+        frame_scores: (A, B, W, H) cosines M.
+        mask: (A, 1, W, H) bool.
+        temperature: tau.
+        dim: -1 attends within each frame (kernel-wise), -2 over the frames (temporal).
+
+    Returns:
+        (A, B, W) for `dim=-1`, (A, B, H) for `dim=-2`; 0 where nothing is unmasked.
+    """
+    lowest = torch.finfo(frame_scores.dtype).min
+    weights = (frame_scores / temperature).masked_fill(~mask, lowest).softmax(dim)  # (A, B, W, H)
+    return (weights * frame_scores.masked_fill(~mask, 0.0)).sum(dim)
+
+
+def attention_pooled_scores(
+    text_embeds: torch.Tensor,
+    audio_embeds: torch.Tensor,
+    audio_token_mask: torch.Tensor,
+    kernel_size: int,
+    stride: int,
+    gamma_kernel: torch.Tensor | float,
+    gamma_temporal: torch.Tensor | float,
+    attention_temperature: torch.Tensor | float = 1.0,
+    reduction: str = "mean",
+    chunk_size: int | None = None,
+) -> torch.Tensor:
+    """The score of every audio with every text: `gamma_K r^K + gamma_T r^T` (Eq. 7).
+
+    `r^K` attends within each frame and `r^T` over the frames at each position of the kernel. `reduction="mean"`
+    divides by the axis that is left (the frames of the audio for `r^K`, its kernel positions for `r^T`), so the score
+    of a match does not depend on the length of the song; `"printed"` divides by the other axis (Eqs. 5-6 as printed),
+    which lets long songs outrank short ones.
+
+    Padding never changes a score. Memory is O(A * B * W * H), of which `chunk_size` bounds B.
+
+    Args:
+        text_embeds: (B, D) unit vectors.
+        audio_embeds: (A, T, D) unit vectors; padding may hold any finite number.
+        audio_token_mask: (A, T) bool, True = real; the real tokens come first, and every audio has at least one.
+        kernel_size, stride: H and S in tokens.
+        gamma_kernel, gamma_temporal: weights of the two scores.
+        attention_temperature: divides the cosines inside both softmaxes.
+        chunk_size: texts scored at a time; None for all. Changes nothing but memory, in the backward pass too.
+
+    Returns:
+        (A, B).
+
+    Raises:
+        ValueError: for another reduction, sizes below 1, or shapes that do not fit together.
+    """
+    _check_arguments(text_embeds, audio_embeds, audio_token_mask, kernel_size, stride, reduction, chunk_size)
+    mask = frame_token_mask(audio_token_mask.bool(), kernel_size, stride).unsqueeze(1)  # (A, 1, W, H)
+    frames = mask.any(-1).sum(-1)  # (A, 1)
+    positions = mask.any(-2).sum(-1)  # (A, 1)
+    if reduction == "printed":
+        frames, positions = torch.full_like(frames, kernel_size), frames
+
+    def score(texts: torch.Tensor) -> torch.Tensor:
+        scores = unfold_frames(token_scores(texts, audio_embeds), kernel_size, stride)  # (A, B, W, H)
+        kernel = attended_scores(scores, mask, attention_temperature, dim=-1).sum(-1) / frames  # (A, B)
+        temporal = attended_scores(scores, mask, attention_temperature, dim=-2).sum(-1) / positions  # (A, B)
+        return gamma_kernel * kernel + gamma_temporal * temporal
+
+    if chunk_size is None or chunk_size >= text_embeds.shape[0]:
+        return score(text_embeds)
+    chunks = text_embeds.split(chunk_size)
+    return torch.cat([checkpoint(score, texts, use_reentrant=False) for texts in chunks], dim=1)  # (A, B)
+
+
+def mean_pooled_scores(
+    text_embeds: torch.Tensor, audio_embeds: torch.Tensor, audio_token_mask: torch.Tensor
+) -> torch.Tensor:
+    """The baseline that every peer uses: the cosine of the text with the mean of the tokens.
+
+    Args:
+        text_embeds, audio_embeds, audio_token_mask: as in [`attention_pooled_scores`].
+
+    Returns:
+        (A, B).
+    """
+    total = audio_embeds.masked_fill(~audio_token_mask.bool().unsqueeze(-1), 0.0).sum(1)  # (A, D)
+    return F.normalize(total, dim=-1) @ text_embeds.T  # (A, B)
+
+
+def _check_arguments(text_embeds, audio_embeds, audio_token_mask, kernel_size, stride, reduction, chunk_size):
+    if reduction not in ("mean", "printed"):
+        raise ValueError(f"reduction must be 'mean' or 'printed', found {reduction!r}")
+    for name, value in (("kernel_size", kernel_size), ("stride", stride), ("chunk_size", chunk_size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, found {value}")
+    fits = text_embeds.ndim == 2 and audio_embeds.ndim == 3 and text_embeds.shape[1] == audio_embeds.shape[2]
+    if not fits or audio_token_mask.shape != audio_embeds.shape[:2]:
+        raise ValueError(
+            "expected text_embeds (B, D), audio_embeds (A, T, D) and audio_token_mask (A, T), found "
+            f"{tuple(text_embeds.shape)}, {tuple(audio_embeds.shape)} and {tuple(audio_token_mask.shape)}"
+        )

@@ -1,0 +1,177 @@
+"""CoLLAP's feature extractor: waveforms of any length to the inputs of BEATs and the Whisper encoder."""
+
+import numpy as np
+import torch
+import torchaudio
+from transformers import BatchFeature, FeatureExtractionMixin
+from transformers.utils import logging
+
+from .audio_collap import (
+    SAMPLING_RATE,
+    kaldi_fbank,
+    music_frame_mask,
+    split_segments,
+    token_mask,
+    whisper_log_mel,
+)
+
+logger = logging.get_logger(__name__)
+
+MIN_SECONDS = 0.1
+
+
+class CoLLAPFeatureExtractor(FeatureExtractionMixin):
+    r"""Cuts waveforms into segments and computes both spectrograms of each. Deterministic; nothing is truncated.
+
+    Args:
+        segment_seconds: L, as in `CoLLAPConfig`; a multiple of 0.02.
+        music_mel_bins: mel bins of the Kaldi filter bank.
+        speech_mel_bins: mel bins of Whisper's log-mel: 80, or 128 for large-v3.
+        patch_size: side of BEATs' patches, for the token mask.
+        fbank_mean, fbank_std: normalisation of the filter bank (BEATs' training data).
+        sampling_rate: of what the encoders read; 16000, and nothing else.
+    """
+
+    model_input_names = [
+        "music_features",
+        "speech_features",
+        "music_attention_mask",
+        "segment_mask",
+        "audio_token_mask",
+    ]
+
+    def __init__(
+        self,
+        segment_seconds: float = 30,
+        music_mel_bins: int = 128,
+        speech_mel_bins: int = 80,
+        patch_size: int = 16,
+        fbank_mean: float = 15.41663,
+        fbank_std: float = 6.55582,
+        sampling_rate: int = SAMPLING_RATE,
+        **kwargs,
+    ):
+        if sampling_rate != SAMPLING_RATE:
+            raise ValueError(f"BEATs and Whisper read {SAMPLING_RATE} Hz; found sampling_rate={sampling_rate}")
+        super().__init__(**kwargs)
+        self.segment_seconds = segment_seconds
+        self.music_mel_bins = music_mel_bins
+        self.speech_mel_bins = speech_mel_bins
+        self.patch_size = patch_size
+        self.fbank_mean = fbank_mean
+        self.fbank_std = fbank_std
+        self.sampling_rate = sampling_rate
+
+    @classmethod
+    def from_model_config(cls, config) -> "CoLLAPFeatureExtractor":
+        """The extractor that fits a `CoLLAPConfig`."""
+        return cls(
+            segment_seconds=config.segment_seconds,
+            music_mel_bins=config.music_config.num_mel_bins,
+            speech_mel_bins=config.speech_config.num_mel_bins,
+            patch_size=config.music_config.patch_size,
+        )
+
+    def __call__(
+        self,
+        audio: np.ndarray | torch.Tensor | list,
+        sampling_rate: int | None = None,
+        device: str | torch.device = "cpu",
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """
+        Args:
+            audio: one waveform or a list of them, numpy or torch, each (samples,) or (channels, samples), floating
+                point in [-1, 1]; channels are averaged. At least 0.1 s, no upper limit.
+            sampling_rate: Hz of all of them; resampled with torchaudio if it is not 16000.
+            device: where the features are computed and returned.
+            return_tensors: only `"pt"`.
+
+        Returns:
+            music_features (A, S, F, music_mel_bins), speech_features (A, S, speech_mel_bins, 100 L), both float32;
+            music_attention_mask (A, S, F), segment_mask (A, S) and audio_token_mask (A, S * K), bool, True = audio.
+            S is the number of segments of the longest audio; the segments that others lack are zero.
+
+        Raises:
+            ValueError: for an unknown or impossible sampling rate, and for audio that is empty, shorter than 0.1 s,
+                not finite, not floating point or of another shape; the message names its place in the list.
+        """
+        if return_tensors != "pt":
+            raise ValueError(f"the model reads torch tensors; expected return_tensors='pt', found {return_tensors!r}")
+        waveforms = audio if isinstance(audio, (list, tuple)) else [audio]
+        if len(waveforms) == 0:
+            raise ValueError("found an empty list of audios; expected at least one waveform")
+        if isinstance(waveforms[0], (float, int)):
+            raise ValueError("found a list of numbers; expected a numpy array or torch tensor, or a list of those")
+        checked = [check_waveform(waveform, f"audio[{i}]") for i, waveform in enumerate(waveforms)]
+        self._check_rate(sampling_rate)
+        resampled = [self._resample(waveform.to(device), sampling_rate) for waveform in checked]
+        for i, waveform in enumerate(resampled):
+            if len(waveform) < MIN_SECONDS * SAMPLING_RATE:
+                seconds = len(waveform) / SAMPLING_RATE
+                raise ValueError(f"audio[{i}] is {seconds:.3f} s long; expected at least {MIN_SECONDS} s")
+        return pad_audio_features([self._features(waveform) for waveform in resampled])
+
+    def _check_rate(self, sampling_rate: int | None):
+        if sampling_rate is None:
+            raise ValueError("sampling_rate is missing: say at how many Hz the audio was recorded, e.g. 16000")
+        if isinstance(sampling_rate, bool) or int(sampling_rate) != sampling_rate or sampling_rate <= 0:
+            raise ValueError(f"sampling_rate must be a positive number of Hz, found {sampling_rate!r}")
+
+    def _resample(self, waveform: torch.Tensor, sampling_rate: int) -> torch.Tensor:
+        if sampling_rate == SAMPLING_RATE:
+            return waveform
+        logger.warning_once(f"resampling audio from {sampling_rate} Hz to {SAMPLING_RATE} Hz (said once)")
+        return torchaudio.functional.resample(waveform, int(sampling_rate), SAMPLING_RATE)
+
+    def _features(self, waveform: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The five inputs of one audio (samples,), each with the segment as its first dimension."""
+        segments = split_segments(waveform, self.segment_seconds)  # (S, samples)
+        count, samples = len(segments), len(waveform)
+        return {
+            "music_features": kaldi_fbank(segments, self.music_mel_bins, self.fbank_mean, self.fbank_std),
+            "speech_features": whisper_log_mel(segments, self.speech_mel_bins),
+            "music_attention_mask": music_frame_mask(samples, count, self.segment_seconds).to(waveform.device),
+            "segment_mask": torch.ones(count, dtype=torch.bool, device=waveform.device),
+            "audio_token_mask": token_mask(samples, count, self.segment_seconds, self.patch_size).to(waveform.device),
+        }
+
+
+def pad_audio_features(audios: list[dict[str, torch.Tensor]]) -> BatchFeature:
+    """Joins the features of single audios, each with the segment as first dimension, into one padded batch.
+
+    The masks of padding are False, its features zero; the model never encodes it.
+    """
+    batch = {}
+    for name in CoLLAPFeatureExtractor.model_input_names:
+        padded = torch.nn.utils.rnn.pad_sequence([audio[name] for audio in audios], batch_first=True)
+        batch[name] = padded.flatten(1) if name == "audio_token_mask" else padded  # (A, S, ...); (A, S K)
+    return BatchFeature(batch)
+
+
+def check_waveform(waveform: np.ndarray | torch.Tensor, name: str) -> torch.Tensor:
+    """One finite mono waveform, (samples,) float32; channels are averaged.
+
+    Raises:
+        ValueError: names the audio, says what was found and what was expected.
+    """
+    if not isinstance(waveform, (np.ndarray, torch.Tensor)):
+        found = type(waveform).__name__
+        hint = "; read files with processing.load_audio" if isinstance(waveform, (str, bytes)) else ""
+        raise ValueError(f"{name} is a {found}; expected a numpy array or torch tensor{hint}")
+    tensor = torch.as_tensor(waveform)
+    if not tensor.is_floating_point():
+        raise ValueError(
+            f"{name} has dtype {tensor.dtype}; expected floating point in [-1, 1] (divide 16-bit samples by 32768)"
+        )
+    if tensor.ndim == 2 and tensor.shape[0] > tensor.shape[1] > 0:
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected (channels, samples): transpose it")
+    if tensor.ndim not in (1, 2):
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected (samples,) or (channels, samples)")
+    if tensor.numel() == 0:
+        raise ValueError(f"{name} is empty (shape {tuple(tensor.shape)}); expected at least {MIN_SECONDS} s of samples")
+    if not torch.isfinite(tensor).all():
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise ValueError(f"{name} has {bad} samples that are NaN or infinite; expected finite numbers in [-1, 1]")
+    tensor = tensor.to(torch.float32)
+    return tensor.mean(0) if tensor.ndim == 2 else tensor  # (samples,)

@@ -1,0 +1,111 @@
+"""CoLLAP's processor: a tokenizer and the audio feature extractor behind one call."""
+
+import torch
+from transformers import BatchFeature, ProcessorMixin
+from transformers.utils import logging
+
+from .feature_extraction_collap import CoLLAPFeatureExtractor
+
+logger = logging.get_logger(__name__)
+
+
+def text_positions(text_config) -> int | None:
+    """Tokens that a text encoder can read; None if its configuration states no limit.
+
+    RoBERTa and its kin number positions from `pad_token_id + 1`, so two of RoBERTa's 514 are never used.
+    """
+    positions = getattr(text_config, "max_position_embeddings", None)
+    if positions is not None and text_config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        positions -= text_config.pad_token_id + 1
+    return positions
+
+
+class CoLLAPProcessor(ProcessorMixin):
+    r"""Joins a tokenizer and a [`CoLLAPFeatureExtractor`].
+
+    A tokenizer without a pad token, such as GPT-2's, gets its end-of-text token as one.
+
+    Args:
+        feature_extractor: a [`CoLLAPFeatureExtractor`].
+        tokenizer: of the text tower.
+        max_text_tokens: tokens that the text tower can read; the tokenizer's `model_max_length` if None. Longer texts
+            are cut, which is said once, with both lengths.
+
+    Raises:
+        ValueError: if the tokenizer has neither a pad token nor an end-of-text token.
+    """
+
+    _said_texts_are_cut = False  # of the class: one warning in a process, not one for every length
+
+    def __init__(self, feature_extractor, tokenizer, max_text_tokens=None):
+        if tokenizer.pad_token is None:
+            if tokenizer.eos_token is None:
+                raise ValueError("the tokenizer has neither pad_token nor eos_token; set one of them to pad batches")
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "right"
+        super().__init__(feature_extractor, tokenizer)
+        self.max_text_tokens = max_text_tokens
+
+    @classmethod
+    def from_model_config(cls, config, tokenizer) -> "CoLLAPProcessor":
+        """The processor that fits a `CoLLAPConfig`; `tokenizer` is that of its text tower."""
+        limits = [limit for limit in (text_positions(config.text_config), tokenizer.model_max_length) if limit]
+        return cls(CoLLAPFeatureExtractor.from_model_config(config), tokenizer, max_text_tokens=min(limits))
+
+    def __call__(
+        self,
+        text=None,
+        audio=None,
+        sampling_rate=None,
+        device="cpu",
+        text_kwargs=None,
+        audio_kwargs=None,
+        return_tensors="pt",
+    ) -> BatchFeature:
+        """
+        Args:
+            text: one text or a list of them, or None.
+            audio, sampling_rate: as in [`CoLLAPFeatureExtractor`], or None.
+            device: where audio features are computed and all tensors are returned.
+            text_kwargs: more arguments of the tokenizer, e.g. `{"max_length": 64}`.
+            audio_kwargs: more arguments of the feature extractor.
+            return_tensors: only `"pt"`.
+
+        Returns:
+            input_ids, attention_mask (B, L) and the outputs of the feature extractor.
+
+        Raises:
+            ValueError: if both text and audio are missing, for an empty text, or as the feature extractor.
+        """
+        if text is None and audio is None:
+            raise ValueError("found neither text nor audio; expected at least one of them")
+        inputs = {}
+        if text is not None:
+            inputs.update(self._tokenize(text, text_kwargs or {}))
+        if audio is not None:
+            inputs.update(self.feature_extractor(audio, sampling_rate, device, return_tensors, **(audio_kwargs or {})))
+        return BatchFeature({name: tensor.to(device) for name, tensor in inputs.items()})
+
+    def _tokenize(self, text: str | list[str], text_kwargs: dict) -> dict[str, torch.Tensor]:
+        texts = [text] if isinstance(text, str) else list(text)
+        for i, one in enumerate(texts):
+            if not isinstance(one, str):
+                raise ValueError(f"text[{i}] is a {type(one).__name__}; expected a string")
+            if not one.strip():
+                raise ValueError(f"text[{i}] is empty; expected a description")
+        if not texts:
+            raise ValueError("found an empty list of texts; expected at least one")
+        limit = text_kwargs.get("max_length") or self.max_text_tokens or self.tokenizer.model_max_length
+        longest = max(len(ids) for ids in self.tokenizer(texts, verbose=False)["input_ids"])
+        if longest > limit and not CoLLAPProcessor._said_texts_are_cut:
+            CoLLAPProcessor._said_texts_are_cut = True
+            logger.warning(
+                f"a text of {longest} tokens is cut to the {limit} that the text tower reads (said once; the end of "
+                "every longer text is ignored)"
+            )
+        settings = {"padding": True, "max_length": limit, **text_kwargs, "truncation": True, "verbose": False}
+        return self.tokenizer(texts, return_tensors="pt", return_attention_mask=True, **settings)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", *self.feature_extractor.model_input_names]
