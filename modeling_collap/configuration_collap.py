@@ -1,5 +1,7 @@
 """Configuration of CoLLAP: two audio encoders, a text encoder, and how their embeddings are scored."""
 
+import math
+
 from transformers import AutoConfig, PreTrainedConfig, WhisperConfig
 
 from .configuration_beats import BeatsConfig
@@ -137,7 +139,8 @@ class CoLLAPConfig(PreTrainedConfig):
 
     def _check_time_grid(self):
         seconds, limit = self.segment_seconds, self.speech_config.max_source_positions / SPEECH_TOKENS_PER_SECOND
-        if not 0 < seconds <= limit or round(seconds * SPEECH_TOKENS_PER_SECOND) != seconds * SPEECH_TOKENS_PER_SECOND:
+        speech_tokens = seconds * SPEECH_TOKENS_PER_SECOND  # in floating point: 2.2 s are 110.00000000000001
+        if not 0 < seconds <= limit or not math.isclose(speech_tokens, round(speech_tokens), abs_tol=1e-6):
             raise ValueError(
                 f"segment_seconds must be a multiple of 0.02 up to the {limit:g} s that the speech encoder has "
                 f"positions for, found {seconds}"

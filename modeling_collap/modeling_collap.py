@@ -264,6 +264,8 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         return torch.cat(encoded)  # (N, K, D)
 
     def _encode_segment_batch(self, music_features, speech_features, music_attention_mask) -> torch.Tensor:
+        if music_attention_mask is not None and music_attention_mask.all():
+            music_attention_mask = None  # the same numbers without a mask to add
         music = self.music_model(music_features, attention_mask=music_attention_mask).last_hidden_state
         speech = self.speech_model(speech_features.to(self.speech_model.conv1.weight.dtype)).last_hidden_state
         patches = self.config.music_config.frequency_patches
@@ -328,10 +330,19 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         audio_embeds: torch.Tensor,
         audio_token_mask: torch.Tensor,
         chunk_size: int | None = None,
+        flat_attention: bool = False,
     ) -> torch.Tensor:
-        """Scores (A, B) of embeddings (B, D) and (A, T, D) with their mask (A, T), in float32; see
-        [`attention_pooled_scores`]."""
+        """
+        Args:
+            text_embeds, audio_embeds, audio_token_mask: as returned by the two `get_*_features`.
+            chunk_size: texts scored at a time, to bound memory.
+            flat_attention: an infinite temperature, to compare with: every moment counts alike.
+
+        Returns:
+            (A, B) float32, see [`attention_pooled_scores`].
+        """
         gamma_kernel, gamma_temporal = self.score_parameters.gammas()
+        temperature = torch.inf if flat_attention else self.score_parameters.temperature()
         with torch.autocast(text_embeds.device.type, enabled=False):
             return attention_pooled_scores(
                 text_embeds.float(),
@@ -341,7 +352,7 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
                 stride=self.config.stride,
                 gamma_kernel=gamma_kernel,
                 gamma_temporal=gamma_temporal,
-                attention_temperature=self.score_parameters.temperature(),
+                attention_temperature=temperature,
                 reduction=self.config.score_reduction,
                 chunk_size=chunk_size,
             )

@@ -133,6 +133,22 @@ def mean_pooled_scores(
     return F.normalize(total, dim=-1) @ text_embeds.T  # (A, B)
 
 
+def distance_from_flat_attention(scores: torch.Tensor, flat_scores: torch.Tensor) -> torch.Tensor:
+    """How far the attention takes the score from a plain mean over the song: 0 if the softmaxes are flat.
+
+    With unit vectors and a temperature of 1 they nearly are. The mean difference of the two is left out, because a
+    constant changes no ranking.
+
+    Args:
+        scores: (A, B) scores.
+        flat_scores: (A, B) the same with flat attention (an infinite temperature).
+
+    Returns:
+        Scalar: standard deviation of the difference over that of `flat_scores`.
+    """
+    return (scores - flat_scores).std(correction=0) / flat_scores.std(correction=0).clamp(min=1e-12)
+
+
 def _check_arguments(text_embeds, audio_embeds, audio_token_mask, kernel_size, stride, reduction, chunk_size):
     if reduction not in ("mean", "printed"):
         raise ValueError(f"reduction must be 'mean' or 'printed', found {reduction!r}")

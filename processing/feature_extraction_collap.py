@@ -1,5 +1,7 @@
 """CoLLAP's feature extractor: waveforms of any length to the inputs of BEATs and the Whisper encoder."""
 
+import math
+
 import numpy as np
 import torch
 import torchaudio
@@ -10,6 +12,7 @@ from .audio_collap import (
     SAMPLING_RATE,
     kaldi_fbank,
     music_frame_mask,
+    num_kaldi_frames,
     split_segments,
     token_mask,
     whisper_log_mel,
@@ -18,6 +21,7 @@ from .audio_collap import (
 logger = logging.get_logger(__name__)
 
 MIN_SECONDS = 0.1
+MIN_SAMPLING_RATE = 1000  # below it the caller means kHz; 48 Hz for 48 kHz would make an hour out of 4 s
 
 
 class CoLLAPFeatureExtractor(FeatureExtractionMixin):
@@ -53,6 +57,7 @@ class CoLLAPFeatureExtractor(FeatureExtractionMixin):
     ):
         if sampling_rate != SAMPLING_RATE:
             raise ValueError(f"BEATs and Whisper read {SAMPLING_RATE} Hz; found sampling_rate={sampling_rate}")
+        check_segment_seconds(segment_seconds, patch_size)
         super().__init__(**kwargs)
         self.segment_seconds = segment_seconds
         self.music_mel_bins = music_mel_bins
@@ -96,35 +101,28 @@ class CoLLAPFeatureExtractor(FeatureExtractionMixin):
             ValueError: for an unknown or impossible sampling rate, and for audio that is empty, shorter than 0.1 s,
                 not finite, not floating point or of another shape; the message names its place in the list.
         """
-        if return_tensors != "pt":
-            raise ValueError(f"the model reads torch tensors; expected return_tensors='pt', found {return_tensors!r}")
+        check_return_tensors(return_tensors)
         waveforms = audio if isinstance(audio, (list, tuple)) else [audio]
         if len(waveforms) == 0:
             raise ValueError("found an empty list of audios; expected at least one waveform")
         if isinstance(waveforms[0], (float, int)):
             raise ValueError("found a list of numbers; expected a numpy array or torch tensor, or a list of those")
         checked = [check_waveform(waveform, f"audio[{i}]") for i, waveform in enumerate(waveforms)]
-        self._check_rate(sampling_rate)
-        resampled = [self._resample(waveform.to(device), sampling_rate) for waveform in checked]
+        rate = check_sampling_rate(sampling_rate)
+        resampled = [self._resample(waveform.to(device), rate) for waveform in checked]
         for i, waveform in enumerate(resampled):
             if len(waveform) < MIN_SECONDS * SAMPLING_RATE:
                 seconds = len(waveform) / SAMPLING_RATE
                 raise ValueError(f"audio[{i}] is {seconds:.3f} s long; expected at least {MIN_SECONDS} s")
-        return pad_audio_features([self._features(waveform) for waveform in resampled])
-
-    def _check_rate(self, sampling_rate: int | None):
-        if sampling_rate is None:
-            raise ValueError("sampling_rate is missing: say at how many Hz the audio was recorded, e.g. 16000")
-        if isinstance(sampling_rate, bool) or int(sampling_rate) != sampling_rate or sampling_rate <= 0:
-            raise ValueError(f"sampling_rate must be a positive number of Hz, found {sampling_rate!r}")
+        return pad_audio_features([self.segment_features(waveform) for waveform in resampled])
 
     def _resample(self, waveform: torch.Tensor, sampling_rate: int) -> torch.Tensor:
         if sampling_rate == SAMPLING_RATE:
             return waveform
         logger.warning_once(f"resampling audio from {sampling_rate} Hz to {SAMPLING_RATE} Hz (said once)")
-        return torchaudio.functional.resample(waveform, int(sampling_rate), SAMPLING_RATE)
+        return torchaudio.functional.resample(waveform, sampling_rate, SAMPLING_RATE)
 
-    def _features(self, waveform: torch.Tensor) -> dict[str, torch.Tensor]:
+    def segment_features(self, waveform: torch.Tensor) -> dict[str, torch.Tensor]:
         """The five inputs of one audio (samples,), each with the segment as its first dimension."""
         segments = split_segments(waveform, self.segment_seconds)  # (S, samples)
         count, samples = len(segments), len(waveform)
@@ -149,6 +147,42 @@ def pad_audio_features(audios: list[dict[str, torch.Tensor]]) -> BatchFeature:
     return BatchFeature(batch)
 
 
+def check_segment_seconds(segment_seconds: float, patch_size: int):
+    """ValueError unless a segment is a whole number of Whisper's 20 ms tokens and holds one patch of BEATs."""
+    speech_tokens = segment_seconds * 50
+    whole = math.isclose(speech_tokens, round(speech_tokens), abs_tol=1e-6)
+    if not whole or num_kaldi_frames(segment_seconds) < patch_size:
+        raise ValueError(
+            f"segment_seconds must be a multiple of 0.02 that holds a patch of {patch_size} frames of 10 ms, found "
+            f"{segment_seconds}"
+        )
+
+
+def check_return_tensors(return_tensors: str):
+    """ValueError for anything but torch tensors."""
+    if return_tensors != "pt":
+        raise ValueError(f"the model reads torch tensors; expected return_tensors='pt', found {return_tensors!r}")
+
+
+def check_sampling_rate(sampling_rate: int | None) -> int:
+    """The rate as an integer.
+
+    Raises:
+        ValueError: if it is missing or not a whole number of Hz, at least 1000.
+    """
+    if sampling_rate is None:
+        raise ValueError("sampling_rate is missing: say at how many Hz the audio was recorded, e.g. 16000")
+    try:
+        whole = int(sampling_rate) == sampling_rate
+    except (TypeError, ValueError, OverflowError):  # a list, NaN, infinity
+        whole = False
+    if not whole or sampling_rate < MIN_SAMPLING_RATE:
+        raise ValueError(
+            f"sampling_rate must be a whole number of Hz, at least {MIN_SAMPLING_RATE}, found {sampling_rate!r}"
+        )
+    return int(sampling_rate)
+
+
 def check_waveform(waveform: np.ndarray | torch.Tensor, name: str) -> torch.Tensor:
     """One finite mono waveform, (samples,) float32; channels are averaged.
 
@@ -159,11 +193,16 @@ def check_waveform(waveform: np.ndarray | torch.Tensor, name: str) -> torch.Tens
         found = type(waveform).__name__
         hint = "; read files with processing.load_audio" if isinstance(waveform, (str, bytes)) else ""
         raise ValueError(f"{name} is a {found}; expected a numpy array or torch tensor{hint}")
-    tensor = torch.as_tensor(waveform)
-    if not tensor.is_floating_point():
+    is_array = isinstance(waveform, np.ndarray)
+    if not (np.issubdtype(waveform.dtype, np.floating) if is_array else waveform.is_floating_point()):
         raise ValueError(
-            f"{name} has dtype {tensor.dtype}; expected floating point in [-1, 1] (divide 16-bit samples by 32768)"
+            f"{name} has dtype {waveform.dtype}; expected floating point in [-1, 1] (divide 16-bit samples by 32768)"
         )
+    if is_array:
+        # torch takes no reversed array, no foreign byte order, no long double, and read-only ones with a warning.
+        with np.errstate(over="ignore"):
+            waveform = np.require(waveform, np.float32, ["C", "W"])
+    tensor = torch.as_tensor(waveform, dtype=torch.float32)
     if tensor.ndim == 2 and tensor.shape[0] > tensor.shape[1] > 0:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected (channels, samples): transpose it")
     if tensor.ndim not in (1, 2):
@@ -173,5 +212,4 @@ def check_waveform(waveform: np.ndarray | torch.Tensor, name: str) -> torch.Tens
     if not torch.isfinite(tensor).all():
         bad = int((~torch.isfinite(tensor)).sum())
         raise ValueError(f"{name} has {bad} samples that are NaN or infinite; expected finite numbers in [-1, 1]")
-    tensor = tensor.to(torch.float32)
     return tensor.mean(0) if tensor.ndim == 2 else tensor  # (samples,)

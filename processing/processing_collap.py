@@ -1,12 +1,17 @@
 """CoLLAP's processor: a tokenizer and the audio feature extractor behind one call."""
 
+from collections.abc import Iterable
+
 import torch
 from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import logging
 
-from .feature_extraction_collap import CoLLAPFeatureExtractor
+from .feature_extraction_collap import CoLLAPFeatureExtractor, check_return_tensors
 
 logger = logging.get_logger(__name__)
+
+TEXT_KWARGS = ("max_length", "padding", "pad_to_multiple_of")
+NO_LIMIT = 2**31 - 1  # tokenizers without a limit say 1e30, which their own truncation cannot hold
 
 
 def text_positions(text_config) -> int | None:
@@ -18,6 +23,25 @@ def text_positions(text_config) -> int | None:
     if positions is not None and text_config.model_type in ("roberta", "xlm-roberta", "camembert"):
         positions -= text_config.pad_token_id + 1
     return positions
+
+
+def check_texts(text: str | list[str]) -> list[str]:
+    """One text or several as a list.
+
+    Raises:
+        ValueError: names the first that is empty or not a string.
+    """
+    if isinstance(text, (bytes, dict)) or not isinstance(text, Iterable):
+        raise ValueError(f"text is a {type(text).__name__}; expected a string or a list of strings")
+    texts = [text] if isinstance(text, str) else list(text)
+    if not texts:
+        raise ValueError("found an empty list of texts; expected at least one")
+    for i, one in enumerate(texts):
+        if not isinstance(one, str):
+            raise ValueError(f"text[{i}] is a {type(one).__name__}; expected a string")
+        if not one.strip():
+            raise ValueError(f"text[{i}] is empty; expected a description")
+    return texts
 
 
 class CoLLAPProcessor(ProcessorMixin):
@@ -67,35 +91,32 @@ class CoLLAPProcessor(ProcessorMixin):
             text: one text or a list of them, or None.
             audio, sampling_rate: as in [`CoLLAPFeatureExtractor`], or None.
             device: where audio features are computed and all tensors are returned.
-            text_kwargs: more arguments of the tokenizer, e.g. `{"max_length": 64}`.
-            audio_kwargs: more arguments of the feature extractor.
+            text_kwargs: `max_length` (at most `max_text_tokens`), `padding` and `pad_to_multiple_of` of the tokenizer.
+            audio_kwargs: more arguments of the feature extractor, e.g. `{"sampling_rate": 48000}`.
             return_tensors: only `"pt"`.
 
         Returns:
             input_ids, attention_mask (B, L) and the outputs of the feature extractor.
 
         Raises:
-            ValueError: if both text and audio are missing, for an empty text, or as the feature extractor.
+            ValueError: if both text and audio are missing, for an empty text, for a `max_length` that the text tower
+                cannot read, or as the feature extractor.
+            TypeError: for an unknown argument.
         """
+        check_return_tensors(return_tensors)
         if text is None and audio is None:
             raise ValueError("found neither text nor audio; expected at least one of them")
         inputs = {}
         if text is not None:
             inputs.update(self._tokenize(text, text_kwargs or {}))
         if audio is not None:
-            inputs.update(self.feature_extractor(audio, sampling_rate, device, return_tensors, **(audio_kwargs or {})))
+            rate = {} if sampling_rate is None else {"sampling_rate": sampling_rate}
+            inputs.update(self.feature_extractor(audio, **rate, **{"device": device, **(audio_kwargs or {})}))
         return BatchFeature({name: tensor.to(device) for name, tensor in inputs.items()})
 
     def _tokenize(self, text: str | list[str], text_kwargs: dict) -> dict[str, torch.Tensor]:
-        texts = [text] if isinstance(text, str) else list(text)
-        for i, one in enumerate(texts):
-            if not isinstance(one, str):
-                raise ValueError(f"text[{i}] is a {type(one).__name__}; expected a string")
-            if not one.strip():
-                raise ValueError(f"text[{i}] is empty; expected a description")
-        if not texts:
-            raise ValueError("found an empty list of texts; expected at least one")
-        limit = text_kwargs.get("max_length") or self.max_text_tokens or self.tokenizer.model_max_length
+        texts = check_texts(text)
+        limit = self._text_limit(text_kwargs)
         longest = max(len(ids) for ids in self.tokenizer(texts, verbose=False)["input_ids"])
         if longest > limit and not CoLLAPProcessor._said_texts_are_cut:
             CoLLAPProcessor._said_texts_are_cut = True
@@ -103,8 +124,21 @@ class CoLLAPProcessor(ProcessorMixin):
                 f"a text of {longest} tokens is cut to the {limit} that the text tower reads (said once; the end of "
                 "every longer text is ignored)"
             )
-        settings = {"padding": True, "max_length": limit, **text_kwargs, "truncation": True, "verbose": False}
+        settings = {"padding": True, **text_kwargs, "max_length": limit, "truncation": True, "verbose": False}
         return self.tokenizer(texts, return_tensors="pt", return_attention_mask=True, **settings)
+
+    def _text_limit(self, text_kwargs: dict) -> int:
+        """Tokens after which texts are cut."""
+        unknown = sorted(set(text_kwargs) - set(TEXT_KWARGS))
+        if unknown:
+            raise TypeError(f"text_kwargs has {', '.join(unknown)}; expected only {', '.join(TEXT_KWARGS)}")
+        tower = min(self.max_text_tokens or self.tokenizer.model_max_length, NO_LIMIT)
+        limit = text_kwargs.get("max_length")
+        if limit is None:
+            return tower
+        if not 0 < limit <= tower:
+            raise ValueError(f"max_length must be from 1 to the {tower} tokens that the text tower reads, found {limit}")
+        return limit
 
     @property
     def model_input_names(self) -> list[str]:

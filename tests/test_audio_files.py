@@ -255,7 +255,7 @@ def test_cover_art_and_tags_do_not_disturb(encoded):
     picture = mux("image2pipe", lambda container: add_picture(container, "mjpeg"))
     apic = b"\x00image/jpeg\x00\x03\x00" + picture
     frame = b"APIC" + len(apic).to_bytes(4, "big") + b"\x00\x00" + apic
-    title = b"TIT2\x00\x00\x00\x03\x00\x00\x00\xe4\xff"  # latin-1
+    title = b"TIT2\x00\x00\x00\x03\x00\x00\x03\xe4\xff"  # says UTF-8, is not
     size = len(frame + title)
     header = b"ID3\x03\x00\x00" + bytes((size >> shift) & 127 for shift in (21, 14, 7, 0))
     data = header + title + frame + encoded["mp3"] + b"TAG" + b"\xe4" * 125

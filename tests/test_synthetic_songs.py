@@ -172,6 +172,13 @@ def test_dynamics_are_levels():
             assert level == pytest.approx(DYNAMICS_DB[section.dynamics], abs=2.0), section  # levels are 6 dB apart
 
 
+def test_each_dynamic_is_clearly_louder_than_the_one_below():
+    song = in_sequence(*(one_section_song("piano", dynamics=level) for level in DYNAMICS_PHRASES))
+    parts = np.split(render_song(song), len(DYNAMICS_PHRASES))
+    levels = [10 * np.log10(np.mean(part**2)) for part in parts]
+    assert min(np.diff(levels)) > 5
+
+
 def test_a_section_starts_where_it_says():
     song = in_sequence(
         one_section_song("flute", tempo_bpm=97.0),
@@ -199,8 +206,8 @@ def test_audio_changes_at_the_boundaries_of_composed_songs():
             (across if np.min(np.abs(np.array(starts) - i * bar)) < 1e-6 else inside).append(change)
     assert len(across) > 40
     threshold = np.quantile(inside, 0.9)
-    assert np.mean(np.array(across) > threshold) > 0.9
-    assert np.median(across) > 3 * np.median(inside)
+    assert np.mean(np.array(across) > threshold) > 0.8  # a bar inside a section passes it in 10 %
+    assert np.median(across) > 2.5 * np.median(inside)
 
 
 def log_bands(audio: np.ndarray) -> np.ndarray:
@@ -243,7 +250,7 @@ def features(instrument: str, **kind: str | float) -> np.ndarray:
 def test_every_instrument_can_be_told_from_the_others():
     """A render in another key, mode and tempo lies nearest to the centroid of its own instrument, at each register and
     density (these move the spectrum too, so each has its centroids; a bass in the low register is the same bass)."""
-    right = {name: 0 for name in INSTRUMENTS}
+    right = dict.fromkeys(INSTRUMENTS, 0)
     conditions = list(product(("low", "middle", "high"), ("sparse", "moderate", "busy")))
     for register, density in conditions:
         levels = {"register": register, "density": density}
@@ -255,6 +262,21 @@ def test_every_instrument_can_be_told_from_the_others():
             right[name] += np.argmin(np.linalg.norm(np.stack(centroids) - heard, axis=1)) == index
     assert len(INSTRUMENTS) >= 10
     assert right == {name: len(conditions) for name in INSTRUMENTS}
+
+
+def test_voices_differ_at_the_same_pitch():
+    """Not only what is played differs: one note is told by its sound from the same note of any other instrument."""
+    voices = {name: instrument.voice for name, instrument in INSTRUMENTS.items() if name != "drums"}
+
+    def one_note(name: str, midi: int, seconds: float) -> np.ndarray:
+        note = voices[name](midi, round(seconds * RATE), RATE)
+        return timbre_features(note / np.abs(note).max())
+
+    for midi in (48, 60, 72):
+        centroids = np.stack([(one_note(name, midi, 0.45) + one_note(name, midi, 0.7)) / 2 for name in voices])
+        for index, name in enumerate(voices):
+            distances = np.linalg.norm(centroids - one_note(name, midi, 0.55), axis=1)
+            assert distances[index] < 0.6 * np.delete(distances, index).min(), (name, midi)
 
 
 @pytest.mark.parametrize("instrument", PITCHED)
@@ -321,7 +343,7 @@ def test_key_is_heard():
 
 
 def test_what_cannot_be_rendered_is_named():
-    with pytest.raises(ValueError, match="by hand.*kazoo.*known: drums"):
+    with pytest.raises(ValueError, match=r"by hand.*kazoo.*known: drums"):
         render_song(one_section_song("kazoo"))
     with pytest.raises(ValueError, match="sampling_rate is 4000"):
         render_song(SONGS[0], 4000)
@@ -431,8 +453,16 @@ def test_datasets_reads_the_corpus(corpus, tmp_path, monkeypatch):
         *("label", "start", "end", "instruments", "dynamics", "register", "density", "mood"),
     }
     ids = [song_id for rows in splits.values() for song_id in rows["song_id"]]
-    captions = [caption for rows in splits.values() for caption in sum(rows["captions"], [])]
+    captions = [caption for rows in splits.values() for row in rows["captions"] for caption in row]
     assert len(set(ids)) == 6 and len(set(captions)) == 18
+
+
+def test_metadata_is_read_without_torchcodec(corpus, tmp_path):
+    files = {split: str(corpus / split / "metadata.jsonl") for split in SMALL["num_songs"]}
+    splits = load_dataset("json", data_files=files, cache_dir=str(tmp_path))
+    for split, rows in splits.items():
+        assert len(rows) == SMALL["num_songs"][split]
+        assert all((corpus / split / name).is_file() for name in rows["file_name"])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -449,10 +479,10 @@ def test_a_second_build_returns_at_once_and_other_settings_are_refused(corpus, m
     assert build_corpus(corpus, num_workers=1, **SMALL) == corpus
     with pytest.raises(ValueError, match="seed is 0, asked for 5"):
         build_corpus(corpus, seed=5, **SMALL)
-    with pytest.raises(ValueError, match="num_songs is .* asked for"):
+    with pytest.raises(ValueError, match=r"num_songs is .* asked for"):
         build_corpus(corpus, **{**SMALL, "num_songs": {"train": 4}})
     monkeypatch.setattr(synthetic_songs, "GENERATOR_VERSION", 99)
-    with pytest.raises(ValueError, match="generator_version is .*, asked for 99"):
+    with pytest.raises(ValueError, match=r"generator_version is .*, asked for 99"):
         build_corpus(corpus, **SMALL)
 
 
@@ -488,7 +518,7 @@ def test_an_error_leaves_nothing_behind(tmp_path, monkeypatch):
 
 def test_a_folder_of_other_things_is_not_touched(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="holds no corpus.json"):
+    with pytest.raises(ValueError, match=r"holds no corpus\.json"):
         build_corpus(tmp_path, **SMALL)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 

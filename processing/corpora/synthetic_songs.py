@@ -651,8 +651,9 @@ def _choose_instruments(
     fewest, most = LABEL_STYLES[label].instruments
     while True:
         if earlier:
-            kept = [name for name in earlier if name != earlier[rng.integers(len(earlier))] or len(earlier) < most]
-            chosen = {*kept, palette[rng.integers(len(palette))]}
+            room = len(earlier) < most
+            leaving = earlier[rng.integers(len(earlier))]
+            chosen = {name for name in earlier if room or name != leaving} | {palette[rng.integers(len(palette))]}
         else:
             chosen = set(rng.permutation(palette)[: rng.integers(fewest, most + 1)].tolist())
         if set(previous) == chosen or not fewest <= len(chosen) <= most or not chosen & set(PITCHED):

@@ -1,0 +1,54 @@
+"""Embeddings of recordings of any length in bounded memory: decode a block, encode it, keep only its tokens.
+
+Dimensions: `S` segments, `K` fused tokens of a segment, `T = S K`, `D` shared width.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from .audio_files import AudioSource, stream_audio
+
+
+@torch.no_grad()
+def embed_segments(model, blocks: Iterable[dict[str, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeds one audio whose features come in blocks of whole segments.
+
+    Args:
+        model: a `CoLLAPModel`.
+        blocks: what `CoLLAPFeatureExtractor.segment_features` returns for consecutive parts of the audio.
+
+    Returns:
+        Embeddings (1, T, D) float32, unit norm, and token mask (1, T), on the model's device.
+    """
+    tokens, masks = [], []
+    for block in blocks:
+        block = {name: tensor.to(model.device) for name, tensor in block.items()}
+        tokens.append(
+            model.encode_segments(block["music_features"], block["speech_features"], block["music_attention_mask"])
+        )  # (S, K, D)
+        masks.append(block["audio_token_mask"])  # (S, K)
+    mask = torch.cat(masks).flatten().unsqueeze(0)  # (1, T)
+    return model.normalize_tokens(torch.cat(tokens).flatten(0, 1).unsqueeze(0), mask), mask  # (1, T, D)
+
+
+def feature_blocks(
+    feature_extractor, source: AudioSource, segments_per_block: int, device: str | torch.device = "cpu"
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Features of a file, `segments_per_block` segments at a time; the borders fall between segments."""
+    block_seconds = segments_per_block * feature_extractor.segment_seconds
+    for block in stream_audio(source, feature_extractor.sampling_rate, block_seconds=block_seconds):
+        yield feature_extractor.segment_features(torch.from_numpy(block).to(device))
+
+
+def embed_audio(model, feature_extractor, source: AudioSource) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeds a file, or its bytes, without ever holding more than a few segments of audio or features.
+
+    The numbers are those of `model.get_audio_features` on the whole file; only the embeddings grow with its length
+    (187 x 512 float32 per 30 s: 46 MB an hour), and with `structure_layers` the activations over all tokens.
+
+    Raises:
+        AudioFileError: names the file and says why it cannot be read.
+    """
+    segments = model.config.segment_batch_size
+    return embed_segments(model, feature_blocks(feature_extractor, source, segments, model.device))

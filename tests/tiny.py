@@ -1,0 +1,112 @@
+"""Tiny models, tokenizers and processors for the tests: seeded, built in memory, milliseconds to run."""
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2Tokenizer, RobertaConfig, RobertaTokenizer, WhisperConfig
+
+from modeling_collap import BeatsConfig, CoLLAPConfig, CoLLAPModel
+from processing import CoLLAPProcessor
+
+REFERENCE = Path(__file__).parent / "reference"
+VOCABULARY = 300
+TEXTS = ["a slow song with piano and drums", "a choir sings over strings, then a loud guitar"]
+
+
+def tiny_text_config(text: str = "gpt2") -> GPT2Config | RobertaConfig:
+    """Two layers of width 32 that read 128 tokens."""
+    if text == "gpt2":
+        return GPT2Config(
+            vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=2, n_positions=128, bos_token_id=0, eos_token_id=0
+        )
+    return RobertaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=130,
+    )
+
+
+def tiny_beats_config(**overrides) -> BeatsConfig:
+    """Two layers of width 32 on 128 mel bins."""
+    settings = {
+        "embed_dim": 24,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "conv_pos_kernel": 16,
+        "conv_pos_groups": 4,
+        "num_buckets": 32,
+        "max_distance": 64,
+    }
+    return BeatsConfig(**{**settings, **overrides})
+
+
+def tiny_whisper_config(**overrides) -> WhisperConfig:
+    """Two encoder layers of width 32 on 40 mel bins, with positions for 4 s."""
+    settings = {
+        "d_model": 32,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 48,
+        "num_mel_bins": 40,
+        "max_source_positions": 200,
+        "decoder_layers": 1,
+        "decoder_attention_heads": 2,
+        "decoder_ffn_dim": 32,
+        "vocab_size": 100,
+        "pad_token_id": 0,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "decoder_start_token_id": 0,
+    }
+    return WhisperConfig(**{**settings, **overrides})
+
+
+def tiny_config(text: str = "gpt2", **overrides) -> CoLLAPConfig:
+    """Segments of 2 s (12 tokens), frames of 1 s (6 tokens) every 0.5 s (3 tokens), shared width 32."""
+    settings = {
+        "text_config": tiny_text_config(text),
+        "music_config": tiny_beats_config(),
+        "speech_config": tiny_whisper_config(),
+        "projection_dim": 32,
+        "segment_seconds": 2,
+        "kernel_seconds": 1.0,
+        "stride_seconds": 0.5,
+    }
+    return CoLLAPConfig(**{**settings, **overrides})
+
+
+def tiny_model(text: str = "gpt2", seed: int = 0, **overrides) -> CoLLAPModel:
+    """A model of [`tiny_config`] in evaluation mode; the same seed gives the same weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return CoLLAPModel(tiny_config(text, **overrides)).eval()
+
+
+def tiny_tokenizer(kind: str = "gpt2") -> GPT2Tokenizer | RobertaTokenizer:
+    """Byte-level BPE over a few English words, with the special tokens of its kind."""
+    special = ["<|endoftext|>"] if kind == "gpt2" else ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    tokenizer_class = GPT2Tokenizer if kind == "gpt2" else RobertaTokenizer
+    return tokenizer_class(vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]])
+
+
+def tiny_processor(text: str = "gpt2", **overrides) -> CoLLAPProcessor:
+    """The processor that fits [`tiny_model`] of the same arguments."""
+    return CoLLAPProcessor.from_model_config(tiny_config(text, **overrides), tiny_tokenizer(text))
