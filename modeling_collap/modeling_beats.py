@@ -230,6 +230,13 @@ class BeatsLayer(GradientCheckpointingLayer):
         self.feed_forward = BeatsFeedForward(config)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
+        if config.deep_norm:
+            # DeepNet (arXiv 2203.00555): the branches but for queries and keys start small by beta.
+            beta = (8 * config.num_hidden_layers) ** -0.25
+            attention, feed_forward = self.self_attn, self.feed_forward
+            attention.q_proj.xavier_gain = attention.k_proj.xavier_gain = 1.0
+            for projection in (attention.v_proj, attention.out_proj, feed_forward.fc1, feed_forward.fc2):
+                projection.xavier_gain = beta
 
     def forward(
         self, hidden_states: torch.Tensor, position_bias: torch.Tensor | None, padding_bias: torch.Tensor | None
@@ -254,21 +261,20 @@ class BeatsPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = ["BeatsLayer"]
 
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True  # the layers look it up at every call
+
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, BeatsPositionalConv):
+        # transformers calls this only for modules that have parameters of their own, so not for a whole layer.
+        if isinstance(module, nn.Conv1d):
             std = math.sqrt(4.0 / (self.config.conv_pos_kernel * self.config.hidden_size))
-            init.normal_(module.conv.weight, mean=0.0, std=std)
+            init.normal_(module.weight, mean=0.0, std=std)
         elif isinstance(module, BeatsAttention) and self.config.gated_relative_position:
             init.ones_(module.gate_scale)
-        elif isinstance(module, BeatsLayer) and self.config.deep_norm:
-            # DeepNet (arXiv 2203.00555): these branches start small by beta.
-            beta = (8 * self.config.num_hidden_layers) ** -0.25
-            attention, feed_forward = module.self_attn, module.feed_forward
-            for projection in (attention.q_proj, attention.k_proj):
-                init.xavier_normal_(projection.weight)
-            for projection in (attention.v_proj, attention.out_proj, feed_forward.fc1, feed_forward.fc2):
-                init.xavier_normal_(projection.weight, gain=beta)
+        elif hasattr(module, "xavier_gain"):
+            init.xavier_normal_(module.weight, gain=module.xavier_gain)
 
 
 class BeatsModel(BeatsPreTrainedModel):

@@ -370,7 +370,9 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         """
         kernel_size, stride = self.config.kernel_size, self.config.stride
         mask = frame_token_mask(audio_token_mask.bool(), kernel_size, stride)  # (A, W, H)
-        frames = unfold_frames(token_scores(text_embeds.float(), audio_embeds.float()), kernel_size, stride)
+        with torch.autocast(text_embeds.device.type, enabled=False):
+            cosines = token_scores(text_embeds.float(), audio_embeds.float())  # (A, B, T)
+        frames = unfold_frames(cosines, kernel_size, stride)  # (A, B, W, H)
         scores = attended_scores(frames, mask.unsqueeze(1), self.score_parameters.temperature(), dim=-1)  # (A, B, W)
         first = torch.arange(mask.shape[1], device=mask.device) * stride  # (W,)
         starts = self.token_start_seconds(max(audio_embeds.shape[1], kernel_size), mask.device)  # (T,)

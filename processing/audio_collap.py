@@ -95,7 +95,11 @@ def whisper_log_mel(segments: torch.Tensor, num_mel_bins: int) -> torch.Tensor:
 
 
 def music_frame_mask(num_samples: int, num_segments: int, segment_seconds: float) -> torch.Tensor:
-    """(N, F) bool: frames that start before the audio ends, by the rule of the original BEATs."""
+    """(N, F) bool: frames that start before the audio ends.
+
+    For segments over 3.22 s this is the rule of the original BEATs, which divides the samples evenly among the frames;
+    in shorter ones its frames drift from their place in time.
+    """
     starts = torch.arange(num_kaldi_frames(segment_seconds)) * HOP_LENGTH  # (F,)
     return _starts_before_end(starts, num_samples, num_segments, segment_seconds)
 

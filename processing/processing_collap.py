@@ -10,7 +10,7 @@ from .feature_extraction_collap import CoLLAPFeatureExtractor, check_return_tens
 
 logger = logging.get_logger(__name__)
 
-TEXT_KWARGS = ("max_length", "padding", "pad_to_multiple_of")
+TEXT_KWARGS = ("max_length", "padding")
 NO_LIMIT = 2**31 - 1  # tokenizers without a limit say 1e30, which their own truncation cannot hold
 
 
@@ -91,7 +91,7 @@ class CoLLAPProcessor(ProcessorMixin):
             text: one text or a list of them, or None.
             audio, sampling_rate: as in [`CoLLAPFeatureExtractor`], or None.
             device: where audio features are computed and all tensors are returned.
-            text_kwargs: `max_length` (at most `max_text_tokens`), `padding` and `pad_to_multiple_of` of the tokenizer.
+            text_kwargs: `max_length` (at most `max_text_tokens`) and `padding` of the tokenizer.
             audio_kwargs: more arguments of the feature extractor, e.g. `{"sampling_rate": 48000}`.
             return_tensors: only `"pt"`.
 
@@ -137,7 +137,9 @@ class CoLLAPProcessor(ProcessorMixin):
         if limit is None:
             return tower
         if not 0 < limit <= tower:
-            raise ValueError(f"max_length must be from 1 to the {tower} tokens that the text tower reads, found {limit}")
+            raise ValueError(
+                f"max_length must be from 1 to the {tower} tokens that the text tower reads, found {limit}"
+            )
         return limit
 
     @property

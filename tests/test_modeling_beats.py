@@ -55,9 +55,9 @@ def variant(name: str, implementation: str = "sdpa", **overrides) -> BeatsModel:
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor]:
-    """Three segments and their frame mask; two are padded, one of them in the middle of a time patch."""
+    """Three segments and their frame mask; two end in the middle of a time patch."""
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(3, FRAMES, 128, generator=generator), torch.arange(FRAMES) < torch.tensor([[FRAMES], [70], [16]])
+    return torch.randn(3, FRAMES, 128, generator=generator), torch.arange(FRAMES) < torch.tensor([[FRAMES], [70], [21]])
 
 
 def naive_bucket(distance: int, num_buckets: int, max_distance: int) -> int:
@@ -164,8 +164,9 @@ def test_agrees_with_the_original_with_blocks_of_any_size(reference, original, m
     torch.testing.assert_close(padded, reference["output_padded"], atol=1e-4, rtol=0)
 
 
-def test_eager_agrees_with_the_original(reference, original):
+def test_eager_agrees_with_the_original(reference, original, monkeypatch):
     original.set_attn_implementation("eager")
+    monkeypatch.setattr(F, "scaled_dot_product_attention", None)  # not to be called
     with torch.no_grad():
         alone = original(reference["fbank"][:1]).last_hidden_state
         padded = original(reference["fbank"], frame_mask_of(reference)).last_hidden_state
@@ -187,12 +188,15 @@ def test_bfloat16_is_within_two_percent_of_float32(reference, original, implemen
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_agrees_with_a_naive_encoder(name):
-    model, (fbank, frame_mask) = variant(name), inputs()
-    fbank, frame_mask = fbank[1:, :51], frame_mask[1:, :51]  # 24 tokens; one segment full, one with 8 real tokens
+    model, (fbank, frame_mask) = variant(name).double(), inputs()
+    fbank, frame_mask = (
+        fbank[1:, :51].double(),
+        frame_mask[1:, :51],
+    )  # 24 tokens; one segment full, one with 11 real tokens
     with torch.no_grad():
         found = model(fbank, frame_mask).last_hidden_state
         for n in range(2):
-            torch.testing.assert_close(found[n], naive_beats(model, fbank[n], frame_mask[n]), atol=2e-5, rtol=1e-5)
+            torch.testing.assert_close(found[n], naive_beats(model, fbank[n], frame_mask[n]), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("elements", [1, 3 * ELEMENTS, 2**22])
@@ -208,11 +212,12 @@ def test_sdpa_equals_eager_in_value_and_gradient(monkeypatch, name, elements):
         outputs[implementation] = model(audio, frame_mask).last_hidden_state
         (outputs[implementation] * target).sum().backward()
         gradients[implementation] = {"input": audio.grad, **{n: p.grad for n, p in model.named_parameters()}}
-    # Eager attention takes its softmax in float32 whatever the model's type.
+    # Eager attention takes its softmax in float32 whatever the model's type: hence not to 1e-12.
     torch.testing.assert_close(outputs["sdpa"], outputs["eager"], atol=1e-5, rtol=1e-5)
+    largest = gradients["eager"]["input"].abs().max()
     for parameter, gradient in gradients["eager"].items():
-        scale = gradient.abs().max().item()
-        torch.testing.assert_close(gradients["sdpa"][parameter], gradient, atol=1e-5 * max(scale, 1), rtol=0)
+        error = (gradients["sdpa"][parameter] - gradient).abs().max()
+        assert error <= 1e-5 * max(largest, gradient.abs().max()), parameter
 
 
 @pytest.mark.parametrize("elements", [1, ELEMENTS, 3 * ELEMENTS, 2**22])
@@ -237,16 +242,16 @@ def test_token_mask_follows_the_rule_of_the_original(reference):
     assert mask.tolist() == [[True] * 10 + [False] * 6]
     # The 3 frames that do not fill a share are dropped, though they are all that is left of the audio.
     assert not token_mask_from_frame_mask(torch.arange(35)[None] >= 32, 16).any()
-    frame_mask = frame_mask_of(reference)
-    assert torch.equal(token_mask_from_frame_mask(frame_mask, 160), ~reference["output_padding_mask"])
-    assert int(reference["output_padding_mask"].sum()) % 8 > 0  # the reference has a partly filled time patch
+    found = token_mask_from_frame_mask(frame_mask_of(reference), 160)
+    assert torch.equal(found, ~reference["output_padding_mask"])
+    assert 0 < int(found[1].sum()) < 160
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_padding_has_no_effect_on_audio(implementation):
     model, (fbank, frame_mask) = variant("gated", implementation), inputs()
     token_mask = token_mask_from_frame_mask(frame_mask, 48)
-    junk = fbank.masked_fill(torch.arange(FRAMES)[None, :, None] >= torch.tensor([99, 80, 16])[:, None, None], 1e3)
+    junk = fbank.masked_fill(torch.arange(FRAMES)[None, :, None] >= torch.tensor([99, 80, 32])[:, None, None], 1e3)
     with torch.no_grad():
         clean, dirty = model(fbank, frame_mask).last_hidden_state, model(junk, frame_mask).last_hidden_state
     torch.testing.assert_close(clean[token_mask], dirty[token_mask], atol=1e-6, rtol=0)

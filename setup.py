@@ -1,0 +1,40 @@
+"""Packaging of CoLLAP: the two import packages. The scripts (train.py, evaluate_retrieval.py) run from a clone."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="collap",
+    version="0.1.0",
+    description="CoLLAP: contrastive long-form language-audio pretraining, on Hugging Face transformers",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=find_packages(include=["modeling_collap", "processing", "processing.*"]),
+    install_requires=[
+        "torch>=2.11",
+        "torchaudio>=2.11",
+        "transformers>=5.23,<6",
+        "safetensors>=0.5",
+        "huggingface_hub>=2",
+        "numpy>=1.26",
+        "av>=14",
+    ],
+    extras_require={
+        "train": [
+            "accelerate>=1.10",
+            "datasets>=5",
+            "evaluate>=0.4.6",
+            "matplotlib>=3.8",
+            "pyyaml>=6",
+            "scipy>=1.11",
+            "soundfile>=0.13",
+            "tensorboard>=2.16",
+            "tqdm>=4.66",
+        ],
+        "test": ["pytest>=8", "ruff>=0.14"],
+    },
+)
