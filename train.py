@@ -214,6 +214,15 @@ def summary(figures: dict) -> dict[str, float]:
     }
 
 
+def one_line(figures: dict) -> str:
+    """What the terminal shows of an evaluation."""
+    parts = []
+    for direction, values in figures.items():
+        shown = [f"{name} {values[name]['value']:.1f}" for name in ("R@1", "R@5", "mAP") if name in values]
+        parts.append(f"{direction.replace('_', '-')} {' '.join(shown)} ({values['num_queries']} queries)")
+    return f"{', '.join(parts)}, in %"
+
+
 def main(arguments: list[str]) -> None:
     config = parse_config(arguments)
     output_dir = Path(config.output_dir)
@@ -263,12 +272,7 @@ def main(arguments: list[str]) -> None:
                 line = {"epoch": epoch + 1, "step": step, "seconds": round(time.time() - started, 1), **values}
                 with (output_dir / "metrics.jsonl").open("a") as file:
                     file.write(json.dumps(line) + "\n")
-                t2a, a2t = figures["text_to_audio"], figures["audio_to_text"]
-                progress.write(
-                    f"epoch {epoch + 1}: text-to-audio R@1 {t2a['R@1']['value']:.1f} R@5 {t2a['R@5']['value']:.1f}, "
-                    f"audio-to-text R@1 {a2t['R@1']['value']:.1f} R@5 {a2t['R@5']['value']:.1f} "
-                    f"(% of {t2a['num_queries']} texts, {t2a['num_songs']} songs)"
-                )
+                progress.write(f"epoch {epoch + 1}: {one_line(figures)}")
             if gather_object([better])[0]:
                 save_model(accelerator, model, processor, output_dir / "best")
     save_model(accelerator, model, processor, output_dir / "last")

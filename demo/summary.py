@@ -1,6 +1,6 @@
 """The end of `make demo`: what was trained, how well it finds held-out songs, and where to look.
 
-    python -m demo.summary results/demo
+Run as `python -m demo.summary results/demo`, on the results of `evaluate_retrieval.py`.
 """
 
 import json

@@ -236,6 +236,9 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        # Real tokens first, whatever the side of the padding: positions count from the left.
+        order = (attention_mask == 0).byte().argsort(dim=1, stable=True)  # (B, L)
+        input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
         hidden_states = self.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         pooled = pool_text(hidden_states, attention_mask, self.config.text_pooling)  # (B, hidden)
         return F.normalize(self.text_projection(pooled).float(), dim=-1)  # (B, D)

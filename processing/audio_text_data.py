@@ -122,9 +122,11 @@ def _split_from_table(path: Path, split: str, audio_column: str) -> datasets.Dat
         raise ValueError(f"{path}: {error}") from error
     if "file_name" in dataset.column_names and audio_column not in dataset.column_names:
         dataset = dataset.rename_column("file_name", audio_column)
-    if audio_column in dataset.column_names and dataset.features[audio_column].dtype == "string":
-        folder = path.resolve().parent
-        dataset = dataset.map(_resolve_path, fn_kwargs={"column": audio_column, "folder": str(folder)})
+    kind = getattr(dataset.features.get(audio_column), "dtype", None)  # a struct of bytes and path has none
+    if kind in ("string", "large_string"):
+        features = datasets.Features({**dataset.features, audio_column: datasets.Value("string")})
+        places = {"column": audio_column, "folder": str(path.resolve().parent)}
+        dataset = dataset.map(_resolve_path, fn_kwargs=places, features=features)
     return dataset
 
 

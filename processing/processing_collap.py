@@ -11,7 +11,7 @@ from .feature_extraction_collap import CoLLAPFeatureExtractor, check_return_tens
 logger = logging.get_logger(__name__)
 
 TEXT_KWARGS = ("max_length", "padding")
-NO_LIMIT = 2**31 - 1  # tokenizers without a limit say 1e30, which their own truncation cannot hold
+NO_LIMIT = 2**31  # tokenizers without a limit say 1e30, which their own truncation and padding cannot hold
 
 
 def text_positions(text_config) -> int | None:
@@ -118,13 +118,14 @@ class CoLLAPProcessor(ProcessorMixin):
         texts = check_texts(text)
         limit = self._text_limit(text_kwargs)
         longest = max(len(ids) for ids in self.tokenizer(texts, verbose=False)["input_ids"])
+        limit = longest if limit >= NO_LIMIT else limit
         if longest > limit and not CoLLAPProcessor._said_texts_are_cut:
             CoLLAPProcessor._said_texts_are_cut = True
             logger.warning(
                 f"a text of {longest} tokens is cut to the {limit} that the text tower reads (said once; the end of "
                 "every longer text is ignored)"
             )
-        settings = {"padding": True, **text_kwargs, "max_length": limit, "truncation": True, "verbose": False}
+        settings = {"padding": True, **text_kwargs, "max_length": limit, "truncation": True}
         return self.tokenizer(texts, return_tensors="pt", return_attention_mask=True, **settings)
 
     def _text_limit(self, text_kwargs: dict) -> int:
@@ -132,7 +133,7 @@ class CoLLAPProcessor(ProcessorMixin):
         unknown = sorted(set(text_kwargs) - set(TEXT_KWARGS))
         if unknown:
             raise TypeError(f"text_kwargs has {', '.join(unknown)}; expected only {', '.join(TEXT_KWARGS)}")
-        tower = min(self.max_text_tokens or self.tokenizer.model_max_length, NO_LIMIT)
+        tower = self.max_text_tokens or self.tokenizer.model_max_length
         limit = text_kwargs.get("max_length")
         if limit is None:
             return tower

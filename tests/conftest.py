@@ -6,3 +6,44 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A corpus of rendered songs of 12 to 20 s: 8 to train on, 4 to validate, 4 to test."""
+    from processing.corpora.synthetic_songs import build_corpus
+
+    splits = {"train": 8, "validation": 4, "test": 4}
+    folder = tmp_path_factory.mktemp("corpus") / "songs"
+    return build_corpus(folder, splits, min_seconds=12.0, max_seconds=20.0, num_workers=1)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """A tiny untrained CoLLAP (GPT-2) with its processor, as `save_pretrained` writes them."""
+    from tiny import tiny_model, tiny_processor
+
+    folder = tmp_path_factory.mktemp("model") / "collap-gpt2"
+    tiny_model("gpt2").save_pretrained(folder)
+    tiny_processor("gpt2").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def backbones(tmp_path_factory):
+    """Folders of pretrained parts in the real layout, as `CoLLAPModel.from_backbones` reads them; dropout is off."""
+    from tiny import save_tiny_backbones
+
+    return save_tiny_backbones(tmp_path_factory.mktemp("backbones"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_datasets_cache(tmp_path_factory):
+    """What the tests load through `datasets` is cached in a folder that goes with them."""
+    import datasets
+
+    folder = tmp_path_factory.mktemp("datasets_cache")
+    datasets.config.HF_DATASETS_CACHE = folder
+    os.environ["HF_DATASETS_CACHE"] = str(folder)  # for the processes that tests start

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torchaudio
 from safetensors.torch import load_file
-from tiny import REFERENCE, tiny_config
+from tiny import REFERENCE, tiny_config, tiny_whisper_config
 from transformers import AutoFeatureExtractor, WhisperFeatureExtractor
 
 from processing import CoLLAPFeatureExtractor
@@ -310,9 +310,10 @@ def test_impossible_segment_length_is_refused(seconds):
 @pytest.mark.parametrize("seconds", [0.18, 0.58, 1.1, 2.2, 8.2])
 def test_segment_lengths_that_floating_point_rounds(seconds):
     # 50 * 2.2 is 110.00000000000001.
-    features = CoLLAPFeatureExtractor(segment_seconds=seconds)(noise(9.0), 16000)
-    tokens_per_segment = (round(100 * seconds) - 2) // 16
-    assert features["audio_token_mask"].shape[1] == features["segment_mask"].shape[1] * tokens_per_segment
+    config = tiny_config(segment_seconds=seconds, speech_config=tiny_whisper_config(max_source_positions=500))
+    features = CoLLAPFeatureExtractor.from_model_config(config)(noise(9.0), 16000)
+    assert config.tokens_per_segment == (round(100 * seconds) - 2) // 16
+    assert features["audio_token_mask"].shape[1] == features["segment_mask"].shape[1] * config.tokens_per_segment
     assert features["speech_features"].shape[-1] == round(100 * seconds)
 
 

@@ -45,7 +45,7 @@ def frame_mask_of(reference: dict[str, torch.Tensor]) -> torch.Tensor:
 def variant(name: str, implementation: str = "sdpa", **overrides) -> BeatsModel:
     """A model in which every parameter matters: none is left at zero or one."""
     torch.manual_seed(0)
-    config = tiny_beats_config(**VARIANTS[name], **NO_DROPOUT, **overrides)
+    config = tiny_beats_config(**{**VARIANTS[name], **NO_DROPOUT, **overrides})
     config._attn_implementation = implementation
     model = BeatsModel(config).eval()
     with torch.no_grad():
@@ -307,6 +307,21 @@ def test_each_dropout_acts_in_training_only(name, implementation):
         assert not torch.equal(model(fbank).last_hidden_state, model(fbank).last_hidden_state)
         model.eval()
         assert torch.equal(model(fbank).last_hidden_state, model(fbank).last_hidden_state)
+
+
+def test_hidden_dropout_is_on_the_embedding_and_on_both_branches_of_a_layer():
+    fbank, _ = inputs()
+    with torch.no_grad():
+        # Everything dropped: only the residual path and its norms are left of the encoder.
+        pre_norm = variant("pre_norm", hidden_dropout=1.0).train()
+        expected = pre_norm.layer_norm.bias.expand(3, 48, 32)
+        torch.testing.assert_close(pre_norm(fbank).last_hidden_state, expected)
+        post_norm = variant("gated", hidden_dropout=1.0).train()
+        expected = torch.zeros(3, 48, 32)
+        for layer in post_norm.layers:
+            expected = layer.self_attn_layer_norm(expected * 4**0.25)
+            expected = layer.final_layer_norm(expected * 4**0.25)
+        torch.testing.assert_close(post_norm(fbank).last_hidden_state, expected)
 
 
 def test_initial_weights_follow_deepnet():

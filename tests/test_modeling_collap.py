@@ -75,12 +75,14 @@ class TestText:
         attention_mask = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 1]])  # padded right, left, left
         assert pool_text(hidden_states, attention_mask, pooling).flatten().tolist() == expected
 
+    @pytest.mark.parametrize("side", ["left", "right"])
     @pytest.mark.parametrize(("text", "pooling"), [("gpt2", "last"), ("roberta", "first"), ("roberta", "mean")])
-    def test_padding_does_not_change_the_features(self, text, pooling):
-        model = lively_model(text, text_pooling=pooling)
-        processor = tiny_processor(text)
+    def test_padding_does_not_change_the_features(self, text, pooling, side):
+        model, processor = lively_model(text, text_pooling=pooling), tiny_processor(text)
+        inputs = processor.tokenizer(TEXTS, padding=True, padding_side=side, return_tensors="pt")
+        assert inputs.attention_mask[0, 0 if side == "left" else -1] == 0
         with torch.no_grad():
-            together = model.get_text_features(**processor(text=TEXTS))
+            together = model.get_text_features(**inputs)
             alone = [model.get_text_features(processor(text=one).input_ids) for one in TEXTS]
         torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
         torch.testing.assert_close(together.norm(dim=-1), torch.ones(3))

@@ -28,8 +28,9 @@ AUDIO_INPUTS = set(CoLLAPFeatureExtractor.model_input_names)
 
 @pytest.fixture(autouse=True)
 def nothing_was_said(monkeypatch):
-    """Every test starts like a fresh process, in which no text has been cut yet."""
+    """Every test starts like a fresh process, in which no text has been cut yet; transformers' words are heard too."""
     monkeypatch.setattr(CoLLAPProcessor, "_said_texts_are_cut", False)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
 
 
 @pytest.fixture(scope="module", params=["gpt2", "roberta"])
@@ -210,15 +211,20 @@ def test_limit_of_the_processor_survives_save_and_load(variant, tmp_path):
 def test_without_a_limit_nothing_is_cut(caplog):
     unlimited = CoLLAPProcessor(CoLLAPFeatureExtractor(2), tiny_tokenizer("gpt2"))
     with caplog.at_level(logging.WARNING):
-        assert unlimited(LONG)["input_ids"].shape[1] > 5000
-    assert not caplog.messages
+        whole = unlimited(LONG)["input_ids"]
+        assert whole.shape[1] > 5000
+        assert torch.equal(unlimited(LONG, text_kwargs={"padding": "max_length"})["input_ids"], whole)
+        assert unlimited(LONG, text_kwargs={"max_length": 7})["input_ids"].shape == (1, 7)
+    assert len(caplog.messages) == 1 and "is cut to the 7" in caplog.messages[0]
 
 
-def test_limit_of_the_tokenizer_counts_too(variant):
+def test_limit_of_the_tokenizer_counts_too(variant, caplog):
     tokenizer = tiny_tokenizer(variant)
     tokenizer.model_max_length = 50
     assert CoLLAPProcessor.from_model_config(tiny_config(variant), tokenizer).max_text_tokens == 50
-    assert CoLLAPProcessor(CoLLAPFeatureExtractor(2), tokenizer)(LONG)["input_ids"].shape == (1, 50)
+    with caplog.at_level(logging.WARNING):
+        assert CoLLAPProcessor(CoLLAPFeatureExtractor(2), tokenizer)(LONG)["input_ids"].shape == (1, 50)
+    assert len(caplog.messages) == 1 and "is cut to the 50" in caplog.messages[0]
     tokenizer.model_max_length = 5000
     assert CoLLAPProcessor.from_model_config(tiny_config(variant), tokenizer).max_text_tokens == 128
 

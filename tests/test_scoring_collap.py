@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from modeling_collap import attention_pooled_scores, mean_pooled_scores
 from modeling_collap.scoring_collap import (
     attended_scores,
+    distance_from_flat_attention,
     frame_token_mask,
     num_frames,
     token_scores,
@@ -225,6 +226,14 @@ def test_mean_pooled_scores_are_the_cosine_with_the_mean_token():
     for a in range(3):
         mean = audio[a][mask[a]].mean(0)
         torch.testing.assert_close(scores[a], text @ (mean / mean.norm()))
+
+
+def test_distance_from_flat_attention_is_the_spread_of_the_difference():
+    flat = torch.tensor([[1.0, 3.0], [5.0, 7.0]])
+    assert distance_from_flat_attention(flat, flat) == 0.0
+    assert distance_from_flat_attention(flat + 4.0, flat) == 0.0  # a constant changes no ranking
+    assert distance_from_flat_attention(1.5 * flat, flat).item() == pytest.approx(0.5)
+    assert torch.isfinite(distance_from_flat_attention(flat, torch.ones(2, 2)))
 
 
 @pytest.mark.parametrize(

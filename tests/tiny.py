@@ -5,9 +5,17 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2Tokenizer, RobertaConfig, RobertaTokenizer, WhisperConfig
+from transformers import (
+    AutoModel,
+    GPT2Config,
+    GPT2Tokenizer,
+    RobertaConfig,
+    RobertaTokenizer,
+    WhisperConfig,
+    WhisperModel,
+)
 
-from modeling_collap import BeatsConfig, CoLLAPConfig, CoLLAPModel
+from modeling_collap import BeatsConfig, BeatsModel, CoLLAPConfig, CoLLAPModel
 from processing import CoLLAPProcessor
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -110,3 +118,20 @@ def tiny_tokenizer(kind: str = "gpt2") -> GPT2Tokenizer | RobertaTokenizer:
 def tiny_processor(text: str = "gpt2", **overrides) -> CoLLAPProcessor:
     """The processor that fits [`tiny_model`] of the same arguments."""
     return CoLLAPProcessor.from_model_config(tiny_config(text, **overrides), tiny_tokenizer(text))
+
+
+def save_tiny_backbones(folder: Path) -> dict[str, Path]:
+    """Writes gpt2, roberta (each with its tokenizer), beats and whisper folders without dropout."""
+    torch.manual_seed(0)
+    no_dropout = {
+        "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+        "roberta": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    }
+    for kind, settings in no_dropout.items():
+        config = tiny_text_config(kind)
+        config.update(settings)
+        AutoModel.from_config(config).save_pretrained(folder / kind)
+        tiny_tokenizer(kind).save_pretrained(folder / kind)
+    BeatsModel(tiny_beats_config(hidden_dropout=0.0, attention_dropout=0.0)).save_pretrained(folder / "beats")
+    WhisperModel(tiny_whisper_config(max_source_positions=100)).save_pretrained(folder / "whisper")
+    return {path.name: path for path in folder.iterdir()}
