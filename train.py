@@ -237,7 +237,7 @@ def main(arguments: list[str]) -> None:
     set_seed(config.seed)
     model, processor = build_model_and_processor(config)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     loader, eval_set = build_data(config, processor, accelerator)
     steps = config.epochs * math.ceil(len(loader) / config.gradient_accumulation_steps)
     optimizer, scheduler = build_optimizer(config, model, steps * accelerator.num_processes)

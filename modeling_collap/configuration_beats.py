@@ -68,6 +68,11 @@ class BeatsConfig(PreTrainedConfig):
             raise ValueError("layer_norm_first and deep_norm exclude each other: DeepNet scales post-norm residuals")
         if gated_relative_position and not relative_position_embedding:
             raise ValueError("gated_relative_position needs relative_position_embedding=True: there is no bias to gate")
+        if relative_position_embedding and not (num_buckets >= 4 and max_distance > num_buckets // 4):
+            raise ValueError(
+                f"num_buckets ({num_buckets}) must be at least 4, and max_distance ({max_distance}) beyond the "
+                f"{num_buckets // 4} distances that have a bucket of their own"
+            )
         self.num_mel_bins = num_mel_bins
         self.patch_size = patch_size
         self.embed_dim = embed_dim

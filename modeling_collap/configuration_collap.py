@@ -1,5 +1,6 @@
 """Configuration of CoLLAP: two audio encoders, a text encoder, and how their embeddings are scored."""
 
+import copy
 import math
 
 from transformers import AutoConfig, PreTrainedConfig, WhisperConfig
@@ -87,6 +88,8 @@ class CoLLAPConfig(PreTrainedConfig):
         self.segment_batch_size = segment_batch_size
         self.initializer_range = initializer_range
         self._check()
+        # The encoder gets positions for one segment, so that shorter segments need no padding to 30 s.
+        self.speech_config.max_source_positions = round(segment_seconds * SPEECH_TOKENS_PER_SECOND)
         super().__init__(**kwargs)
 
     @property
@@ -153,8 +156,9 @@ class CoLLAPConfig(PreTrainedConfig):
 
 
 def _sub_config(config: dict | PreTrainedConfig | None, default: str) -> PreTrainedConfig:
+    """A configuration of our own: the caller's is never changed."""
     if isinstance(config, PreTrainedConfig):
-        return config
+        return copy.deepcopy(config)
     settings = dict(config or {})
     model_type = settings.pop("model_type", default)
     if default == "beats":

@@ -10,6 +10,7 @@ tokens, `K` fused tokens of a segment, `T = S K` fused tokens of an audio, `H` k
 `D` shared width.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,8 @@ from .scoring_collap import (
     token_scores,
     unfold_frames,
 )
+
+MIN_TEMPERATURE = 0.01  # below it the attention is an argmax, and float32 logits lose their digits
 
 
 @dataclass
@@ -116,6 +119,12 @@ def sinusoidal_positions(seconds: torch.Tensor, width: int) -> torch.Tensor:
     return torch.cat([phase.sin(), phase.cos()], dim=-1)  # (T, width)
 
 
+def bounded(value: torch.Tensor, minimum: float = -math.inf, maximum: float = math.inf) -> torch.Tensor:
+    """`value` clamped, with the gradient of `value` itself: a plain clamp would hold a parameter beyond the bound
+    for ever, because its gradient is zero there."""
+    return value + (value.clamp(minimum, maximum) - value).detach()
+
+
 class StructureLayer(GradientCheckpointingLayer):
     """A pre-norm transformer layer over the tokens of a whole song."""
 
@@ -150,12 +159,15 @@ class ScoreParameters(nn.Module):
 
     def gammas(self) -> tuple[torch.Tensor, torch.Tensor]:
         """gamma_K and gamma_T of Eq. 7, each (1,), at most `gamma_max`."""
-        ceiling = torch.log(torch.tensor(self.config.gamma_max)).item()
-        return self.log_gamma_kernel.clamp(max=ceiling).exp(), self.log_gamma_temporal.clamp(max=ceiling).exp()
+        ceiling = math.log(self.config.gamma_max)
+        return (
+            bounded(self.log_gamma_kernel, maximum=ceiling).exp(),
+            bounded(self.log_gamma_temporal, maximum=ceiling).exp(),
+        )
 
     def temperature(self) -> torch.Tensor:
         """tau of the two softmaxes, (1,), at least 0.01."""
-        return self.log_attention_temperature.exp().clamp(min=0.01)
+        return bounded(self.log_attention_temperature, minimum=math.log(MIN_TEMPERATURE)).exp()
 
 
 class CoLLAPPreTrainedModel(PreTrainedModel):
@@ -171,10 +183,10 @@ class CoLLAPPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
         if isinstance(module, ScoreParameters):
-            half = torch.log(torch.tensor(self.config.gamma_init_sum / 2)).item()
+            half = math.log(self.config.gamma_init_sum / 2)
             init.constant_(module.log_gamma_kernel, half)
             init.constant_(module.log_gamma_temporal, half)
-            temperature = torch.log(torch.tensor(float(self.config.attention_temperature))).item()
+            temperature = math.log(self.config.attention_temperature)
             init.constant_(module.log_attention_temperature, temperature)
 
 
@@ -185,7 +197,7 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         super().__init__(config)
         self.text_model = _without_pooler(AutoModel.from_config(config.text_config))
         self.music_model = BeatsModel(config.music_config)
-        self.speech_model = WhisperEncoder(_sliced_speech_config(config))
+        self.speech_model = WhisperEncoder(config.speech_config)
         audio_width = config.music_config.hidden_size + config.speech_config.d_model
         self.text_projection = nn.Linear(config.text_config.hidden_size, config.projection_dim)
         self.audio_adapter = nn.Linear(audio_width, config.projection_dim)  # h_A of the paper
@@ -442,15 +454,6 @@ def _without_pooler(text_model: PreTrainedModel) -> PreTrainedModel:
     if getattr(text_model, "pooler", None) is not None:
         text_model.pooler = None
     return text_model
-
-
-def _sliced_speech_config(config: CoLLAPConfig):
-    """The Whisper configuration with positions for one segment, so that shorter segments need no padding to 30 s."""
-    settings = config.speech_config.to_dict()
-    settings["max_source_positions"] = round(config.segment_seconds * SPEECH_TOKENS_PER_SECOND)
-    sliced = type(config.speech_config)(**settings)
-    sliced._attn_implementation = config.speech_config._attn_implementation
-    return sliced
 
 
 def _load_whole(auto_class, name: str, allow_missing: str = ""):

@@ -22,6 +22,8 @@ logger = logging.get_logger(__name__)
 
 MIN_SECONDS = 0.1
 MIN_SAMPLING_RATE = 1000  # below it the caller means kHz; 48 Hz for 48 kHz would make an hour out of 4 s
+MAX_RATIO = 8192  # of a rate to its common divisor with 16 kHz: the resampling filter grows with it, to gigabytes
+MAX_PEAK = 100.0  # louder than any clipped float recording: integers that were cast
 
 
 class CoLLAPFeatureExtractor(FeatureExtractionMixin):
@@ -119,6 +121,11 @@ class CoLLAPFeatureExtractor(FeatureExtractionMixin):
     def _resample(self, waveform: torch.Tensor, sampling_rate: int) -> torch.Tensor:
         if sampling_rate == SAMPLING_RATE:
             return waveform
+        if sampling_rate // math.gcd(sampling_rate, SAMPLING_RATE) > MAX_RATIO:
+            raise ValueError(
+                f"sampling_rate {sampling_rate} has no small ratio to {SAMPLING_RATE}: resampling would take minutes; "
+                "read the file with processing.load_audio, which returns 16000 Hz"
+            )
         logger.warning_once(f"resampling audio from {sampling_rate} Hz to {SAMPLING_RATE} Hz (said once)")
         return torchaudio.functional.resample(waveform, sampling_rate, SAMPLING_RATE)
 
@@ -212,4 +219,8 @@ def check_waveform(waveform: np.ndarray | torch.Tensor, name: str) -> torch.Tens
     if not torch.isfinite(tensor).all():
         bad = int((~torch.isfinite(tensor)).sum())
         raise ValueError(f"{name} has {bad} samples that are NaN or infinite; expected finite numbers in [-1, 1]")
+    if tensor.abs().max() > MAX_PEAK:
+        raise ValueError(
+            f"{name} peaks at {tensor.abs().max():.0f}; expected samples in [-1, 1] (divide 16-bit samples by 32768)"
+        )
     return tensor.mean(0) if tensor.ndim == 2 else tensor  # (samples,)

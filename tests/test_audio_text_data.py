@@ -101,7 +101,7 @@ def test_row_texts():
 def test_crop_span_stays_inside():
     generator = np.random.default_rng(0)
     spans = [crop_span(60.0, 10.0, generator) for _ in range(200)]
-    assert all(0 <= start and stop <= 60 and abs(stop - start - 10) < 1e-9 for start, stop in spans)
+    assert all(start >= 0 and stop <= 60 and abs(stop - start - 10) < 1e-9 for start, stop in spans)
     assert min(start for start, _ in spans) < 5 and max(start for start, _ in spans) > 45
     assert crop_span(4.0, 10.0, generator) == (0.0, 4.0)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torchaudio
 from safetensors.torch import load_file
-from tiny import REFERENCE, tiny_config, tiny_whisper_config
+from tiny import REFERENCE, tiny_config, tiny_processor, tiny_whisper_config
 from transformers import AutoFeatureExtractor, WhisperFeatureExtractor
 
 from processing import CoLLAPFeatureExtractor
@@ -320,3 +320,13 @@ def test_segment_lengths_that_floating_point_rounds(seconds):
 def test_other_rates_of_the_encoders_are_refused():
     with pytest.raises(ValueError, match="BEATs and Whisper read 16000 Hz; found sampling_rate=48000"):
         CoLLAPFeatureExtractor(sampling_rate=48000)
+
+
+def test_a_rate_without_a_small_ratio_is_refused_before_it_eats_the_memory():
+    with pytest.raises(ValueError, match="22051 has no small ratio to 16000.*load_audio"):
+        tiny_processor().feature_extractor(np.ones(30000, np.float32), sampling_rate=22051)
+
+
+def test_integers_cast_to_float_are_noticed():
+    with pytest.raises(ValueError, match=r"audio\[1\] peaks at 3000.*divide 16-bit samples"):
+        tiny_processor().feature_extractor([np.ones(8000), np.full(8000, 3000.0)], sampling_rate=16000)

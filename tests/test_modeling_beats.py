@@ -360,3 +360,37 @@ def test_input_of_another_shape_is_refused(shape):
 def test_sizes_that_do_not_fit_together_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         tiny_beats_config(**settings)
+
+
+def test_configuration_keeps_every_setting(tmp_path):
+    default = BeatsConfig()
+    other = {
+        "num_mel_bins": 64,
+        "patch_size": 8,
+        "embed_dim": 24,
+        "conv_bias": True,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "hidden_act": "relu",
+        "hidden_dropout": 0.2,
+        "attention_dropout": 0.3,
+        "activation_dropout": 0.4,
+        "feature_dropout": 0.5,
+        "layer_norm_first": True,
+        "deep_norm": False,
+        "conv_pos_kernel": 16,
+        "conv_pos_groups": 4,
+        "relative_position_embedding": False,
+        "num_buckets": 32,
+        "max_distance": 64,
+        "gated_relative_position": False,
+        "layer_norm_eps": 1e-6,
+        "initializer_range": 0.01,
+    }
+    BeatsConfig(**other).save_pretrained(tmp_path)
+    loaded = BeatsConfig.from_pretrained(tmp_path)
+    assert {name: getattr(loaded, name) for name in other} == other
+    assert not [name for name, value in other.items() if getattr(default, name) == value]
+    assert BeatsModel(loaded).patch_embedding.bias is not None

@@ -29,17 +29,9 @@ from processing.corpora.synthetic_captions import (
     long_caption,
     short_caption,
 )
-from processing.corpora.synthetic_songs import (
-    DYNAMICS_DB,
-    INSTRUMENTS,
-    PITCHED,
-    Section,
-    Song,
-    build_corpus,
-    compose_song,
-    mood_of,
-    render_song,
-)
+from processing.corpora.synthetic_composition import DYNAMICS_DB, KEYS, SCALES, mood_of
+from processing.corpora.synthetic_songs import Section, Song, build_corpus, compose_song, render_song
+from processing.corpora.synthetic_voices import INSTRUMENTS, PITCHED
 
 RATE = 16000
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,9 +40,9 @@ SONGS = [compose_song(f"song-{number}", seed=1) for number in range(300)]
 
 def one_section_song(*instruments: str, seed=0, tempo_bpm=120.0, key="C", mode="major", bars=4, **levels: str) -> Song:
     """A song of a single verse in 4/4 on the chords I IV V I."""
-    tonic = synthetic_songs.KEYS.index(key)
+    tonic = KEYS.index(key)
     suffix = "" if mode == "major" else "m"
-    chords = tuple(synthetic_songs.KEYS[(tonic + step) % 12] + suffix for step in (0, 5, 7, 0))
+    chords = tuple(KEYS[(tonic + step) % 12] + suffix for step in (0, 5, 7, 0))
     seconds = bars * 4 * 60 / tempo_bpm
     levels = {"dynamics": "loud", "register": "middle", "density": "moderate", **levels}
     section = Section("verse", 0.0, seconds, instruments, mood="warm", chords=chords, **levels)
@@ -336,8 +328,8 @@ def test_key_is_heard():
         keep = (frequencies > 100) & (frequencies < 1200)
         classes = np.round(69 + 12 * np.log2(frequencies[keep] / 440)).astype(int) % 12
         chroma = np.bincount(classes, weights=power[keep], minlength=12)
-        tonic = synthetic_songs.KEYS.index(key)
-        inside = [sum(chroma[(root + step) % 12] for step in synthetic_songs.SCALES["major"]) for root in range(12)]
+        tonic = KEYS.index(key)
+        inside = [sum(chroma[(root + step) % 12] for step in SCALES["major"]) for root in range(12)]
         assert (int(np.argmax(inside)) - tonic) % 12 in (0, 5, 7)
         assert inside[tonic] > 0.9 * chroma.sum()
 
@@ -486,7 +478,7 @@ def test_a_second_build_returns_at_once_and_other_settings_are_refused(corpus, m
         build_corpus(corpus, **SMALL)
 
 
-def test_a_killed_build_leaves_no_corpus(tmp_path, monkeypatch):
+def test_a_killed_build_leaves_no_corpus(tmp_path, monkeypatch, capsys):
     write_song = synthetic_songs._write_song
 
     def die_at_the_test_split(folder, settings, song_id):
@@ -503,7 +495,13 @@ def test_a_killed_build_leaves_no_corpus(tmp_path, monkeypatch):
     assert builder.exitcode == 9
     assert list(tmp_path.glob("songs.partial-*/train/*.flac")) and not (tmp_path / "songs").exists()
     monkeypatch.undo()
+    (leftover,) = tmp_path.glob("songs.partial-*")
+    left = contents(leftover)
+    capsys.readouterr()
     assert len(list(build_corpus(tmp_path / "songs", num_workers=1, **SMALL).rglob("*.flac"))) == 6
+    said = [line for line in capsys.readouterr().err.splitlines() if "unfinished build" in line]
+    assert len(said) == 1 and said[0].startswith(f"{leftover} is an unfinished build of {tmp_path / 'songs'}; delete")
+    assert contents(leftover) == left
 
 
 def test_an_error_leaves_nothing_behind(tmp_path, monkeypatch):

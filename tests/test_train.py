@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
 from processing import CoLLAPProcessor  # noqa: F401  registers CoLLAP with the Auto classes
-from train import TrainConfig, parse_config
+from train import TrainConfig, main, parse_config
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -129,21 +129,27 @@ def test_continuing_crops_accumulation_and_bfloat16(finished, corpus, backbones,
     assert not torch.equal(before["audio_adapter.weight"], after["audio_adapter.weight"])
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ({"text_column": "caption"}, "did you mean 'captions'"),
-        ({"dataset": "data/nowhere/at/all"}, "no such file or folder"),
-        ({"batch_size": 9}, "8 rows, fewer than batch_size 9"),
-        ({"speech": "nowhere/at/all"}, "nowhere/at/all"),
-        ({"learning_rat": 1.0}, "unknown settings"),
-        ({"cache_features": True, "crop_seconds": 2.0}, "choose one"),
-    ],
-)
-def test_bad_settings_end_with_a_message(corpus, backbones, tmp_path, overrides, message):
-    done = train(tmp_path, settings(corpus, backbones, **overrides))
+BAD_SETTINGS = [
+    ({"text_column": "caption"}, "did you mean 'captions'"),
+    ({"dataset": "data/nowhere/at/all"}, "no such file or folder"),
+    ({"batch_size": 9}, "8 rows, fewer than batch_size 9"),
+    ({"speech": "nowhere/at/all"}, "nowhere/at/all"),
+    ({"learning_rat": 1.0}, "unknown settings"),
+    ({"cache_features": True, "crop_seconds": 2.0}, "choose one"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), BAD_SETTINGS)
+def test_bad_settings_are_named(corpus, backbones, tmp_path, overrides, message):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings(corpus, backbones, **overrides)))
+    with pytest.raises((ValueError, OSError), match=message):
+        main([str(tmp_path / "config.yaml"), "--output_dir", str(tmp_path / "run")])
+
+
+def test_bad_settings_end_with_one_line(corpus, backbones, tmp_path):
+    done = train(tmp_path, settings(corpus, backbones, text_column="caption"))
     assert done.returncode == 1
-    assert message in done.stderr and "Traceback" not in done.stderr
+    assert "error: " in done.stderr and "did you mean 'captions'" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_yaml_files_and_the_command_line_override_in_order(tmp_path):

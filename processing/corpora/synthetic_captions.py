@@ -4,17 +4,12 @@ Every word states a field of the `Song`, so it can be heard in the rendering. Th
 other words. `variant` picks the phrasing; it never adds or leaves out a section, an instrument or a time.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from .synthetic_songs import Section, Song
-
+from .synthetic_composition import Section, Song
 
 INSTRUMENT_PHRASES = {  # the first phrase is the plain name
     "drums": ("drums", "a drum kit", "a drum beat"),
@@ -242,7 +237,7 @@ def long_caption(song: Song, variant: int) -> str:
     """A paragraph on the whole song, then one line per section: time span, instruments, how it sounds, what changed.
 
     Args:
-        song: from `synthetic_songs.compose_song`.
+        song: from `synthetic_composition.compose_song`.
         variant: 0, 1, ...: which wording; the facts stay the same.
 
     Raises:
