@@ -23,4 +23,4 @@ lint: $(ENV)
 	$(PYTHON) -m ruff format --check .
 
 clean:
-	rm -rf $(VENV) data/demo_songs data/demo_backbones runs/demo results/demo
+	rm -rf $(VENV) data/demo_songs data/demo_backbones data/demo_cache runs/demo results/demo

@@ -11,6 +11,7 @@ Dimensions: `A` audios, `B` texts.
 """
 
 import argparse
+import math
 import shlex
 import sys
 from collections.abc import Iterable
@@ -20,18 +21,18 @@ from pathlib import Path
 import evaluate
 import numpy as np
 import torch
+from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from metrics.report import plot_localization, to_markdown, write_report
 from modeling_collap import mean_pooled_scores
-from processing import AudioFileError
 from processing.audio_text_data import (
     CACHED_COLUMN,
-    audio_name,
     audio_source,
     check_column,
     load_cached_features,
+    naming_row,
     open_dataset,
     row_texts,
 )
@@ -59,13 +60,21 @@ class RetrievalSet:
 
 
 def collect_songs(dataset, text_column: str, song_column: str | None) -> RetrievalSet:
-    """Rows with the same `song_column` are one song (the audio of the first is used); without it each row is one."""
+    """Rows with the same `song_column` are one song (the audio of the first is used); without it each row is one.
+
+    Raises:
+        ValueError: names a row without a song or without a text.
+    """
     songs = RetrievalSet([], [], [], [])
     index_of: dict[str, int] = {}
     for row, example in enumerate(
         dataset.remove_columns(CACHED_COLUMN) if CACHED_COLUMN in dataset.column_names else dataset
     ):
-        name = str(example[song_column]) if song_column else f"row {row}"
+        name = f"row {row}"
+        if song_column:
+            name = "" if example[song_column] is None else str(example[song_column]).strip()
+        if not name:
+            raise ValueError(f"row {row} has no {song_column!r}; with a song column every row must name its song")
         if name not in index_of:
             index_of[name] = len(songs.rows)
             songs.rows.append(row)
@@ -96,10 +105,8 @@ def embed_row(model, processor, dataset, row: int, audio_column: str) -> tuple[t
     if CACHED_COLUMN in example:
         return embed_segments(model, [load_cached_features(example)])
     audio = example[audio_column]
-    try:
+    with naming_row(row, audio):
         return embed_audio(model, processor.feature_extractor, audio_source(audio))
-    except AudioFileError as error:
-        raise AudioFileError(f"row {row} ({audio_name(audio, row)}): {error}") from error
 
 
 @torch.no_grad()
@@ -110,13 +117,14 @@ def score_songs(
 
     Args:
         text_embeds: (B, D).
-        audio_embeds: embeddings (1, T, D) and token mask (1, T) of every song.
+        audio_embeds: embeddings (1, T, D) and token mask (1, T) of every song; may be empty.
         chunk_size: texts scored at a time.
 
     Returns:
         `{"collap": (A, B), "mean_pooled": (A, B)}` float32: CoLLAP's score, and the cosine with the mean token.
     """
-    rows = {"collap": [], "mean_pooled": []}
+    empty = np.zeros((0, len(text_embeds)), np.float32)  # a process may have no songs
+    rows = {"collap": [empty], "mean_pooled": [empty]}
     for tokens, mask in audio_embeds:
         rows["collap"].append(model.score(text_embeds, tokens, mask, chunk_size=chunk_size).cpu().numpy())
         rows["mean_pooled"].append(mean_pooled_scores(text_embeds, tokens, mask).cpu().numpy())
@@ -161,26 +169,76 @@ def localize_song(model, processor, dataset, row: int, texts: list[str], audio_c
 
 
 def draw_localization(model, processor, dataset, songs: RetrievalSet, options, path: Path):
-    """The first song's score over time for its own text and for that of another song, over its true sections."""
-    own = songs.song_of_text.index(0)
-    other = songs.song_of_text.index(1) if len(songs.rows) > 1 else None
-    labels = {"its own description": own} | ({"the next song's description": other} if other is not None else {})
-    texts = [songs.texts[index] for index in labels.values()]
-    times, scores = localize_song(model, processor, dataset, songs.rows[0], texts, options.audio_column)
+    """The first song's score over time, over its true sections, for its own text and for that of the next song; each
+    relative to the mean of all texts, because what all texts have in common says nothing about this one."""
+    times, scores = localize_song(model, processor, dataset, songs.rows[0], songs.texts, options.audio_column)
+    relative = scores - scores.mean(0)  # (B, W)
+    lines = {
+        "its own description": relative[songs.song_of_text.index(0)],
+        "the next song's description": relative[songs.song_of_text.index(1)],
+    }
     sections = dataset[songs.rows[0]][options.sections_column]
-    plot_localization(path, times, dict(zip(labels, scores, strict=True)), sections, title=f"song {songs.names[0]}")
+    title = f"song {songs.names[0]}: score over time, minus the mean of all {len(songs.texts)} descriptions"
+    plot_localization(path, times, lines, sections, title=title)
 
 
-def evaluate_model(model, processor, dataset, options) -> tuple[dict, RetrievalSet]:
-    """Embeds, scores and measures; returns the results as `metrics.report` reads them."""
+def check_sections(sections, name: str):
+    """Raises a ValueError that names what is no section, in the form that `metrics.report` draws."""
+    if not isinstance(sections, list):
+        raise ValueError(f"{name} is {sections!r}; expected a list of sections with label, start and end")
+    for index, section in enumerate(sections):
+        if not isinstance(section, dict) or not section.keys() >= {"label", "start", "end"}:
+            raise ValueError(f"{name}[{index}] is {section!r}; expected a section with label, start and end")
+        times = [section["start"], section["end"]]
+        numbers = all(isinstance(time, (int, float)) and math.isfinite(time) for time in times)
+        if not numbers or times[0] >= times[1] or not isinstance(section["label"], str):
+            raise ValueError(f"{name}[{index}] is {section!r}; expected a text as label and seconds start < end")
+
+
+def open_songs(options) -> tuple[Dataset, RetrievalSet]:
+    """The data set and its songs; all that can be told to be wrong before anything is encoded."""
+    columns = (options.audio_column, options.text_column, options.config_name, options.revision)
+    dataset = open_dataset(options.dataset, options.split, *columns)
+    for column in filter(None, (options.song_column, options.sections_column)):
+        check_column(dataset, column, options.dataset)
     songs = collect_songs(dataset, options.text_column, options.song_column)
+    if len(songs.rows) < 2:
+        raise ValueError(f"{options.dataset}: retrieval needs at least two songs; {options.split!r} has one")
+    if options.sections_column:
+        row = songs.rows[0]
+        check_sections(dataset[row][options.sections_column], f"{options.sections_column!r} of row {row}")
+    if Path(options.output_dir).exists() and not Path(options.output_dir).is_dir():
+        raise ValueError(f"--output_dir {options.output_dir}: is a file; expected a folder, or the path of a new one")
+    return dataset, songs
+
+
+def load_model(name: str, device: str, dtype: str):
+    """A CoLLAP model and its processor. Code in its folder never runs: the classes are those of this repository.
+
+    Raises:
+        OSError: there is no such model.
+        ValueError: it is another model, or the device is not there.
+    """
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    if config.model_type != "collap":
+        raise ValueError(f"{name}: a {config.model_type!r} model; expected a CoLLAP model, as train.py writes it")
+    model = AutoModel.from_pretrained(name, dtype=dtype, trust_remote_code=False)
+    processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+    try:
+        return model.to(device).eval(), processor
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
+
+
+def evaluate_model(model, processor, dataset, songs: RetrievalSet, options) -> dict:
+    """Embeds, scores and measures; returns the results as `metrics.report` reads them."""
     text_embeds = embed_texts(model, processor, songs.texts)
     audios = (
         embed_row(model, processor, dataset, row, options.audio_column)
         for row in tqdm(songs.rows, desc="songs", disable=None)
     )
     scores = score_songs(model, text_embeds, audios, options.chunk_size)
-    results = {
+    return {
         "model": options.model,
         "dataset": options.dataset,
         "split": options.split,
@@ -194,7 +252,6 @@ def evaluate_model(model, processor, dataset, options) -> tuple[dict, RetrievalS
             for kind, matrix in scores.items()
         },
     }
-    return results, songs
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -221,28 +278,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
-        dataset = open_dataset(
-            options.dataset,
-            options.split,
-            options.audio_column,
-            options.text_column,
-            options.config_name,
-            options.revision,
-        )
-        for column in filter(None, (options.song_column, options.sections_column)):
-            check_column(dataset, column, options.dataset)
-        # A folder's own code never runs: CoLLAP is imported here, and its classes are known to transformers.
-        model = AutoModel.from_pretrained(options.model, dtype=options.dtype).to(options.device).eval()
-        processor = AutoProcessor.from_pretrained(options.model)
-        results, songs = evaluate_model(model, processor, dataset, options)
-    except (FileNotFoundError, OSError, ValueError) as error:
+        dataset, songs = open_songs(options)
+        model, processor = load_model(options.model, options.device, options.dtype)
+        results = evaluate_model(model, processor, dataset, songs, options)
+        print(to_markdown(results))
+        paths = write_report(results, options.output_dir)
+        if options.sections_column:
+            paths["localization"] = Path(options.output_dir) / "localization.png"
+            draw_localization(model, processor, dataset, songs, options, paths["localization"])
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(to_markdown(results))
-    paths = write_report(results, options.output_dir)
-    if options.sections_column:
-        paths["localization"] = Path(options.output_dir) / "localization.png"
-        draw_localization(model, processor, dataset, songs, options, paths["localization"])
     print("\n".join(str(path) for path in paths.values()))
     return 0
 

@@ -3,6 +3,7 @@
     python train.py configs/demo.yaml --text data/demo_backbones/gpt2 --output_dir runs/demo/collap-gpt2
     accelerate launch train.py configs/collap_gpt2.yaml --dataset data/my_songs --text_column captions
     accelerate launch --num_processes 2 train.py configs/collap_roberta.yaml --dataset owner/songs --music beats-iter3
+    ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 train.py configs/demo.yaml    # two processes without a GPU
 
 Settings come from YAML files, in order, and then from the command line (`python train.py --help`). Negatives are
 gathered across processes with gradient, so the batch that is contrasted has `batch_size` songs over all processes;
@@ -10,6 +11,7 @@ gradient accumulation makes steps larger, not the set of negatives. Writes to `o
 folders that `AutoModel` and `AutoProcessor` load, tensorboard logs, and metrics.jsonl with every evaluation.
 """
 
+import difflib
 import json
 import math
 import sys
@@ -17,19 +19,29 @@ import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, gather_object, set_seed
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoProcessor, AutoTokenizer, HfArgumentParser, get_scheduler
+from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, HfArgumentParser, get_scheduler
 
 from evaluate_retrieval import collect_songs, embed_row, embed_texts, retrieval_figures, score_songs
 from modeling_collap import CoLLAPModel
+from modeling_collap.configuration_collap import check_settings
 from modeling_collap.scoring_collap import distance_from_flat_attention
 from processing import CoLLAPProcessor
-from processing.audio_text_data import AudioTextCollator, AudioTextDataset, cache_features, open_dataset
+from processing.audio_text_data import (
+    AudioTextCollator,
+    AudioTextDataset,
+    cache_features,
+    check_column,
+    open_dataset,
+    row_texts,
+    worker_message,
+)
 
 
 @dataclass
@@ -38,7 +50,9 @@ class TrainConfig:
     dataset: str = field(default="", metadata={"help": "local folder, table file or Hub id"})
     dataset_config: str | None = field(default=None, metadata={"help": "configuration of a Hub data set"})
     train_split: str = "train"
-    eval_split: str | None = field(default="validation", metadata={"help": "split for recall during training, or none"})
+    eval_split: str | None = field(
+        default="validation", metadata={"help": "split for recall, or none for no evaluation"}
+    )
     audio_column: str = "audio"
     text_column: str = field(default="text", metadata={"help": "one text or a list of texts for each audio"})
     song_column: str | None = field(default=None, metadata={"help": "evaluation rows with the same value are one song"})
@@ -50,7 +64,7 @@ class TrainConfig:
     text: str = field(default="gpt2", metadata={"help": "text encoder: folder or Hub id"})
     music: str = field(default="", metadata={"help": "converted BEATs: folder or Hub id"})
     speech: str = field(default="openai/whisper-small", metadata={"help": "Whisper: folder or Hub id"})
-    model_config: dict = field(default_factory=dict, metadata={"help": "settings of CoLLAPConfig (YAML or JSON)"})
+    model_config: dict = field(default_factory=dict, metadata={"help": "settings of CoLLAPConfig for a new model"})
     gradient_checkpointing: bool = False
     # Optimisation: the paper's settings
     epochs: int = 20
@@ -66,39 +80,74 @@ class TrainConfig:
     # Output
     output_dir: str = "runs/collap"
     eval_every: int = field(default=1, metadata={"help": "epochs between evaluations"})
-    log_every: int = field(default=10, metadata={"help": "steps between log lines"})
+    log_every: int = field(default=10, metadata={"help": "optimizer steps between log lines"})
+
+
+def read_settings(path: str) -> dict:
+    """The settings of a YAML file; an unknown one is refused with the nearest known name."""
+    try:
+        loaded = yaml.safe_load(Path(path).read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path} holds a {type(loaded).__name__}; expected `name: value` lines")
+    known = [entry.name for entry in fields(TrainConfig)]
+    for name in loaded.keys() - set(known):
+        nearest = difflib.get_close_matches(str(name), known, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"the known ones are {known}"
+        raise ValueError(f"{path}: unknown setting {name!r}; {hint}")
+    return loaded
 
 
 def parse_config(arguments: list[str]) -> TrainConfig:
-    """YAML files first, later ones and then the command line override. Unknown keys end with a message."""
-    settings, rest = {}, list(arguments)
-    known = [entry.name for entry in fields(TrainConfig)]
+    """YAML files first; later ones, and then the command line, override, `model_config` entry by entry."""
+    settings, model_config, rest = {}, {}, list(arguments)
     while rest and rest[0].endswith((".yaml", ".yml")):
-        path = rest.pop(0)
-        loaded = yaml.safe_load(Path(path).read_text()) or {}
-        unknown = sorted(loaded.keys() - set(known))
-        if unknown:
-            raise ValueError(f"{path}: unknown settings {unknown}; the known ones are {known}")
-        settings.update(loaded)
+        loaded = read_settings(rest.pop(0))
+        model_config |= loaded.get("model_config", {})
+        settings |= loaded
     parser = HfArgumentParser(TrainConfig, description=__doc__.split("\n")[0])
     for action in parser._actions:
         if action.dest == "model_config":
             action.type = yaml.safe_load
     parser.set_defaults(**settings)
     (config,) = parser.parse_args_into_dataclasses(rest)
+    config.model_config = {**model_config, **config.model_config}
+    config.eval_split = None if config.eval_split in (None, "none", "None", "") else config.eval_split
+    check_config(config)
+    return config
+
+
+def check_config(config: TrainConfig):
+    """Raises a ValueError for settings that cannot work, before anything is loaded."""
     if not config.dataset:
         raise ValueError("dataset is missing: name a folder, a table file or a Hub id with --dataset")
     if config.model is None and not config.music:
         raise ValueError("music is missing: name a converted BEATs with --music, or a CoLLAP model with --model")
-    return config
+    if config.model is not None and config.model_config:
+        raise ValueError("model_config is for a new model; the one that --model names has its own configuration")
+    check_settings(config.model_config)
+    counts = ("epochs", "batch_size", "gradient_accumulation_steps", "eval_every", "log_every")
+    for name in (*counts, "learning_rate", "max_grad_norm"):
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} must be positive, found {getattr(config, name)}")
+    if config.num_workers < 0 or not 0 <= config.warmup_ratio < 1:
+        raise ValueError(f"num_workers ({config.num_workers}) or warmup_ratio ({config.warmup_ratio}) is out of range")
 
 
 def build_model_and_processor(config: TrainConfig):
     """The model to continue from, or a new one from pretrained backbones, with its processor."""
+    local_code = {"trust_remote_code": False}  # CoLLAP is imported here; a folder's own code never runs
     if config.model is not None:
-        return AutoModel.from_pretrained(config.model, dtype=torch.float32), AutoProcessor.from_pretrained(config.model)
+        model_type = AutoConfig.from_pretrained(config.model, **local_code).model_type
+        if model_type != "collap":
+            raise ValueError(f"{config.model} is a {model_type} model; --model expects a CoLLAP model")
+        model = AutoModel.from_pretrained(config.model, dtype=torch.float32, **local_code)
+        return model, AutoProcessor.from_pretrained(config.model, **local_code)
     model = CoLLAPModel.from_backbones(config.text, config.music, config.speech, **config.model_config)
-    return model, CoLLAPProcessor.from_model_config(model.config, AutoTokenizer.from_pretrained(config.text))
+    return model, CoLLAPProcessor.from_model_config(
+        model.config, AutoTokenizer.from_pretrained(config.text, **local_code)
+    )
 
 
 def build_data(config: TrainConfig, processor, accelerator: Accelerator):
@@ -106,6 +155,8 @@ def build_data(config: TrainConfig, processor, accelerator: Accelerator):
     columns = (config.audio_column, config.text_column, config.dataset_config)
     train_set = open_dataset(config.dataset, config.train_split, *columns)
     eval_set = open_dataset(config.dataset, config.eval_split, *columns) if config.eval_split else None
+    if eval_set is not None and config.song_column:
+        check_column(eval_set, config.song_column, config.dataset)
     if len(train_set) < config.batch_size:
         raise ValueError(f"{config.train_split} has {len(train_set)} rows, fewer than batch_size {config.batch_size}")
     if config.cache_features:
@@ -113,6 +164,8 @@ def build_data(config: TrainConfig, processor, accelerator: Accelerator):
             arguments = (processor.feature_extractor, config.audio_column, config.num_workers)
             train_set = cache_features(train_set, *arguments)
             eval_set = cache_features(eval_set, *arguments) if eval_set is not None else None
+    texts = [text for row, entry in enumerate(train_set[config.text_column]) for text in row_texts(entry, row)]
+    processor(text=max(texts, key=len))  # says here, once, if texts will be cut, and not again in every worker
     dataset = AudioTextDataset(
         train_set,
         processor.feature_extractor,
@@ -156,52 +209,84 @@ def training_step(accelerator: Accelerator, model, optimizer, scheduler, batch, 
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-    return {"output": output, "gradient_norm": norm}
+    embeds = (output.text_embeds.detach(), output.audio_embeds.detach(), output.audio_token_mask)
+    return {"loss": output.loss.detach(), "embeds": embeds, "gradient_norm": norm}
 
 
 @torch.no_grad()
-def step_metrics(model, step: dict, learning_rate: float) -> dict[str, float]:
-    """What tensorboard shows of a step, computed on the main process's share of the batch."""
-    output = step["output"]
+def step_metrics(model, result: dict, learning_rate: float) -> dict[str, float]:
+    """What tensorboard shows of a step; the distance is that of the main process's share of the batch."""
     gamma_kernel, gamma_temporal = model.score_parameters.gammas()
-    embeds = (output.text_embeds, output.audio_embeds, output.audio_token_mask)
+    scores, flat_scores = (model.score(*result["embeds"], flat_attention=flat) for flat in (False, True))
     return {
-        "train/loss": output.loss.item(),
+        "train/loss": result["loss"].item(),
         "train/learning_rate": learning_rate,
-        "train/gradient_norm": float(step["gradient_norm"] or math.nan),
+        "train/gradient_norm": float(result["gradient_norm"]),
         "train/gamma_kernel": gamma_kernel.item(),
         "train/gamma_temporal": gamma_temporal.item(),
         "train/attention_temperature": model.score_parameters.temperature().item(),
         # 0: the attention is flat, and the score no more than a mean over the song.
-        "train/distance_from_flat_attention": distance_from_flat_attention(
-            model.score(*embeds), model.score(*embeds, flat_attention=True)
-        ).item(),
+        "train/distance_from_flat_attention": distance_from_flat_attention(scores, flat_scores).item(),
     }
 
 
-def evaluate(accelerator: Accelerator, model, processor, eval_set, config: TrainConfig) -> dict | None:
-    """Recall on the evaluation split; every process embeds its share of the songs. Figures on the main process."""
-    model.eval()
-    songs = collect_songs(eval_set, config.text_column, config.song_column)
-    text_embeds = embed_texts(model, processor, songs.texts)
-    own = range(accelerator.process_index, len(songs.rows), accelerator.num_processes)
-    audios = (embed_row(model, processor, eval_set, songs.rows[song], config.audio_column) for song in own)
-    scores = score_songs(model, text_embeds, audios, chunk_size=1024)
-    rows = gather_object([(song, row) for song, row in zip(own, scores["collap"], strict=True)])
-    model.train()
-    if not accelerator.is_main_process:
-        return None
-    matrix = torch.stack([torch.from_numpy(row) for _, row in sorted(rows, key=lambda item: item[0])]).numpy()
-    return retrieval_figures(matrix, songs.song_of_text, songs.names, config.seed)
+class Evaluations:
+    """Recall on the evaluation split after an epoch; keeps the best model, by the mean mAP of both directions."""
 
+    def __init__(self, accelerator: Accelerator, model, processor, eval_set, config: TrainConfig):
+        self.accelerator, self.model, self.processor = accelerator, model, processor
+        self.eval_set, self.config = eval_set, config
+        self.output_dir = Path(config.output_dir)
+        self.best, self.started = -math.inf, time.time()
+        if accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            (self.output_dir / "metrics.jsonl").write_text("")
 
-def save_model(accelerator: Accelerator, model, processor, folder: Path):
-    """A folder that `AutoModel` and `AutoProcessor` load; written by the main process."""
-    accelerator.unwrap_model(model).save_pretrained(
-        folder, is_main_process=accelerator.is_main_process, save_function=accelerator.save
-    )
-    if accelerator.is_main_process:
-        processor.save_pretrained(folder)
+    def figures(self) -> dict | None:
+        """The retrieval figures on the main process; every process embeds its share of the songs."""
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        audio_column = self.config.audio_column
+        songs = collect_songs(self.eval_set, self.config.text_column, self.config.song_column)
+        self.model.eval()
+        text_embeds = embed_texts(self.model, self.processor, songs.texts)
+        own = range(process, len(songs.rows), processes)
+        audios = (embed_row(self.model, self.processor, self.eval_set, songs.rows[song], audio_column) for song in own)
+        scores = score_songs(self.model, text_embeds, audios, chunk_size=1024)["collap"]
+        self.model.train()
+        rows = gather_object(list(zip(own, scores, strict=True)))
+        if not self.accelerator.is_main_process:
+            return None
+        matrix = np.stack([row for _, row in sorted(rows, key=lambda item: item[0])])
+        return retrieval_figures(matrix, songs.song_of_text, songs.names, self.config.seed)
+
+    def run(self, epoch: int, step: int, progress: tqdm):
+        """Measures, logs, and saves `best/` if this is it; without an evaluation split the last model is the best."""
+        better = self.eval_set is None
+        if self.eval_set is not None:
+            figures = self.figures()
+            if self.accelerator.is_main_process:
+                better = self._log(figures, epoch, step)
+                progress.write(f"epoch {epoch}: {one_line(figures)}")
+        if gather_object([better])[0]:
+            self.save("best")
+
+    def _log(self, figures: dict, epoch: int, step: int) -> bool:
+        values = summary(figures)
+        self.accelerator.log(values, step=step)
+        seconds = round(time.time() - self.started, 1)
+        line = {"epoch": epoch, "step": step, "processes": self.accelerator.num_processes, "seconds": seconds, **values}
+        with (self.output_dir / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        score = sum(values[f"eval/{direction}/mAP"] for direction in figures) / len(figures)
+        better, self.best = score > self.best, max(score, self.best)
+        return better
+
+    def save(self, name: str):
+        """A folder that `AutoModel` and `AutoProcessor` load; written by the main process."""
+        if self.accelerator.is_main_process:
+            self.model.save_pretrained(self.output_dir / name)
+            self.processor.save_pretrained(self.output_dir / name)
+        self.accelerator.wait_for_everyone()
 
 
 def summary(figures: dict) -> dict[str, float]:
@@ -239,45 +324,32 @@ def main(arguments: list[str]) -> None:
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     loader, eval_set = build_data(config, processor, accelerator)
-    steps = config.epochs * math.ceil(len(loader) / config.gradient_accumulation_steps)
-    optimizer, scheduler = build_optimizer(config, model, steps * accelerator.num_processes)
     dataset = loader.dataset
+    steps = config.epochs * math.ceil(len(loader) / config.gradient_accumulation_steps)
+    optimizer, scheduler = build_optimizer(config, model, steps)
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
-    plain_model = accelerator.unwrap_model(model)
     accelerator.init_trackers("tensorboard")
+    evaluations = Evaluations(accelerator, accelerator.unwrap_model(model), processor, eval_set, config)
 
-    best, step, started = -math.inf, 0, time.time()
-    progress = tqdm(total=config.epochs * len(loader), disable=not accelerator.is_main_process, desc="training")
+    step = 0
+    progress = tqdm(total=steps, disable=not accelerator.is_main_process, desc="training")
     model.train()
     for epoch in range(config.epochs):
         dataset.set_epoch(epoch)
         loader.set_epoch(epoch)
         for batch in loader:
             result = training_step(accelerator, model, optimizer, scheduler, batch, config)
+            if not accelerator.sync_gradients:
+                continue
             step += 1
             progress.update()
             if step % config.log_every == 0:
-                metrics = step_metrics(plain_model, result, scheduler.get_last_lr()[0])
+                metrics = step_metrics(evaluations.model, result, scheduler.get_last_lr()[0])
                 accelerator.log(metrics, step=step)
                 progress.set_postfix(loss=f"{metrics['train/loss']:.3f}", lr=f"{metrics['train/learning_rate']:.1e}")
-        last_epoch = epoch + 1 == config.epochs
-        if eval_set is not None and ((epoch + 1) % config.eval_every == 0 or last_epoch):
-            figures = evaluate(accelerator, plain_model, processor, eval_set, config)
-            better = False
-            if accelerator.is_main_process:
-                values = summary(figures)
-                accelerator.log(values, step=step)
-                score = sum(values[f"eval/{direction}/mAP"] for direction in figures) / 2
-                better, best = score > best, max(score, best)
-                line = {"epoch": epoch + 1, "step": step, "seconds": round(time.time() - started, 1), **values}
-                with (output_dir / "metrics.jsonl").open("a") as file:
-                    file.write(json.dumps(line) + "\n")
-                progress.write(f"epoch {epoch + 1}: {one_line(figures)}")
-            if gather_object([better])[0]:
-                save_model(accelerator, model, processor, output_dir / "best")
-    save_model(accelerator, model, processor, output_dir / "last")
-    if eval_set is None:
-        save_model(accelerator, model, processor, output_dir / "best")
+        if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
+            evaluations.run(epoch + 1, step, progress)
+    evaluations.save("last")
     progress.close()
     accelerator.end_training()
 
@@ -286,4 +358,4 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {worker_message(error)}")

@@ -3,17 +3,45 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
-export HF_HUB_OFFLINE=1 HF_DATASETS_CACHE=data/demo_cache TOKENIZERS_PARALLELISM=false
 SONGS=data/demo_songs
 BACKBONES=data/demo_backbones
+VARIANTS="gpt2 roberta"
+export HF_HUB_OFFLINE=1 HF_DATASETS_CACHE=data/demo_cache HF_HUB_DISABLE_PROGRESS_BARS=1 TOKENIZERS_PARALLELISM=false
 
-$PYTHON -m processing.corpora.synthetic_songs $SONGS
+# The last line that a log shows: progress bars overwrite themselves.
+latest() { tail -c 400 "$1" | tr '\r' '\n' | tail -n 1 | cut -c 1-110; }
+
+echo "1/4 rendering songs of 1 to 5 minutes, with captions and section times: $SONGS"
+$PYTHON -m processing.corpora.synthetic_songs $SONGS --train 800 --validation 50 --test 100
+
+echo "2/4 backbones with random weights, and the features of all songs: $BACKBONES"
 $PYTHON -m demo.small_backbones $BACKBONES --captions $SONGS/train/metadata.jsonl
+OMP_NUM_THREADS=1 $PYTHON -m demo.cache_features configs/demo.yaml --text $BACKBONES/gpt2
 
-for text in gpt2 roberta; do
-  $PYTHON train.py configs/demo.yaml --text $BACKBONES/$text --output_dir runs/demo/collap-$text
+echo "3/4 training collap-gpt2 and collap-roberta side by side, one core each (logs: runs/demo/*.log)"
+mkdir -p runs/demo
+started=()
+for text in $VARIANTS; do
+  OMP_NUM_THREADS=1 $PYTHON train.py configs/demo.yaml --text $BACKBONES/$text --output_dir runs/demo/collap-$text \
+    >runs/demo/collap-$text.log 2>&1 &
+  started+=($!)
+done
+trap 'kill "${started[@]}" 2>/dev/null || true' EXIT
+while [ -n "$(jobs -r)" ]; do
+  sleep 15
+  for text in $VARIANTS; do echo "    $text  $(latest runs/demo/collap-$text.log)"; done
+done
+for job in "${started[@]}"; do
+  wait "$job" || { echo "training failed:"; tail -n 5 runs/demo/*.log; exit 1; }
+done
+trap - EXIT
+grep -ah "^epoch\|epoch [0-9]*:" runs/demo/*.log | tr '\r' '\n' | grep "^epoch" || true
+
+echo "4/4 finding 100 songs that no model has heard"
+for text in $VARIANTS; do
   $PYTHON evaluate_retrieval.py --model runs/demo/collap-$text/best --dataset $SONGS --split test \
-    --text_column captions --song_column song_id --sections_column sections --output_dir results/demo/collap-$text
+    --text_column captions --song_column song_id --sections_column sections --output_dir results/demo/collap-$text \
+    >runs/demo/evaluate-$text.log 2>&1 || { tail -n 5 runs/demo/evaluate-$text.log; exit 1; }
 done
 
 $PYTHON -m demo.summary results/demo

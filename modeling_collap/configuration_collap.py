@@ -1,7 +1,10 @@
 """Configuration of CoLLAP: two audio encoders, a text encoder, and how their embeddings are scored."""
 
 import copy
+import difflib
+import inspect
 import math
+from collections.abc import Iterable
 
 from transformers import AutoConfig, PreTrainedConfig, WhisperConfig
 
@@ -153,6 +156,22 @@ class CoLLAPConfig(PreTrainedConfig):
                 f"a segment of {seconds} s holds no whole time patch of {self.music_config.patch_size} frames "
                 "(patch_size must be even, too)"
             )
+
+
+def check_settings(names: Iterable[str]) -> None:
+    """Refuses names that are no setting of a [`CoLLAPConfig`] whose encoders are given. The class itself has to keep
+    unknown names, which a saved configuration may hold, so a misspelt setting would silently have no effect.
+
+    Raises:
+        ValueError: naming the first unknown name and the nearest setting.
+    """
+    parameters = inspect.signature(CoLLAPConfig.__init__).parameters
+    known = [name for name in parameters if name not in ("self", "kwargs", *CoLLAPConfig.sub_configs)]
+    for name in names:
+        if name not in known:
+            nearest = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"expected one of {', '.join(known)}"
+            raise ValueError(f"{name!r} is no setting of CoLLAPConfig; {hint}")
 
 
 def _sub_config(config: dict | PreTrainedConfig | None, default: str) -> PreTrainedConfig:

@@ -67,7 +67,8 @@ def read_original(path: str | Path) -> tuple[dict, dict[str, torch.Tensor]]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        NotABeatsCheckpoint: if it is not a torch file of tensors, or not one of the BEATs layout.
+        NotABeatsCheckpoint: if it is not a torch file of tensors, not one of the BEATs layout, or if a weight is no
+            dense tensor of finite floating-point numbers.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file; expected a BEATs checkpoint (.pt) of the original release")
@@ -86,21 +87,62 @@ def read_original(path: str | Path) -> tuple[dict, dict[str, torch.Tensor]]:
             f"{path}: 'cfg' must be a dict and 'model' must hold patch_embedding.weight; this is another model "
             "(a BEATs tokenizer, perhaps)"
         )
+    for name, weight in state.items():
+        if problem := _weight_problem(name, weight):
+            raise NotABeatsCheckpoint(f"{path}: model[{name!r}] {problem}")
     return config, state
+
+
+def _weight_problem(name: object, weight: object) -> str | None:
+    if not isinstance(name, str):
+        return f"has a {type(name).__name__} for a name; expected the name of a parameter"
+    if not isinstance(weight, torch.Tensor):
+        return f"is a {type(weight).__name__}; expected a tensor"
+    dense = weight.layout == torch.strided and weight.device.type == "cpu" and not weight.is_nested
+    if not dense or not weight.is_floating_point():
+        return f"is of {weight.dtype}, {weight.layout} on {weight.device}; expected dense floating-point numbers"
+    bad = int((~weight.float().isfinite()).sum())
+    return f"holds {bad} numbers that are NaN or infinite; the file is damaged" if bad else None
 
 
 def convert_config(original: dict) -> BeatsConfig:
     """The `BeatsConfig` of an original configuration.
 
     Raises:
-        NotABeatsCheckpoint: for an activation that [`BeatsModel`] does not have.
+        NotABeatsCheckpoint: for a value of another type or range than the original code takes, an activation that
+            [`BeatsModel`] does not have, or sizes that do not fit together.
     """
-    settings = {ours: original.get(theirs, default) for theirs, (ours, default) in CONFIG_NAMES.items()}
-    settings["gated_relative_position"] = bool(settings["gated_relative_position"])
-    settings["gated_relative_position"] &= bool(settings["relative_position_embedding"])
+    settings = {}
+    for theirs, (ours, default) in CONFIG_NAMES.items():
+        settings[ours] = _checked_setting(theirs, original.get(theirs, default), default)
+    settings["gated_relative_position"] &= settings["relative_position_embedding"]
     if settings["hidden_act"] not in ("gelu", "relu"):
         raise NotABeatsCheckpoint(f"activation_fn is {settings['hidden_act']!r}; only 'gelu' and 'relu' are supported")
-    return BeatsConfig(**settings)
+    try:
+        return BeatsConfig(**settings)
+    except ValueError as error:
+        raise NotABeatsCheckpoint(str(error)) from error
+
+
+def _checked_setting(name: str, value: object, default: bool | int | float | str) -> bool | int | float | str:
+    """`value` if it is of the kind of `default`: a switch, a size, a probability or a name."""
+    if isinstance(default, bool):
+        if isinstance(value, int) and value in (0, 1):  # bool is an int
+            return bool(value)
+        expected = "True or False"
+    elif isinstance(default, int):
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+        expected = "a positive whole number"
+    elif isinstance(default, float):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 1:
+            return float(value)
+        expected = "a probability"
+    else:
+        if isinstance(value, str):
+            return value
+        expected = "a name"
+    raise NotABeatsCheckpoint(f"cfg[{name!r}] is {value!r}; expected {expected}")
 
 
 def fold_weight_norm(magnitude: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
@@ -117,7 +159,11 @@ def fold_weight_norm(magnitude: torch.Tensor, direction: torch.Tensor) -> torch.
 
 
 def convert_state_dict(original: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Our names for the original parameters, the classifier head left out."""
+    """Our names for the original parameters, the classifier head left out.
+
+    Raises:
+        NotABeatsCheckpoint: if the weight-normalised positional convolution is not one.
+    """
     converted = {}
     for name, tensor in original.items():
         if name.startswith(CLASSIFIER_HEAD):
@@ -134,25 +180,48 @@ def convert_state_dict(original: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     prefix = "positional_conv.conv."
     magnitude, direction = converted.pop(prefix + "weight_g", None), converted.pop(prefix + "weight_v", None)
     if magnitude is not None and direction is not None:
-        converted[prefix + "weight"] = fold_weight_norm(magnitude, direction)
+        if direction.ndim != 3 or magnitude.shape != (1, 1, direction.shape[-1]):
+            raise NotABeatsCheckpoint(
+                f"model['encoder.pos_conv.0.weight_g'] and ..._v are of shapes {tuple(magnitude.shape)} and "
+                f"{tuple(direction.shape)}; expected (1, 1, kernel) and (out, in, kernel)"
+            )
+        folded = fold_weight_norm(magnitude.float(), direction.float())
+        if not folded.isfinite().all():
+            raise NotABeatsCheckpoint("model['encoder.pos_conv.0.weight_v'] has a norm of 0 or beyond float32")
+        converted[prefix + "weight"] = folded
     return converted
 
 
-def load_original(path: str | Path) -> BeatsModel:
-    """A [`BeatsModel`] with the weights of an original checkpoint, float32.
+def load_original(path: str | Path) -> tuple[BeatsModel, list[str]]:
+    """Reads an original checkpoint.
+
+    Returns:
+        A [`BeatsModel`] with its weights, float32, and the names of the parameters that were left out: the classifier
+        head of a fine-tuned release.
 
     Raises:
         FileNotFoundError, NotABeatsCheckpoint: as [`read_original`]; also if parameters are missing or left over.
     """
     original_config, original_state = read_original(path)
     try:
+        # The release reads 128 mel bins whatever the checkpoint; the number is not in its configuration.
         config = convert_config(original_config)
-    except ValueError as error:
+        state = convert_state_dict(original_state)
+    except NotABeatsCheckpoint as error:
         raise NotABeatsCheckpoint(f"{path}: {error}") from error
-    state = convert_state_dict(original_state)
-    # The release reads 128 mel bins whatever the checkpoint; the number is not in its configuration.
+    _check_fit(path, config, state)
     model = BeatsModel(config).float()
-    expected = model.state_dict()
+    model.load_state_dict(state)
+    return model, [name for name in original_state if name.startswith(CLASSIFIER_HEAD)]
+
+
+def _check_fit(path: str | Path, config: BeatsConfig, state: dict[str, torch.Tensor]):
+    """Before the model takes any memory: its sizes come from the file."""
+    try:
+        with torch.device("meta"):
+            expected = BeatsModel(config).state_dict()
+    except (RuntimeError, ValueError) as error:
+        raise NotABeatsCheckpoint(f"{path}: no model can be built from 'cfg': {error}") from error
     missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     shapes = [name for name in expected.keys() & state.keys() if expected[name].shape != state[name].shape]
     if missing or unexpected or shapes:
@@ -160,8 +229,6 @@ def load_original(path: str | Path) -> BeatsModel:
             f"{path}: the weights do not fit the configuration in the file; missing {missing[:5]}, "
             f"left over {unexpected[:5]}, of another shape {sorted(shapes)[:5]}"
         )
-    model.load_state_dict(state)
-    return model
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -170,14 +237,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("out_dir", help="folder to write config.json and model.safetensors to")
     options = parser.parse_args(arguments)
     try:
-        model = load_original(options.checkpoint)
+        model, left_out = load_original(options.checkpoint)
     except (NotABeatsCheckpoint, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    head = [name for name in read_original(options.checkpoint)[1] if name.startswith(CLASSIFIER_HEAD)]
-    if head:
-        print(f"left out the classifier head of a fine-tuned release: {', '.join(head)}")
-    model.save_pretrained(options.out_dir)
+    try:
+        Path(options.out_dir).mkdir(parents=True, exist_ok=True)  # save_pretrained returns quietly if this is a file
+        model.save_pretrained(options.out_dir)
+    except OSError as error:
+        print(f"error: {options.out_dir}: cannot write the model there ({error})", file=sys.stderr)
+        return 1
+    if left_out:
+        print(f"left out the classifier head of a fine-tuned release: {', '.join(left_out)}")
     parameters = math.fsum(parameter.numel() for parameter in model.parameters()) / 1e6
     print(f"{options.out_dir}: BEATs with {parameters:.1f} M parameters, {model.config.num_hidden_layers} layers")
     return 0

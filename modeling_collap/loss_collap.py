@@ -13,8 +13,8 @@ def contrastive_loss(scores: torch.Tensor, direction: str = "symmetric") -> torc
 
     Args:
         scores: (A, B) with A = B.
-        direction: `"audio_to_text"` (Eq. 8: softmax over the texts of each audio), `"text_to_audio"`, or `"symmetric"`,
-            the mean of both.
+        direction: `"audio_to_text"` (Eq. 8: softmax over the texts of each audio), or `"symmetric"`, the mean of that
+            and of the softmax over the audios of each text.
 
     Returns:
         Scalar.
@@ -30,11 +30,9 @@ def contrastive_loss(scores: torch.Tensor, direction: str = "symmetric") -> torc
     labels = torch.arange(scores.shape[0], device=scores.device)
     if direction == "audio_to_text":
         return F.cross_entropy(scores, labels)
-    if direction == "text_to_audio":
-        return F.cross_entropy(scores.T, labels)
     if direction == "symmetric":
         return (F.cross_entropy(scores, labels) + F.cross_entropy(scores.T, labels)) / 2
-    raise ValueError(f"direction must be 'symmetric', 'audio_to_text' or 'text_to_audio', found {direction!r}")
+    raise ValueError(f"direction must be 'symmetric' or 'audio_to_text', found {direction!r}")
 
 
 class _GatherRows(torch.autograd.Function):

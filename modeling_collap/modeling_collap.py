@@ -22,7 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import ModelOutput
 
-from .configuration_collap import SPEECH_TOKENS_PER_SECOND, CoLLAPConfig
+from .configuration_collap import SPEECH_TOKENS_PER_SECOND, CoLLAPConfig, check_settings
 from .loss_collap import contrastive_loss, gather_rows
 from .modeling_beats import BeatsModel
 from .scoring_collap import (
@@ -122,7 +122,7 @@ def sinusoidal_positions(seconds: torch.Tensor, width: int) -> torch.Tensor:
 def bounded(value: torch.Tensor, minimum: float = -math.inf, maximum: float = math.inf) -> torch.Tensor:
     """`value` clamped, with the gradient of `value` itself: a plain clamp would hold a parameter beyond the bound
     for ever, because its gradient is zero there."""
-    return value + (value.clamp(minimum, maximum) - value).detach()
+    return value.clamp(minimum, maximum).detach() + (value - value.detach())
 
 
 class StructureLayer(GradientCheckpointingLayer):
@@ -148,7 +148,10 @@ class StructureLayer(GradientCheckpointingLayer):
 
 
 class ScoreParameters(nn.Module):
-    """The learnable scalars of the score, kept positive and bounded in log space, always float32."""
+    """The learnable scalars of the score, kept positive and bounded in log space.
+
+    `from_pretrained` keeps them float32 whatever its `dtype`; `model.half()` or `model.to(dtype)` converts them too.
+    """
 
     def __init__(self, config: CoLLAPConfig):
         super().__init__()
@@ -214,12 +217,14 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
             music: folder or Hub id of a converted BEATs (`python -m modeling_collap.convert_beats_checkpoint`).
             speech: folder or Hub id of a Whisper model; only its encoder is kept, its positions sliced to
                 `segment_seconds`.
-            **config: settings of [`CoLLAPConfig`].
+            **config: settings of [`CoLLAPConfig`] other than those of the parts.
 
         Raises:
-            ValueError: if a part lacks weights that CoLLAP needs; nothing pretrained is re-initialised silently.
+            ValueError: for a name that is no setting, or if a part lacks weights that CoLLAP needs; nothing pretrained
+                is re-initialised silently.
             OSError: from transformers, if a folder or Hub id cannot be found.
         """
+        check_settings(config)
         text_model, _ = _load_whole(AutoModel, text, allow_missing="pooler.")
         music_model, _ = _load_whole(BeatsModel, music)
         whisper, _ = _load_whole(WhisperModel, speech, allow_missing="decoder.")

@@ -87,7 +87,8 @@ def attention_pooled_scores(
     Args:
         text_embeds: (B, D) unit vectors.
         audio_embeds: (A, T, D) unit vectors; padding may hold any finite number.
-        audio_token_mask: (A, T) bool, True = real; the real tokens come first, and every audio has at least one.
+        audio_token_mask: (A, T) bool, True = real; the real tokens come first. An audio without any has no score: its
+            row is NaN (a check would wait for the device). `CoLLAPFeatureExtractor` never returns such an audio.
         kernel_size, stride: H and S in tokens.
         gamma_kernel, gamma_temporal: weights of the two scores.
         attention_temperature: divides the cosines inside both softmaxes.

@@ -3,8 +3,6 @@
 Dimensions: `N` segments of `L` seconds, `F = 100 L - 2` Kaldi frames of a segment, `K` fused tokens of a segment.
 """
 
-import math
-
 import torch
 from torchaudio.compliance.kaldi import get_mel_banks
 from transformers.audio_utils import mel_filter_bank
@@ -114,8 +112,3 @@ def _starts_before_end(starts: torch.Tensor, num_samples: int, num_segments: int
     segment_samples = round(segment_seconds * SAMPLING_RATE)
     left = num_samples - torch.arange(num_segments) * segment_samples  # (N,)
     return starts < left[:, None]
-
-
-def num_segments(num_samples: int, segment_seconds: float) -> int:
-    """Segments of an audio, the last one perhaps partly filled."""
-    return math.ceil(num_samples / round(segment_seconds * SAMPLING_RATE))

@@ -5,9 +5,31 @@ Dimensions: `S` segments, `K` fused tokens of a segment, `T = S K`, `D` shared w
 
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import torch
 
-from .audio_files import AudioSource, stream_audio
+from .audio_files import AudioFileError, AudioSource, _source_name, stream_audio
+from .feature_extraction_collap import MAX_PEAK, MIN_SECONDS
+
+
+def check_samples(samples: np.ndarray, source: AudioSource, sampling_rate: int, is_start: bool = True):
+    """Refuses what [`CoLLAPFeatureExtractor`] refuses of a waveform, by the name of its file.
+
+    Args:
+        samples: the whole audio, or a block of it.
+        is_start: whether `samples` begins the audio; a later block may be as short as it likes.
+
+    Raises:
+        AudioFileError: less than 0.1 s, or louder than any recording.
+    """
+    seconds = len(samples) / sampling_rate
+    if is_start and seconds < MIN_SECONDS:
+        raise AudioFileError(f"{_source_name(source)}: is {seconds:.3f} s long; expected at least {MIN_SECONDS} s")
+    peak = np.abs(samples).max(initial=0.0)
+    if peak > MAX_PEAK:
+        raise AudioFileError(
+            f"{_source_name(source)}: peaks at {peak:.0f}; expected samples in [-1, 1] (divide 16-bit samples by 32768)"
+        )
 
 
 @torch.no_grad()
@@ -36,8 +58,11 @@ def feature_blocks(
     feature_extractor, source: AudioSource, segments_per_block: int, device: str | torch.device = "cpu"
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Features of a file, `segments_per_block` segments at a time; the borders fall between segments."""
+    rate = feature_extractor.sampling_rate
     block_seconds = segments_per_block * feature_extractor.segment_seconds
-    for block in stream_audio(source, feature_extractor.sampling_rate, block_seconds=block_seconds):
+    for index, block in enumerate(stream_audio(source, rate, block_seconds=block_seconds)):
+        # All blocks but the last are whole segments, which are longer than 0.1 s: a short first one is all there is.
+        check_samples(block, source, rate, is_start=index == 0)
         yield feature_extractor.segment_features(torch.from_numpy(block).to(device))
 
 
@@ -48,7 +73,7 @@ def embed_audio(model, feature_extractor, source: AudioSource) -> tuple[torch.Te
     (187 x 512 float32 per 30 s: 46 MB an hour), and with `structure_layers` the activations over all tokens.
 
     Raises:
-        AudioFileError: names the file and says why it cannot be read.
+        AudioFileError: names the file and says why it cannot be read or embedded.
     """
     segments = model.config.segment_batch_size
     return embed_segments(model, feature_blocks(feature_extractor, source, segments, model.device))

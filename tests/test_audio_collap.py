@@ -12,7 +12,6 @@ from processing.audio_collap import (
     kaldi_fbank,
     music_frame_mask,
     num_kaldi_frames,
-    num_segments,
     split_segments,
     token_mask,
     whisper_log_mel,
@@ -59,7 +58,6 @@ def test_segments_are_consecutive_and_the_last_is_padded_with_silence(seconds):
 
 @pytest.mark.parametrize(("samples", "count"), [(1, 1), (31999, 1), (32000, 1), (32001, 2), (64000, 2), (64001, 3)])
 def test_number_of_segments(samples, count):
-    assert num_segments(samples, 2) == count
     assert len(split_segments(torch.ones(samples), 2)) == count
 
 

@@ -176,6 +176,15 @@ def with_setting(checkpoint: dict, **settings) -> dict:
     return checkpoint | {"cfg": checkpoint["cfg"] | settings}
 
 
+def with_weight(checkpoint: dict, name: object, weight: object) -> dict:
+    return checkpoint | {"model": checkpoint["model"] | {name: weight}}
+
+
+def with_number(checkpoint: dict, name: str, number: float) -> dict:
+    checkpoint["model"][name].view(-1)[0] = number
+    return checkpoint
+
+
 REFUSED = {
     "another model": (lambda c: c["model"], "expected a dict with the keys 'cfg' and 'model', found ['encoder."),
     "a tensor": (lambda c: torch.zeros(3), "expected a dict with the keys 'cfg' and 'model', found Tensor"),
@@ -192,6 +201,70 @@ REFUSED = {
     "another width": (
         lambda c: with_setting(c, encoder_ffn_embed_dim=64),
         "of another shape ['layers.0.feed_forward.fc1.bias'",
+    ),
+    "layers in words": (
+        lambda c: with_setting(c, encoder_layers="2"),
+        "cfg['encoder_layers'] is '2'; expected a positive whole number",
+    ),
+    "no heads": (
+        lambda c: with_setting(c, encoder_attention_heads=0),
+        "cfg['encoder_attention_heads'] is 0; expected a positive whole number",
+    ),
+    "a size that is a switch": (
+        lambda c: with_setting(c, conv_pos_groups=True),
+        "cfg['conv_pos_groups'] is True; expected a positive whole number",
+    ),
+    "a switch that is None": (
+        lambda c: with_setting(c, deep_norm=None),
+        "cfg['deep_norm'] is None; expected True or False",
+    ),
+    "dropout": (lambda c: with_setting(c, dropout=float("nan")), "cfg['dropout'] is nan; expected a probability"),
+    "an activation that is a list": (
+        lambda c: with_setting(c, activation_fn=["gelu"]),
+        "cfg['activation_fn'] is ['gelu']; expected a name",
+    ),
+    "a model beyond memory": (
+        lambda c: with_setting(c, encoder_ffn_embed_dim=10**12),
+        "of another shape ['layers.0.feed_forward.fc1.bias'",
+    ),
+    "a model beyond arithmetic": (
+        lambda c: with_setting(c, encoder_ffn_embed_dim=10**18),
+        "no model can be built from",
+    ),
+    "a weight that is a list": (
+        lambda c: with_weight(c, "encoder.layer_norm.bias", [0.0] * 32),
+        "model['encoder.layer_norm.bias'] is a list; expected a tensor",
+    ),
+    "a weight of integers": (
+        lambda c: with_weight(c, "encoder.layer_norm.bias", torch.zeros(32, dtype=torch.int8)),
+        "model['encoder.layer_norm.bias'] is of torch.int8, torch.strided on cpu; expected dense floating-point",
+    ),
+    "a sparse weight": (
+        lambda c: with_weight(c, "encoder.layer_norm.bias", torch.zeros(32).to_sparse()),
+        "model['encoder.layer_norm.bias'] is of torch.float32, torch.sparse_coo on cpu; expected dense",
+    ),
+    "a weight without numbers": (
+        lambda c: with_weight(c, "encoder.layer_norm.bias", torch.zeros(32, device="meta")),
+        "model['encoder.layer_norm.bias'] is of torch.float32, torch.strided on meta; expected dense",
+    ),
+    "a name that is a number": (lambda c: with_weight(c, 7, torch.zeros(3)), "model[7] has a int for a name"),
+    "NaN": (
+        lambda c: with_number(c, "encoder.layers.1.fc2.weight", float("nan")),
+        "model['encoder.layers.1.fc2.weight'] holds 1 numbers that are NaN or infinite",
+    ),
+    "infinity": (
+        lambda c: with_number(c, "encoder.layers.0.self_attn.grep_a", float("-inf")),
+        "model['encoder.layers.0.self_attn.grep_a'] holds 1 numbers that are NaN or infinite",
+    ),
+    "the weight norm of another kernel": (
+        lambda c: with_weight(c, "encoder.pos_conv.0.weight_g", torch.ones(1, 1, 3)),
+        "model['encoder.pos_conv.0.weight_g'] and ..._v are of shapes (1, 1, 3) and",
+    ),
+    "a convolution of zeros": (
+        lambda c: with_weight(
+            c, "encoder.pos_conv.0.weight_v", torch.zeros_like(c["model"]["encoder.pos_conv.0.weight_v"])
+        ),
+        "model['encoder.pos_conv.0.weight_v'] has a norm of 0",
     ),
     "half of the weight norm": (lambda c: without(c, "encoder.pos_conv.0.weight_g"), "'positional_conv.conv.weight'"),
 }
@@ -231,3 +304,20 @@ def test_missing_file_is_refused(name, tmp_path, capsys):
     assert main([str(tmp_path / name), str(tmp_path / "out")]) == 1
     expected = f"error: {tmp_path / name}: no such file; expected a BEATs checkpoint (.pt) of the original release\n"
     assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("place", ["file", "file/out"])
+def test_a_file_where_the_folder_should_be_is_refused(place, tmp_path, capsys):
+    (tmp_path / "file").write_text("years of work")
+    assert main([str(ORIGINAL), str(tmp_path / place)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"error: {tmp_path / place}: cannot write the model there (")
+    assert (tmp_path / "file").read_text() == "years of work"
+
+
+def test_the_checkpoint_is_read_once(tmp_path, monkeypatch):
+    read, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda path, **settings: read.append(path) or load(path, **settings))
+    assert main([str(ORIGINAL), str(tmp_path / "new" / "out")]) == 0
+    assert read == [str(ORIGINAL)]

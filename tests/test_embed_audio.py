@@ -34,18 +34,38 @@ def test_a_bad_file_is_named(tmp_path):
         embed_audio(tiny_model(), tiny_processor().feature_extractor, tmp_path / "song.mp3")
 
 
+@pytest.mark.parametrize("seconds", [0.05, 0.0999])
+def test_a_file_below_a_tenth_of_a_second_is_refused(tmp_path, seconds):
+    soundfile.write(tmp_path / "song.wav", np.ones(int(16000 * seconds)) * 0.1, 16000)
+    with pytest.raises(AudioFileError, match=r"song\.wav: is 0\.\d+ s long; expected at least 0\.1 s"):
+        embed_audio(tiny_model(), tiny_processor().feature_extractor, tmp_path / "song.wav")
+
+
+def test_integers_stored_as_float_are_refused_wherever_they_are(tmp_path):
+    samples = np.zeros(16000 * 10, np.float32)
+    samples[-1] = 32767.0
+    soundfile.write(tmp_path / "song.wav", samples, 16000, subtype="FLOAT")
+    model = tiny_model(segment_batch_size=2)
+    with pytest.raises(AudioFileError, match=r"song\.wav: peaks at 32767; expected samples in \[-1, 1\]"):
+        embed_audio(model, tiny_processor().feature_extractor, tmp_path / "song.wav")
+
+
+# The peak of getrusage is inherited from the parent, that of /proc starts anew with the program.
 PEAK_MEMORY = """
-import resource, sys
+import sys
+from pathlib import Path
 import torch
 from tiny import tiny_model, tiny_processor
 from processing.embed_audio import embed_audio
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 torch.set_num_threads(1)
 model, extractor = tiny_model(projection_dim=256), tiny_processor().feature_extractor
 embed_audio(model, extractor, sys.argv[1])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 tokens, mask = embed_audio(model, extractor, sys.argv[2])
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print((after - before) * 1024, tokens.numel() * 4)
+print((peak() - before) * 1024, tokens.numel() * 4)
 """
 
 

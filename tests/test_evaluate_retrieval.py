@@ -1,18 +1,21 @@
 """evaluate_retrieval.py as a user runs it, and its parts against naive ones."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from tiny import tiny_model, tiny_processor
 
-from evaluate_retrieval import collect_songs, main, retrieval_figures, score_songs
+import evaluate_retrieval
+from evaluate_retrieval import collect_songs, embed_row, load_model, main, retrieval_figures, score_songs
 from modeling_collap import mean_pooled_scores
-from processing import load_audio
+from processing import AudioFileError, load_audio
 from processing.audio_text_data import open_dataset
 
 REPOSITORY = Path(__file__).parent.parent
@@ -92,7 +95,106 @@ def test_a_missing_data_set_is_named(model_folder, tmp_path, capsys):
     assert "nowhere: no such file or folder" in capsys.readouterr().err
 
 
-def test_a_missing_model_ends_with_one_line(corpus, tmp_path):
-    done = run("--model", tmp_path / "nowhere", "--dataset", corpus, "--text_column", "captions")
-    assert done.returncode == 1
-    assert "nowhere" in done.stderr and "Traceback" not in done.stderr
+def test_a_missing_model_is_named(corpus, tmp_path, monkeypatch, capsys):
+    arguments = ("--model", tmp_path / "nowhere", "--dataset", corpus, "--text_column", "captions")
+    assert "nowhere" in fails_before_encoding(monkeypatch, capsys, *arguments)
+
+
+def test_a_process_without_songs_has_no_scores():
+    scores = score_songs(tiny_model(), torch.eye(5, 32), [], chunk_size=2)
+    assert {kind: (rows.shape, rows.dtype) for kind, rows in scores.items()} == {
+        "collap": ((0, 5), np.float32),
+        "mean_pooled": ((0, 5), np.float32),
+    }
+
+
+@pytest.mark.parametrize("missing", [None, " "])
+def test_a_row_without_a_song_is_named(missing):
+    rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "song": ["x", missing, missing]})
+    with pytest.raises(ValueError, match="row 1 has no 'song'"):
+        collect_songs(rows, "text", "song")
+
+
+def test_bad_audio_names_its_row():
+    rows = datasets.Dataset.from_dict({"audio": [{"bytes": b"not music", "path": "song.mp3"}], "text": ["a"]})
+    rows = rows.cast_column("audio", datasets.Audio(decode=False))
+    with pytest.raises(AudioFileError, match=r"^row 0 \(song\.mp3\): <9 bytes>: not an audio file"):
+        embed_row(tiny_model(), tiny_processor(), rows, 0, "audio")
+
+
+def fails_before_encoding(monkeypatch, capsys, *arguments) -> str:
+    """The one line that `main` ends with; nothing may be encoded before."""
+    monkeypatch.setattr(evaluate_retrieval, "evaluate_model", lambda *_: pytest.fail("encoded first"))
+    assert main(list(map(str, arguments))) == 1
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and error.rstrip().endswith(lines[0])
+    return lines[0]
+
+
+def test_one_song_is_refused(corpus, model_folder, monkeypatch, capsys):
+    arguments = ("--model", model_folder, "--dataset", corpus, "--text_column", "captions", "--split", "test[:1]")
+    assert "retrieval needs at least two songs" in fails_before_encoding(monkeypatch, capsys, *arguments)
+
+
+def test_a_file_as_output_folder_is_refused(corpus, model_folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "out").write_text("")
+    arguments = ("--model", model_folder, "--dataset", corpus, "--text_column", "captions", "--output_dir")
+    assert "out: is a file" in fails_before_encoding(monkeypatch, capsys, *arguments, tmp_path / "out")
+
+
+def test_a_failing_report_ends_with_one_line(corpus, model_folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    arguments = ["--model", str(model_folder), "--dataset", str(corpus), "--text_column", "captions"]
+    assert main([*arguments, "--split", "test[:2]", "--output_dir", str(tmp_path / "file" / "out")]) == 1
+    assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ("verse", "'sections' of row 0 is 'verse'; expected a list of sections"),
+        ([{"label": "verse", "start": 0.0}], r"'sections' of row 0[0] is {'label': 'verse', 'start': 0.0}; expected"),
+        ([{"label": "verse", "start": 2.0, "end": 1.0}], "expected a text as label and seconds start < end"),
+        ([{"label": "verse", "start": None, "end": 1.0}], "expected a text as label and seconds start < end"),
+    ],
+)
+def test_bad_sections_are_refused(model_folder, tmp_path, monkeypatch, capsys, sections, message):
+    rows = [{"file_name": f"{name}.wav", "text": name, "sections": sections} for name in "ab"]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ("--model", model_folder, "--dataset", tmp_path, "--split", "train", "--sections_column", "sections")
+    assert message in fails_before_encoding(monkeypatch, capsys, *arguments)
+
+
+def test_another_model_is_refused(corpus, backbones, monkeypatch, capsys):
+    arguments = ("--model", backbones["gpt2"], "--dataset", corpus, "--text_column", "captions")
+    assert "a 'gpt2' model; expected a CoLLAP model" in fails_before_encoding(monkeypatch, capsys, *arguments)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gramophone"])
+def test_a_missing_device_is_refused(corpus, model_folder, monkeypatch, capsys, device):
+    arguments = ("--model", model_folder, "--dataset", corpus, "--text_column", "captions", "--device", device)
+    assert f"--device {device}: " in fails_before_encoding(monkeypatch, capsys, *arguments)
+
+
+@pytest.mark.parametrize("model_type", ["collap", "elsewhere"])
+def test_code_in_a_model_folder_never_runs(model_folder, tmp_path, monkeypatch, model_type):
+    """Not even where somebody would say yes to transformers' question."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    folder = Path(shutil.copytree(model_folder, tmp_path / "model"))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    for name, kinds in (
+        ("config.json", ("AutoConfig", "AutoModel")),
+        ("processor_config.json", ("AutoProcessor", "AutoFeatureExtractor")),
+        ("tokenizer_config.json", ("AutoTokenizer",)),
+    ):
+        settings = json.loads((folder / name).read_text())
+        code = [None, "evil.Evil"] if name == "tokenizer_config.json" else "evil.Evil"
+        settings["auto_map"] = dict.fromkeys(kinds, code)
+        (folder / name).write_text(json.dumps(settings | ({"model_type": model_type} if name == "config.json" else {})))
+    if model_type == "collap":
+        load_model(str(folder), "cpu", "float32")
+    else:
+        with pytest.raises(ValueError, match="trust_remote_code"):
+            load_model(str(folder), "cpu", "float32")
+    assert not (tmp_path / "ran").exists()

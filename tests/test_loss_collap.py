@@ -36,7 +36,7 @@ def test_equals_the_reference(name):
         reference[f"{name}.loss_{direction}_mean"] for direction in ("audio_to_text", "text_to_audio")
     )
     assert contrastive_loss(scores, "audio_to_text").item() == pytest.approx(audio_to_text.item(), rel=1e-9)
-    assert contrastive_loss(scores, "text_to_audio").item() == pytest.approx(text_to_audio.item(), rel=1e-9)
+    assert contrastive_loss(scores.T, "audio_to_text").item() == pytest.approx(text_to_audio.item(), rel=1e-9)
     both = (audio_to_text + text_to_audio).item() / 2
     assert contrastive_loss(scores).item() == pytest.approx(both, rel=1e-9)
     expected = reference[f"{name}.loss_audio_to_text_printed"].item()
@@ -48,12 +48,12 @@ def test_symmetric_is_the_mean_of_two_different_directions():
     audio_to_text, text_to_audio = cross_entropy(scores), cross_entropy(scores.T)
     assert abs(audio_to_text - text_to_audio) > 0.1
     torch.testing.assert_close(contrastive_loss(scores, "audio_to_text"), audio_to_text)
-    torch.testing.assert_close(contrastive_loss(scores, "text_to_audio"), text_to_audio)
+    torch.testing.assert_close(contrastive_loss(scores.T, "audio_to_text"), text_to_audio)
     torch.testing.assert_close(contrastive_loss(scores), (audio_to_text + text_to_audio) / 2)
     torch.testing.assert_close(contrastive_loss(scores.T), contrastive_loss(scores))
 
 
-@pytest.mark.parametrize("direction", ["symmetric", "audio_to_text", "text_to_audio"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
 def test_every_pair_has_a_gradient_that_pulls_matches_and_pushes_negatives(direction):
     scores = scores_of_three().requires_grad_()
     contrastive_loss(scores, direction).backward()
@@ -69,8 +69,8 @@ def test_different_numbers_of_audios_and_texts_are_refused(shape):
 
 
 def test_unknown_direction_is_refused():
-    with pytest.raises(ValueError, match="'symmetric', 'audio_to_text' or 'text_to_audio', found 'both'"):
-        contrastive_loss(torch.zeros(2, 2), "both")
+    with pytest.raises(ValueError, match="'symmetric' or 'audio_to_text', found 'text_to_audio'"):
+        contrastive_loss(torch.zeros(2, 2), "text_to_audio")
 
 
 def test_one_process_gathers_its_own_rows():

@@ -34,7 +34,7 @@ def reference() -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def original() -> BeatsModel:
-    return load_original(REFERENCE / "beats_tiny.pt").eval()
+    return load_original(REFERENCE / "beats_tiny.pt")[0].eval()
 
 
 def frame_mask_of(reference: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 from functools import partial
 from pathlib import Path
 
@@ -617,6 +618,18 @@ class TestFromBackbones:
         short_name = name.removeprefix("roberta.").removeprefix("model.")
         with pytest.raises(ValueError, match=rf"{part}: the checkpoint lacks weights of .*{short_name}"):
             from_backbones({**backbones, part: broken}, "roberta" if part == "roberta" else "gpt2")
+
+    @pytest.mark.parametrize(
+        ("name", "reason"),
+        [
+            ("kernel_secnds", "'kernel_secnds' is no setting of CoLLAPConfig; did you mean kernel_seconds?"),
+            ("hidden", "'hidden' is no setting of CoLLAPConfig; expected one of projection_dim, segment_seconds, "),
+            ("text_config", "'text_config' is no setting of CoLLAPConfig"),
+        ],
+    )
+    def test_misspelt_setting_is_refused_with_the_nearest(self, backbones, name, reason):
+        with pytest.raises(ValueError, match=re.escape(reason)):
+            from_backbones(backbones, "gpt2", projection_dim=16, **{name: 3})
 
     def test_missing_folder_is_an_error_that_names_it(self, backbones, tmp_path):
         with pytest.raises(OSError, match="no_such_folder"):

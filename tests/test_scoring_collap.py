@@ -254,3 +254,13 @@ def test_arguments_that_do_not_fit_together_are_refused(changes, message):
     arguments = {"text_embeds": text, "audio_embeds": audio, "audio_token_mask": mask, **settings, **changes}
     with pytest.raises(ValueError, match=message):
         attention_pooled_scores(**arguments)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_song_without_tokens_has_no_score_and_does_not_touch_the_others(reduction):
+    (texts, songs, mask), settings = random_case(lengths=(11, 3, 7))
+    expected = attention_pooled_scores(texts, songs, mask, reduction=reduction, **settings)
+    mask[1] = False
+    found = attention_pooled_scores(texts, songs, mask, reduction=reduction, **settings)
+    assert found[1].isnan().all()
+    torch.testing.assert_close(found[[0, 2]], expected[[0, 2]])

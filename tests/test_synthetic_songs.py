@@ -1,14 +1,12 @@
 """Synthetic songs: what a caption says is found in the audio, by measurements that know nothing of the synthesis."""
 
 import hashlib
-import io
 import json
 import multiprocessing
 import os
 import re
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
@@ -142,17 +140,14 @@ def test_another_process_composes_renders_and_captions_the_same():
 # --- rendering
 
 
-def test_rendering_is_fast_unclipped_and_of_the_exact_length():
+def test_rendering_is_finite_unclipped_and_of_the_exact_length():
     songs = SONGS[:12]
     for rate in (RATE, 22050):
         assert len(render_song(songs[0], rate)) == round(songs[0].seconds * rate)
-    start = time.process_time()
     for song in songs:
         audio = render_song(song)
-        soundfile.write(io.BytesIO(), (audio * 32767).astype(np.int16), RATE, format="FLAC")
         assert audio.dtype == np.float32 and audio.shape == (round(song.seconds * RATE),)
         assert np.isfinite(audio).all() and np.abs(audio).max() < 0.98
-    assert sum(song.seconds for song in songs) / (time.process_time() - start) > 50  # times real time, one core
 
 
 def test_dynamics_are_levels():

@@ -1,0 +1,113 @@
+"""On a CUDA device: the same features, encodings, scores and gradients as on the CPU. Run with `pytest -m gpu`."""
+
+import pytest
+import torch
+from test_modeling_beats import inputs, variant
+from test_modeling_collap import lively_model, songs
+from tiny import TEXTS, tiny_processor
+
+from modeling_collap.modeling_beats import eager_attention, sdpa_attention, token_mask_from_frame_mask
+from processing import CoLLAPFeatureExtractor
+
+DEVICE = "cuda"
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.fixture(autouse=True)
+def full_float32(monkeypatch):
+    """Convolutions on a GPU have 10 bits of mantissa by default; here the arithmetic is to be the CPU's."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.mark.parametrize("segment_seconds", [2, 30])
+def test_features_equal_those_of_the_cpu(segment_seconds):
+    extractor = CoLLAPFeatureExtractor(segment_seconds=segment_seconds)
+    waveforms = songs(2.7 * segment_seconds, 0.5, segment_seconds)
+    expected = extractor(waveforms, sampling_rate=16000)
+    found = extractor(waveforms, sampling_rate=16000, device=DEVICE)
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert tensor.device.type == DEVICE
+        if tensor.dtype == torch.bool:
+            assert torch.equal(tensor.cpu(), expected[name]), name
+            continue
+        difference = (tensor.cpu() - expected[name]).abs()
+        assert difference.max() < 1e-3 and difference.mean() < 1e-5, name
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "tolerance"),
+    [
+        *((name, torch.float32, 1e-3) for name in ("gated", "not_gated", "no_relative_position", "pre_norm")),
+        ("gated", torch.bfloat16, 3e-2),
+    ],
+)
+def test_fused_attention_equals_the_readable_one_on_the_cpu(name, dtype, tolerance):
+    features, frame_mask = inputs()
+    eager = variant(name, "eager")
+    fused = variant(name, "sdpa").to(DEVICE, dtype)
+    with torch.no_grad():
+        expected = eager(features, frame_mask).last_hidden_state
+        found = fused(features.to(DEVICE), frame_mask.to(DEVICE)).last_hidden_state
+    assert found.dtype == dtype
+    real = token_mask_from_frame_mask(frame_mask, expected.shape[1])
+    error = found.float().cpu()[real] - expected[real]
+    if dtype == torch.float32:
+        assert error.abs().max() < tolerance
+    else:  # 8 bits of mantissa: only the whole is close
+        assert error.norm() < tolerance * expected[real].norm()
+
+
+@pytest.mark.parametrize("text", ["gpt2", "roberta"])
+def test_scores_and_moments_equal_those_of_the_cpu(text):
+    batch = tiny_processor(text)(text=TEXTS, audio=songs(7.3, 1.2, 4.0), sampling_rate=16000)
+    model = lively_model(text, structure_layers=1)
+    with torch.no_grad():
+        expected = model(**batch)
+        moments = model.localize(expected.text_embeds, expected.audio_embeds, expected.audio_token_mask)
+        found = model.to(DEVICE)(**batch.to(DEVICE))
+        found_moments = model.localize(found.text_embeds, found.audio_embeds, found.audio_token_mask)
+    assert found.logits_per_audio.device.type == DEVICE
+    assert expected.logits_per_audio.std() > 0.1  # far beyond the tolerance
+    torch.testing.assert_close(found.logits_per_audio.cpu(), expected.logits_per_audio, atol=1e-3, rtol=0)
+    torch.testing.assert_close(found_moments.scores.cpu(), moments.scores, atol=1e-3, rtol=0)
+
+
+def attention_arguments(num_patches: int = 100) -> list[torch.Tensor]:
+    """Query, key, value, gate and position bias of two segments and four heads; P is no multiple of 8."""
+    generator = torch.Generator().manual_seed(0)
+    heads = [torch.randn(2, 4, num_patches, 16, generator=generator) for _ in range(3)]
+    gate = 1 + torch.rand(2, 4, num_patches, 1, generator=generator)
+    return [*heads, gate, torch.randn(4, 2 * num_patches - 1, generator=generator)]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_gradients_flow_through_fused_attention_and_the_gated_bias(padded):
+    padding_bias = torch.zeros(2, 1, 1, 100)
+    padding_bias[1, ..., 70:] = -torch.inf
+
+    def gradients(attend, device: str) -> list[torch.Tensor]:
+        leaves = [tensor.to(device).requires_grad_() for tensor in attention_arguments()]
+        output = attend(*leaves, padding_bias.to(device) if padded else None, 0.0)
+        weights = torch.linspace(-1, 1, output.numel(), device=device).view_as(output)
+        return [gradient.cpu() for gradient in torch.autograd.grad((output * weights).sum(), leaves)]
+
+    for found, expected in zip(gradients(sdpa_attention, DEVICE), gradients(eager_attention, "cpu"), strict=True):
+        assert expected.abs().max() > 0.1
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_a_training_step_reaches_every_parameter():
+    batch = tiny_processor("gpt2")(text=TEXTS, audio=songs(3.0, 1.0), sampling_rate=16000)
+    gradients = []
+    for device in ("cpu", DEVICE):
+        model = lively_model(learn_attention_temperature=True).to(device)
+        model(**batch.to(device), return_loss=True).loss.backward()
+        gradients.append({name: p.grad.cpu() for name, p in model.named_parameters() if p.requires_grad})
+    expected, found = gradients
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() <= 1e-2 * max(gradient.norm().item(), 1e-3), name
