@@ -332,25 +332,26 @@ def main(arguments: list[str]) -> None:
     evaluations = Evaluations(accelerator, accelerator.unwrap_model(model), processor, eval_set, config)
 
     step = 0
-    progress = tqdm(total=steps, disable=not accelerator.is_main_process, desc="training")
-    model.train()
-    for epoch in range(config.epochs):
-        dataset.set_epoch(epoch)
-        loader.set_epoch(epoch)
-        for batch in loader:
-            result = training_step(accelerator, model, optimizer, scheduler, batch, config)
-            if not accelerator.sync_gradients:
-                continue
-            step += 1
-            progress.update()
-            if step % config.log_every == 0:
-                metrics = step_metrics(evaluations.model, result, scheduler.get_last_lr()[0])
-                accelerator.log(metrics, step=step)
-                progress.set_postfix(loss=f"{metrics['train/loss']:.3f}", lr=f"{metrics['train/learning_rate']:.1e}")
-        if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
-            evaluations.run(epoch + 1, step, progress)
+    with tqdm(total=steps, disable=not accelerator.is_main_process, desc="training") as progress:
+        model.train()
+        for epoch in range(config.epochs):
+            dataset.set_epoch(epoch)
+            loader.set_epoch(epoch)
+            for batch in loader:
+                result = training_step(accelerator, model, optimizer, scheduler, batch, config)
+                if not accelerator.sync_gradients:
+                    continue
+                step += 1
+                progress.update()
+                if step % config.log_every == 0:
+                    metrics = step_metrics(evaluations.model, result, scheduler.get_last_lr()[0])
+                    accelerator.log(metrics, step=step)
+                    progress.set_postfix(
+                        loss=f"{metrics['train/loss']:.3f}", lr=f"{metrics['train/learning_rate']:.1e}"
+                    )
+            if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
+                evaluations.run(epoch + 1, step, progress)
     evaluations.save("last")
-    progress.close()
     accelerator.end_training()
 
 
