@@ -159,7 +159,8 @@ class BeatsRelativePositionBias(nn.Module):
     def forward(self, num_patches: int) -> torch.Tensor:
         """Returns the bias of every relative position `key - query + P - 1`, (heads, 2P - 1)."""
         buckets = relative_position_buckets(num_patches, self.num_buckets, self.max_distance)
-        return self.embedding(buckets.to(self.embedding.weight.device)).T  # (heads, 2P - 1)
+        # Contiguous: the windows that attention takes of a row are then read without a stride.
+        return self.embedding(buckets.to(self.embedding.weight.device)).T.contiguous()  # (heads, 2P - 1)
 
 
 class BeatsAttention(nn.Module):
