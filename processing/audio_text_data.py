@@ -145,11 +145,18 @@ def _split_from_table(path: Path, split: str, audio_column: str) -> datasets.Dat
         raise ValueError(f"{path}: {str(error.__cause__ or error).strip() or 'has no rows'}") from error
     if "file_name" in dataset.column_names and audio_column not in dataset.column_names:
         dataset = dataset.rename_column("file_name", audio_column)
-    kind = getattr(dataset.features.get(audio_column), "dtype", None)  # a struct of bytes and path has none
+    if audio_column not in dataset.column_names:
+        return dataset
+    places = {"column": audio_column, "folder": str(path.resolve().parent)}
+    kind = getattr(dataset.features[audio_column], "dtype", "struct")  # of bytes and path
     if kind in ("string", "large_string"):
         features = datasets.Features({**dataset.features, audio_column: datasets.Value("string")})
-        places = {"column": audio_column, "folder": str(path.resolve().parent)}
-        dataset = dataset.map(_resolve_path, with_indices=True, fn_kwargs=places, features=features)
+        return dataset.map(_resolve_path, with_indices=True, fn_kwargs=places, features=features)
+    if kind not in ("struct", "dict"):
+        return dataset  # open_dataset says what is wrong with it
+    for row, audio in enumerate(dataset.cast_column(audio_column, datasets.Audio(decode=False))[audio_column]):
+        if audio is not None and audio["bytes"] is None and audio["path"] is not None:
+            _resolve_path({audio_column: audio["path"]}, row, **places)
     return dataset
 
 

@@ -297,3 +297,10 @@ def test_audio_below_a_tenth_of_a_second_is_refused(tmp_path, crop_seconds):
         cache_features(dataset, extractor, "audio")
     with pytest.raises(ValueError, match="crop_seconds must be at least 0.1, found 0.05"):
         AudioTextDataset(dataset, extractor, "audio", "text", crop_seconds=0.05)
+
+
+def test_paths_in_a_struct_column_may_not_leave_the_folder_either(tmp_path):
+    rows = datasets.Dataset.from_dict({"audio": [{"bytes": None, "path": "/etc/hostname"}], "text": ["a song"]})
+    rows.to_parquet(tmp_path / "songs.parquet")
+    with pytest.raises(ValueError, match="outside of the data set's folder"):
+        open_dataset(str(tmp_path / "songs.parquet"), "train")
