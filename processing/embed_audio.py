@@ -51,7 +51,8 @@ def embed_segments(model, blocks: Iterable[dict[str, torch.Tensor]]) -> tuple[to
         )  # (S, K, D)
         masks.append(block["audio_token_mask"])  # (S, K)
     mask = torch.cat(masks).flatten().unsqueeze(0)  # (1, T)
-    return model.normalize_tokens(torch.cat(tokens).flatten(0, 1).unsqueeze(0), mask), mask  # (1, T, D)
+    tokens = torch.cat(tokens).flatten(0, 1).unsqueeze(0)  # (1, T, D)
+    return model.normalize_tokens(tokens, mask), mask  # (1, T, D)
 
 
 def feature_blocks(
