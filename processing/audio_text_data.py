@@ -11,6 +11,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from datasets.fingerprint import Hasher
 from safetensors.torch import load as load_tensors
@@ -154,9 +155,12 @@ def _split_from_table(path: Path, split: str, audio_column: str) -> datasets.Dat
         return dataset.map(_resolve_path, with_indices=True, fn_kwargs=places, features=features)
     if kind not in ("struct", "dict"):
         return dataset  # open_dataset says what is wrong with it
-    for row, audio in enumerate(dataset.cast_column(audio_column, datasets.Audio(decode=False))[audio_column]):
-        if audio is not None and audio["bytes"] is None and audio["path"] is not None:
-            _resolve_path({audio_column: audio["path"]}, row, **places)
+    # On the Arrow column: a loop over the rows would read the bytes of every audio only to look at its path.
+    audio = dataset.cast_column(audio_column, datasets.Audio(decode=False)).data.column(audio_column)
+    has_bytes = pc.is_valid(pc.struct_field(audio, "bytes")).to_pylist()
+    for row, name in enumerate(pc.struct_field(audio, "path").to_pylist()):
+        if name is not None and not has_bytes[row]:
+            _resolve_path({audio_column: name}, row, **places)
     return dataset
 
 
