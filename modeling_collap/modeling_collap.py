@@ -260,10 +260,11 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         pooled = pool_text(hidden_states, attention_mask, self.config.text_pooling)  # (B, hidden)
         return F.normalize(self.text_projection(pooled).float(), dim=-1)  # (B, D)
 
-    def encode_segments(
+    def fused_segments(
         self, music_features: torch.Tensor, speech_features: torch.Tensor, music_attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """Both audio encoders and the adapter, `segment_batch_size` segments at a time.
+        """Both audio encoders on one time grid, `segment_batch_size` segments at a time; what frozen encoders give can
+        be stored and passed to [`get_audio_features`] as `fused_tokens`.
 
         Args:
             music_features: (N, F, mel bins) Kaldi filter bank.
@@ -271,25 +272,31 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
             music_attention_mask: (N, F), True = audio; None if all are.
 
         Returns:
-            (N, K, D), not normalised.
+            (N, K, music hidden + speech hidden), before the adapter.
         """
         size = self.config.segment_batch_size
         masks = [None] * len(music_features.split(size))
         if music_attention_mask is not None:
             masks = music_attention_mask.split(size)
-        encoded = [
-            self._encode_segment_batch(music, speech, mask)
+        fused = [
+            self._fused_segment_batch(music, speech, mask)
             for music, speech, mask in zip(music_features.split(size), speech_features.split(size), masks, strict=True)
         ]
-        return torch.cat(encoded)  # (N, K, D)
+        return torch.cat(fused)  # (N, K, music + speech hidden)
 
-    def _encode_segment_batch(self, music_features, speech_features, music_attention_mask) -> torch.Tensor:
+    def _fused_segment_batch(self, music_features, speech_features, music_attention_mask) -> torch.Tensor:
         if music_attention_mask is not None and music_attention_mask.all():
             music_attention_mask = None  # the same numbers without a mask to add
         music = self.music_model(music_features, attention_mask=music_attention_mask).last_hidden_state
         speech = self.speech_model(speech_features.to(self.speech_model.conv1.weight.dtype)).last_hidden_state
         patches = self.config.music_config.frequency_patches
-        return self.audio_adapter(fuse_segments(music, speech, patches, self.config.speech_tokens_per_patch))
+        return fuse_segments(music, speech, patches, self.config.speech_tokens_per_patch)
+
+    def encode_segments(
+        self, music_features: torch.Tensor, speech_features: torch.Tensor, music_attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """[`fused_segments`] and the adapter: (N, K, D), not normalised."""
+        return self.audio_adapter(self.fused_segments(music_features, speech_features, music_attention_mask))
 
     def normalize_tokens(self, tokens: torch.Tensor, audio_token_mask: torch.Tensor) -> torch.Tensor:
         """Structure layers over the whole song, if any, and unit norm.
@@ -310,11 +317,12 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
 
     def get_audio_features(
         self,
-        music_features: torch.Tensor,
-        speech_features: torch.Tensor,
+        music_features: torch.Tensor | None = None,
+        speech_features: torch.Tensor | None = None,
         music_attention_mask: torch.Tensor | None = None,
         segment_mask: torch.Tensor | None = None,
         audio_token_mask: torch.Tensor | None = None,
+        fused_tokens: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
@@ -323,10 +331,17 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
             music_attention_mask: (A, S, F), True = the frame holds audio; None if all do.
             segment_mask: (A, S), True = the segment holds audio; None if all do. Other segments are not encoded.
             audio_token_mask: (A, T), True = the token starts before the audio ends; None for all of the real segments.
+            fused_tokens: (A, T, music hidden + speech hidden) from [`fused_segments`], instead of all the features.
 
         Returns:
             Embeddings (A, T, D) float32, unit norm, zero outside of the mask; token mask (A, T) bool.
         """
+        if fused_tokens is not None:
+            if audio_token_mask is None:
+                audio_token_mask = fused_tokens.new_ones(fused_tokens.shape[:2])  # (A, T)
+            audio_token_mask = audio_token_mask.bool()
+            tokens = self.audio_adapter(fused_tokens.to(self.audio_adapter.weight.dtype))  # (A, T, D)
+            return self.normalize_tokens(tokens, audio_token_mask), audio_token_mask
         num_audios, num_segments = music_features.shape[:2]
         tokens_per_segment = self.config.tokens_per_segment
         if segment_mask is None:
@@ -417,41 +432,62 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         music_attention_mask: torch.Tensor | None = None,
         segment_mask: torch.Tensor | None = None,
         audio_token_mask: torch.Tensor | None = None,
+        fused_tokens: torch.Tensor | None = None,
+        text_embeds: torch.Tensor | None = None,
         return_loss: bool = False,
         gather_negatives: bool = False,
+        text_chunk_size: int | None = None,
         return_dict: bool | None = None,
     ) -> CoLLAPOutput | tuple:
-        """Scores of all audios with all texts; the arguments are what `CoLLAPProcessor` returns.
+        """Scores of all audios with all texts, or the embeddings of one side if only that is given; the arguments are
+        what `CoLLAPProcessor` returns.
 
         Args:
             input_ids, attention_mask: as in [`get_text_features`].
-            music_features, speech_features, music_attention_mask, segment_mask, audio_token_mask: as in
+            music_features, speech_features, music_attention_mask, segment_mask, audio_token_mask, fused_tokens: as in
                 [`get_audio_features`].
+            text_embeds: (B, D) from [`get_text_features`], instead of `input_ids`.
             return_loss: whether to add the contrastive loss; text i must describe audio i.
             gather_negatives: whether the loss contrasts the audios and texts of all processes; only text embeddings
                 and scores travel. The returned loss is that of the whole batch.
+            text_chunk_size: texts scored at a time, to bound memory; None for all.
             return_dict: False for a tuple.
 
         Raises:
-            ValueError: if text or audio is missing, or with `return_loss` and different numbers of both.
+            ValueError: if text or audio is missing with `return_loss`, both are, or features come without their
+                counterpart; with `return_loss` and different numbers of texts and audios.
         """
-        if input_ids is None or music_features is None or speech_features is None:
-            raise ValueError(
-                "CoLLAPModel needs both input_ids and music_features with speech_features; for one side alone call "
-                "get_text_features or get_audio_features"
-            )
-        text_embeds = self.get_text_features(input_ids, attention_mask)  # (B, D)
-        audio_embeds, audio_token_mask = self.get_audio_features(
-            music_features, speech_features, music_attention_mask, segment_mask, audio_token_mask
-        )  # (A, T, D)
-        all_texts = gather_rows(text_embeds) if gather_negatives else text_embeds
-        logits = self.score(all_texts, audio_embeds, audio_token_mask)  # (A, B)
-        loss = None
+        has_text = input_ids is not None or text_embeds is not None
+        has_audio = fused_tokens is not None or (music_features is not None and speech_features is not None)
+        _check_sides(has_text, has_audio, music_features is not None or speech_features is not None, return_loss)
+        loss = logits = audio_embeds = None
+        if input_ids is not None and text_embeds is None:
+            text_embeds = self.get_text_features(input_ids, attention_mask)  # (B, D)
+        if has_audio:
+            audio_embeds, audio_token_mask = self.get_audio_features(
+                music_features, speech_features, music_attention_mask, segment_mask, audio_token_mask, fused_tokens
+            )  # (A, T, D), (A, T)
+        if has_text and has_audio:
+            all_texts = gather_rows(text_embeds) if gather_negatives else text_embeds  # (B, D)
+            logits = self.score(all_texts, audio_embeds, audio_token_mask, text_chunk_size)  # (A, B)
         if return_loss:
             all_logits = gather_rows(logits) if gather_negatives else logits
             loss = contrastive_loss(all_logits, self.config.loss_direction)
-        output = CoLLAPOutput(loss, logits, logits.T, text_embeds, audio_embeds, audio_token_mask)
+        logits_per_text = None if logits is None else logits.T
+        output = CoLLAPOutput(loss, logits, logits_per_text, text_embeds, audio_embeds, audio_token_mask)
         return output if return_dict is not False else output.to_tuple()
+
+
+def _check_sides(has_text: bool, has_audio: bool, has_features: bool, return_loss: bool):
+    """ValueError unless there is something to embed, and both sides for the loss."""
+    if has_features and not has_audio:
+        raise ValueError("CoLLAPModel reads music_features together with speech_features; found only one of them")
+    if not (has_text and has_audio if return_loss else has_text or has_audio):
+        raise ValueError(
+            f"found {'text' if has_text else 'audio' if has_audio else 'neither text nor audio'}; expected input_ids "
+            "(or text_embeds) and music_features with speech_features (or fused_tokens)"
+            + (": the loss needs both sides" if return_loss else ", or one side to embed it alone")
+        )
 
 
 def _without_pooler(text_model: PreTrainedModel) -> PreTrainedModel:

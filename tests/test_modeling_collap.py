@@ -248,9 +248,35 @@ class TestScore:
         inputs = processor(text=TEXTS, audio=songs(1.0, 1.0), sampling_rate=16000)
         with pytest.raises(ValueError, match="found 2 audios and 3 texts"):
             model(**inputs, return_loss=True)
-        for missing in ("input_ids", "music_features", "speech_features"):
-            with pytest.raises(ValueError, match="needs both input_ids and music_features with speech_features"):
+        messages = {"input_ids": "found audio; expected input_ids.*needs both sides"}
+        messages |= {name: "found only one of them" for name in ("music_features", "speech_features")}
+        for missing, message in messages.items():
+            with pytest.raises(ValueError, match=message):
                 model(**{name: tensor for name, tensor in inputs.items() if name != missing}, return_loss=True)
+        with pytest.raises(ValueError, match="neither text nor audio"):
+            model()
+
+    @pytest.mark.parametrize("text", TEXT_TOWERS)
+    def test_one_side_alone_known_texts_and_stored_tokens_give_the_same_numbers(self, text):
+        model = lively_model(text, structure_layers=1)
+        inputs = tiny_processor(text)(text=TEXTS, audio=songs(*SONG_SECONDS), sampling_rate=16000)
+        texts = {name: inputs.pop(name) for name in ("input_ids", "attention_mask")}
+        real = inputs["segment_mask"]
+        with torch.no_grad():
+            whole, text_only, audio_only = model(**texts, **inputs), model(**texts), model(**inputs)
+            fused = model.fused_segments(
+                *(inputs[name][real] for name in ("music_features", "speech_features", "music_attention_mask"))
+            )  # (N, K, M)
+            stored = fused.new_zeros(*real.shape, *fused.shape[1:])  # (A, S, K, M)
+            stored[real] = fused
+            mask = inputs["audio_token_mask"]
+            known = model(text_embeds=text_only.text_embeds, fused_tokens=stored.flatten(1, 2), audio_token_mask=mask)
+        assert text_only.audio_embeds is None and text_only.logits_per_audio is None
+        assert audio_only.text_embeds is None and audio_only.logits_per_text is None
+        assert torch.equal(text_only.text_embeds, whole.text_embeds)
+        assert torch.equal(audio_only.audio_embeds, whole.audio_embeds)
+        torch.testing.assert_close(known.logits_per_audio, whole.logits_per_audio)
+        torch.testing.assert_close(known.audio_embeds, whole.audio_embeds)
 
     @pytest.mark.parametrize("structure_layers", [0, 1])
     def test_only_structure_layers_see_the_order_of_sections(self, structure_layers):
