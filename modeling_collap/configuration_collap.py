@@ -14,6 +14,7 @@ from .configuration_beats import BeatsConfig
 TEXT_POOLING = {"gpt2": "last", "roberta": "first"}
 MUSIC_FRAMES_PER_SECOND = 100
 SPEECH_TOKENS_PER_SECOND = 50
+CONFIG_VERSION = 1  # raised when a setting changes its meaning
 
 
 class CoLLAPConfig(PreTrainedConfig):
@@ -41,9 +42,11 @@ class CoLLAPConfig(PreTrainedConfig):
         structure_heads: attention heads of those layers.
         segment_batch_size: segments that pass the audio encoders at a time; bounds the memory of long recordings.
         initializer_range: standard deviation of the newly initialised projections.
+        config_version: version of this format that the configuration was written in.
 
     Raises:
-        ValueError: for a value outside of these ranges, or encoders whose time grids do not fit together.
+        ValueError: for a value outside of these ranges, encoders whose time grids do not fit together, or a
+            configuration of a newer version.
     """
 
     model_type = "collap"
@@ -69,8 +72,14 @@ class CoLLAPConfig(PreTrainedConfig):
         structure_heads: int = 8,
         segment_batch_size: int = 8,
         initializer_range: float = 0.02,
+        config_version: int = CONFIG_VERSION,
         **kwargs,
     ):
+        if not 1 <= config_version <= CONFIG_VERSION:
+            raise ValueError(
+                f"the configuration has version {config_version}, and this code reads versions up to {CONFIG_VERSION}: "
+                "install a newer release of this package"
+            )
         self.text_config = _sub_config(text_config, "gpt2")
         self.music_config = _sub_config(music_config, "beats")
         self.speech_config = _sub_config(speech_config, "whisper")
@@ -90,6 +99,7 @@ class CoLLAPConfig(PreTrainedConfig):
         self.structure_heads = structure_heads
         self.segment_batch_size = segment_batch_size
         self.initializer_range = initializer_range
+        self.config_version = CONFIG_VERSION
         self._check()
         # The encoder gets positions for one segment, so that shorter segments need no padding to 30 s.
         self.speech_config.max_source_positions = round(segment_seconds * SPEECH_TOKENS_PER_SECOND)
@@ -166,7 +176,7 @@ def check_settings(names: Iterable[str]) -> None:
         ValueError: naming the first unknown name and the nearest setting.
     """
     parameters = inspect.signature(CoLLAPConfig.__init__).parameters
-    known = [name for name in parameters if name not in ("self", "kwargs", *CoLLAPConfig.sub_configs)]
+    known = [name for name in parameters if name not in ("self", "kwargs", "config_version", *CoLLAPConfig.sub_configs)]
     for name in names:
         if name not in known:
             nearest = difflib.get_close_matches(str(name), known, n=1)

@@ -1,0 +1,1 @@
+"""What train.py needs: batches, steps, checkpoints, plans and logs; one file for each."""

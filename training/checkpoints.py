@@ -1,0 +1,199 @@
+"""Checkpoints that a run is resumed from, exactly, whenever it was killed.
+
+A checkpoint is what `Accelerator.save_state` writes (weights, optimizer, scaler and the random states of every
+process) and `progress.json`. It is written to a hidden folder, flushed to disk and then renamed: a folder called
+`step-00000120` is whole. Folders are only ever replaced by a rename, so that a kill leaves the old one or the new one.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
+
+NAME = re.compile(r"step-\d{8}")
+PROGRESS = "progress.json"
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch and safetensors have their own for a full disk
+
+
+def write_json(path: Path, content: dict | list):
+    """Replaces a file in one go: a reader sees the old content or the new."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(json.dumps(content, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_folder(path: Path, write: Callable[[Path], None]):
+    """Replaces a folder by what `write` puts into an empty one; `path` is never half-written.
+
+    Raises:
+        OSError: says what could not be written; `path` is as it was.
+    """
+    temporary, old = (path.with_name(f".{path.name}.{ending}") for ending in ("tmp", "old"))
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        write(temporary)
+        _flush(temporary)
+    except WRITE_ERRORS as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(
+            f"{path} could not be written ({_one_line(error)}); what was there before is untouched"
+        ) from error
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    temporary.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folder(path: Path):
+    """What was there before, if a kill came between the two renames of [`write_folder`]."""
+    old = path.with_name(f".{path.name}.old")
+    if old.exists() and not path.exists():
+        old.rename(path)
+
+
+def _flush(folder: Path):
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        accelerator: that has prepared model and optimizer.
+        folder: `output_dir/checkpoints`.
+        identity: what must be equal for a run to be resumed exactly: settings, number of processes, ...
+        keep: how many of the newest are kept.
+    """
+
+    def __init__(self, accelerator: Accelerator, folder: Path, identity: dict, keep: int):
+        self.accelerator, self.folder, self.keep = accelerator, folder, keep
+        self.identity = json.loads(json.dumps(identity, default=str))  # as it will be read back
+
+    def all(self) -> list[Path]:
+        """Whole checkpoints, oldest first."""
+        found = [path for path in self.folder.glob("step-*") if NAME.fullmatch(path.name) and path.is_dir()]
+        return sorted(path for path in found if (path / PROGRESS).is_file())
+
+    def save(self, step: int, progress: dict):
+        """Writes a checkpoint; called by all processes with the same arguments.
+
+        Raises:
+            OSError: on every process, if one of them could not write; the checkpoints that were there are whole.
+        """
+        final = self.folder / f"step-{step:08d}"
+        if final in self.all():
+            return  # resumed from it; the same state would be written again
+        temporary = final.with_name(f".{final.name}.tmp")
+        problem = self._prepare(temporary)
+        problem = _first(gather_object([problem]))
+        if problem is None:
+            problem = _first(gather_object([self._write(temporary, step, progress)]))
+        if problem is not None:
+            self._fail(temporary, step, problem)
+        if self.accelerator.is_main_process:
+            temporary.rename(final)
+            for outdated in self.all()[: -self.keep]:
+                outdated.rename(outdated.with_name(f".{outdated.name}.old"))
+            self._remove_leftovers()
+        self.accelerator.wait_for_everyone()
+
+    def load(self, path: Path) -> dict:
+        """Restores the accelerator's state and returns the progress; called by all processes.
+
+        Raises:
+            ValueError: it is no checkpoint, that of a run with other settings, or damaged.
+        """
+        content = self._read(path)
+        _check_identity(path, content["identity"], self.identity)
+        try:
+            self.accelerator.load_state(str(path))
+        except (*WRITE_ERRORS, KeyError, EOFError) as error:
+            raise ValueError(f"{path} is damaged ({_one_line(error)}); resume from another checkpoint") from error
+        return content["progress"]
+
+    def find(self, resume: str) -> Path | None:
+        """The checkpoint that `--resume` names: a folder, or `"latest"`, which is None for a run without any."""
+        if resume != "latest":
+            return Path(resume)
+        if self.accelerator.is_main_process:
+            self._remove_leftovers()
+        checkpoints = self.all()
+        return checkpoints[-1] if checkpoints else None
+
+    def _prepare(self, temporary: Path) -> str | None:
+        try:
+            if self.accelerator.is_main_process:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+        except OSError as error:
+            return _one_line(error)
+        return None
+
+    def _write(self, temporary: Path, step: int, progress: dict) -> str | None:
+        try:
+            self.accelerator.save_state(str(temporary))
+            if self.accelerator.is_main_process:
+                content = {"step": step, "identity": self.identity, "progress": progress}
+                write_json(temporary / PROGRESS, content)
+            _flush(temporary)
+        except WRITE_ERRORS as error:
+            return _one_line(error)
+        return None
+
+    def _fail(self, temporary: Path, step: int, problem: str):
+        if self.accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+        whole = self.all()
+        hint = f"{whole[-1]} is whole: free space, then --resume latest" if whole else "there is none before it"
+        raise OSError(f"the checkpoint of step {step} could not be written to {self.folder} ({problem}); {hint}")
+
+    def _remove_leftovers(self):
+        """Folders that a kill left half-written or half-deleted."""
+        for path in self.folder.glob(".step-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _read(self, path: Path) -> dict:
+        try:
+            return json.loads((path / PROGRESS).read_text())
+        except (OSError, ValueError) as error:
+            whole = [found.name for found in self.all()]
+            raise ValueError(
+                f"{path} is no whole checkpoint ({_one_line(error)}); those of this run are {whole or 'none'}"
+            ) from error
+
+
+def _first(problems: list[str | None]) -> str | None:
+    return next((problem for problem in problems if problem is not None), None)
+
+
+def _check_identity(path: Path, found: dict, expected: dict):
+    """ValueError that names every setting that differs."""
+    names = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    if not names:
+        return
+    differences = ", ".join(f"{name} was {found.get(name)!r} and is {expected.get(name)!r}" for name in names)
+    reason = "random states, songs and streams are dealt to a fixed number of processes; " * ("num_processes" in names)
+    raise ValueError(
+        f"{path} is a checkpoint of another run: {differences}. {reason}resume with the settings of that run, or start "
+        "a new one from its weights with --model and another --output_dir"
+    )
