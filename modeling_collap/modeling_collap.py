@@ -242,6 +242,10 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         model.speech_model.load_state_dict(speech_state)
         return model
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Those of the text tower; Accelerate asks for them under FSDP2."""
+        return self.text_model.get_input_embeddings()
+
     def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """
         Args:

@@ -216,7 +216,7 @@ def _check_complete(track: _Track, num_samples: int) -> None:
             )
 
 
-def _source_name(source: AudioSource) -> str:
+def source_name(source: AudioSource) -> str:
     if isinstance(source, bytes):
         return f"<{len(source)} bytes>"
     if isinstance(source, (str, os.PathLike)):
@@ -297,7 +297,7 @@ def _open_container(file: BinaryIO, name: str) -> Iterator[av.container.InputCon
 
 
 @contextmanager
-def _open_track(source: AudioSource, name: str) -> Iterator[_Track]:
+def open_track(source: AudioSource, name: str) -> Iterator[_Track]:
     with _open_binary(source, name) as file, _open_container(file, name) as container:
         if not container.streams.audio:
             found = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
@@ -482,7 +482,7 @@ def _span_blocks(
     """Output samples first..last in blocks; a second try reads from the start of the file if seeking went wrong."""
     for may_jump in (True, False):
         try:
-            with _open_track(source, name) as track:
+            with open_track(source, name) as track:
                 wanted = max(_resampling_start(first, track.rate, rate)[0], 0) if may_jump else 0
                 pieces = _resample(_mono_chunks(track, wanted), track.rate, rate, first)
                 is_empty = True
@@ -540,7 +540,7 @@ def stream_audio(
             file: mp3 without a Xing header, and adts or ogg cut exactly between two frames or pages.
         ValueError, TypeError: an argument is out of range or of another type; raised by the call, before any reading.
     """
-    name = _source_name(source)
+    name = source_name(source)
     _check_arguments(sampling_rate, start, stop, block_seconds)
     rate = int(sampling_rate)
     first = round((start or 0.0) * rate)
@@ -563,8 +563,8 @@ def audio_seconds(source: AudioSource) -> float:
 
     Raises AudioFileError as `stream_audio` does; with a header that counts samples, damage inside the file goes unseen.
     """
-    name = _source_name(source)
-    with _open_track(source, name) as track:
+    name = source_name(source)
+    with open_track(source, name) as track:
         if track.declared_samples is not None:
             _check_complete(track, track.declared_samples)
             return track.declared_samples / track.rate

@@ -4,11 +4,16 @@ A row has an audio column (bytes or a path) and a text column (one text or a lis
 """
 
 import difflib
+import hashlib
+import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import av
 import datasets
 import numpy as np
 import pyarrow.compute as pc
@@ -16,9 +21,9 @@ import torch
 from datasets.fingerprint import Hasher
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from transformers import BatchFeature
 
-from .audio_files import AudioFileError, audio_seconds, load_audio
+from .audio_collap import HOP_LENGTH, SAMPLING_RATE, num_kaldi_frames
+from .audio_files import AudioFileError, audio_seconds, load_audio, open_track, source_name
 from .embed_audio import check_samples
 from .feature_extraction_collap import MIN_SECONDS, pad_audio_features
 
@@ -26,6 +31,8 @@ TABLE_READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"
 CACHED_COLUMN = "collap_features"
 # To be raised with every change of code that changes the features of the same audio: cached ones are not used then.
 FEATURES_VERSION = 1
+# Files that are tried in place of one that cannot be read: more than this many in a row is a broken data set.
+MAX_REPLACEMENTS = 20
 
 
 def open_dataset(
@@ -152,7 +159,7 @@ def _split_from_table(path: Path, split: str, audio_column: str) -> datasets.Dat
     kind = getattr(dataset.features[audio_column], "dtype", "struct")  # of bytes and path
     if kind in ("string", "large_string"):
         features = datasets.Features({**dataset.features, audio_column: datasets.Value("string")})
-        return dataset.map(_resolve_path, with_indices=True, fn_kwargs=places, features=features)
+        return dataset.map(resolve_path, with_indices=True, fn_kwargs=places, features=features)
     if kind not in ("struct", "dict"):
         return dataset  # open_dataset says what is wrong with it
     # On the Arrow column: a loop over the rows would read the bytes of every audio only to look at its path.
@@ -160,11 +167,11 @@ def _split_from_table(path: Path, split: str, audio_column: str) -> datasets.Dat
     has_bytes = pc.is_valid(pc.struct_field(audio, "bytes")).to_pylist()
     for row, name in enumerate(pc.struct_field(audio, "path").to_pylist()):
         if name is not None and not has_bytes[row]:
-            _resolve_path({audio_column: name}, row, **places)
+            resolve_path({audio_column: name}, row, **places)
     return dataset
 
 
-def _resolve_path(example: dict, row: int, column: str, folder: str) -> dict:
+def resolve_path(example: dict, row: int, column: str, folder: str) -> dict:
     """A path of a table, relative to the table's folder, which it may not leave."""
     name = example[column]
     if not name:
@@ -187,15 +194,19 @@ def audio_source(audio: dict | None) -> bytes | str:
     raise AudioFileError("has no audio; expected bytes or a path")
 
 
+def row_name(row: int | str, audio: dict | None) -> str:
+    """`"row 7 (song.mp3)"`; bytes without a path have no other name than their row."""
+    path = audio.get("path") if audio is not None else None
+    return f"row {row} ({Path(path).name})" if path else f"row {row}"
+
+
 @contextmanager
-def naming_row(row: int, audio: dict | None) -> Iterator[None]:
-    """Puts `row 7 (song.mp3): ` before the message of an `AudioFileError`; bytes have no other name."""
+def naming_row(row: int | str, audio: dict | None) -> Iterator[None]:
+    """Puts `row 7 (song.mp3): ` before the message of an `AudioFileError`."""
     try:
         yield
     except AudioFileError as error:
-        path = audio.get("path") if audio is not None else None
-        name = f"row {row} ({Path(path).name})" if path else f"row {row}"
-        raise AudioFileError(f"{name}: {error}") from error
+        raise AudioFileError(f"{row_name(row, audio)}: {error}") from error
 
 
 def worker_message(error: BaseException) -> str:
@@ -213,7 +224,7 @@ def worker_message(error: BaseException) -> str:
     return kind.rpartition(".")[2] + separator + message
 
 
-def row_texts(text: str | list[str | None] | None, row: int) -> list[str]:
+def row_texts(text: str | list[str | None] | None, row: int | str) -> list[str]:
     """The texts of one row, without those that are missing or blank.
 
     Raises:
@@ -231,6 +242,20 @@ def row_texts(text: str | list[str | None] | None, row: int) -> list[str]:
     return texts
 
 
+def check_row_texts(dataset: datasets.Dataset, text_column: str) -> str:
+    """The longest text of a data set, after a look at every row.
+
+    Raises:
+        ValueError: names the first row without a text, see [`row_texts`].
+    """
+    longest, row = "", 0
+    for batch in dataset.select_columns(text_column).iter(batch_size=1000):
+        for text in batch[text_column]:
+            longest = max(longest, *row_texts(text, row), key=len)
+            row += 1
+    return longest
+
+
 def crop_span(seconds: float, crop_seconds: float, generator: np.random.Generator) -> tuple[float, float]:
     """A random span of `crop_seconds`, or the whole audio if it is shorter; in seconds."""
     if seconds <= crop_seconds:
@@ -239,11 +264,175 @@ def crop_span(seconds: float, crop_seconds: float, generator: np.random.Generato
     return start, start + crop_seconds
 
 
-class AudioTextDataset(torch.utils.data.Dataset):
-    """Rows as `{"features": inputs of one audio, "text": one of its texts}`.
+def sample_generator(seed: int, epoch: int, audio: dict | None) -> np.random.Generator:
+    """The generator of a sample's random choices in an epoch.
 
-    The choice of text, and of the crop if there is one, depends on `seed`, the epoch and the row alone, so it is the
-    same for any number of workers and processes.
+    The sample is known by the base name of its path, or else by its bytes, so that it is the same one in a table and in
+    a stream, in any place, and for any number of workers and processes.
+    """
+    path, content = (audio.get("path"), audio.get("bytes")) if audio is not None else (None, None)
+    key = Path(path).name.encode() if path else content or b""
+    digest = hashlib.blake2b(key, digest_size=16).digest()
+    return np.random.default_rng((seed, epoch, int.from_bytes(digest, "little")))
+
+
+def length_buckets(lengths: np.ndarray, batch_size: int, generator: np.random.Generator) -> np.ndarray:
+    """Batches of songs of about one length, in random order.
+
+    Args:
+        lengths: (n,), in any unit; equal ones are shuffled. n is a multiple of `batch_size`.
+
+    Returns:
+        (n / batch_size, batch_size) indexes into `lengths`, each once.
+    """
+    order = generator.permutation(len(lengths))
+    order = order[np.argsort(np.asarray(lengths)[order], kind="stable")]
+    return generator.permutation(order.reshape(-1, batch_size))  # (n / batch_size, batch_size)
+
+
+def _join_songs(audios: list[dict[str, torch.Tensor]]) -> tuple[list[int], dict[str, torch.Tensor]]:
+    """The songs' lengths and, for each input, the tensors of all songs in one, along the first dimension."""
+    lengths = [len(next(iter(audio.values()))) for audio in audios]
+    return lengths, {name: torch.cat([audio[name] for audio in audios]) for name in audios[0]}
+
+
+def _split_songs(lengths: list[int], joined: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """Undoes [`_join_songs`], without a copy."""
+    songs = zip(*(tensor.split(lengths) for tensor in joined.values()), strict=True)
+    return [dict(zip(joined, song, strict=True)) for song in songs]
+
+
+@dataclass
+class AudioTextSample:
+    """One audio, one of its texts, its name, its length in seconds, and the files it stands in for with the reasons."""
+
+    text: str
+    audio: dict[str, torch.Tensor]
+    name: str
+    seconds: float
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass
+class AudioTextBatch:
+    """Songs with their texts, nothing of the audio padded yet; text i describes audio i.
+
+    Args:
+        text: input_ids and attention_mask, (B, L).
+        audios: one dict for each song, all of one kind: `waveform` (samples,); or the five features of
+            `CoLLAPFeatureExtractor.segment_features`; or `fused_tokens` (T, M).
+        names: row and file of each song, for messages.
+        seconds: of audio of each song.
+        skipped: name of each file that could not be read while making this batch, and the reason.
+        state: position of the stream after this batch; None for a table.
+    """
+
+    text: dict[str, torch.Tensor]
+    audios: list[dict[str, torch.Tensor]]
+    names: list[str]
+    seconds: list[float]
+    skipped: list[tuple[str, str]]
+    state: dict | None = None
+
+    def __len__(self) -> int:
+        return len(self.audios)
+
+    def __getstate__(self) -> dict:
+        # A worker sends every tensor as an open file: one for each input, not for each input of each song.
+        return {**self.__dict__, "audios": _join_songs(self.audios)}
+
+    def __setstate__(self, state: dict):
+        self.__dict__.update(state, audios=_split_songs(*state["audios"]))
+
+    def pin_memory(self) -> "AudioTextBatch":
+        """Moves the tensors to page-locked memory; a `DataLoader` with `pin_memory=True` calls it."""
+        lengths, joined = _join_songs(self.audios)
+        self.audios = _split_songs(lengths, {name: tensor.pin_memory() for name, tensor in joined.items()})
+        self.text = {name: tensor.pin_memory() for name, tensor in self.text.items()}
+        return self
+
+    def text_inputs(self, part: slice, device: torch.device | str) -> dict[str, torch.Tensor]:
+        """input_ids and attention_mask (part, L) on `device`."""
+        return {name: tensor[part].to(device, non_blocking=True) for name, tensor in self.text.items()}
+
+    def audio_inputs(self, part: slice, device: torch.device | str, feature_extractor) -> dict[str, torch.Tensor]:
+        """The audio inputs of the songs in `part`, padded to the longest of them; features are computed on `device`.
+
+        Returns:
+            What `CoLLAPFeatureExtractor` returns; or, of songs that are tokens, fused_tokens (A, T, M) float32 and
+            audio_token_mask (A, T) bool, True = token.
+        """
+        songs = [
+            {name: tensor.to(device, non_blocking=True) for name, tensor in audio.items()}
+            for audio in self.audios[part]
+        ]
+        if "fused_tokens" in songs[0]:
+            tokens = [song["fused_tokens"].float() for song in songs]
+            masks = [torch.ones(len(one), dtype=torch.bool, device=one.device) for one in tokens]
+            pad = torch.nn.utils.rnn.pad_sequence
+            return {"fused_tokens": pad(tokens, batch_first=True), "audio_token_mask": pad(masks, batch_first=True)}
+        if "waveform" in songs[0]:
+            songs = [feature_extractor.segment_features(song["waveform"]) for song in songs]
+        return dict(pad_audio_features(songs))
+
+
+@dataclass
+class SampleReader:
+    """Decodes one row of audio and text; see [`AudioTextDataset`] for the arguments."""
+
+    feature_extractor: object
+    audio_column: str
+    text_column: str
+    crop_seconds: float | None = None
+    seed: int = 0
+    features_in_worker: bool = True
+
+    def __post_init__(self):
+        if self.crop_seconds is not None and not self.crop_seconds >= MIN_SECONDS:
+            raise ValueError(f"crop_seconds must be at least {MIN_SECONDS}, found {self.crop_seconds}")
+
+    def read(
+        self, example: dict, row: int | str, epoch: int, stored: dict[str, torch.Tensor] | None = None
+    ) -> AudioTextSample:
+        """The sample of a row in an epoch; `stored` are its inputs if its audio need not be read.
+
+        Raises:
+            AudioFileError: the audio cannot be read; does not name the row.
+            ValueError: the row has no text; names the row.
+        """
+        audio = example[self.audio_column]
+        texts = row_texts(example[self.text_column], row)
+        generator = sample_generator(self.seed, epoch, audio)
+        text = texts[int(generator.integers(len(texts)))]
+        if stored is not None:
+            return AudioTextSample(text, stored, row_name(row, audio), self._stored_seconds(stored))
+        source, span = audio_source(audio), (None, None)
+        if self.crop_seconds is not None:
+            span = crop_span(audio_seconds(source), self.crop_seconds, generator)
+        samples = load_audio(source, start=span[0], stop=span[1])
+        check_samples(samples, source, SAMPLING_RATE)  # a crop is short only if the audio is
+        inputs = {"waveform": torch.from_numpy(samples)}
+        if self.features_in_worker:
+            inputs = self.feature_extractor.segment_features(inputs["waveform"])
+        return AudioTextSample(text, inputs, row_name(row, audio), len(samples) / SAMPLING_RATE)
+
+    def _stored_seconds(self, stored: dict[str, torch.Tensor]) -> float:
+        """Length of an audio by its tokens, to 0.16 s; a segment is a little longer than its whole tokens."""
+        patch_size, segment_seconds = self.feature_extractor.patch_size, self.feature_extractor.segment_seconds
+        mask = stored.get("audio_token_mask")
+        tokens = int(mask.sum()) if mask is not None else len(stored["fused_tokens"])
+        segments, rest = divmod(tokens, num_kaldi_frames(segment_seconds) // patch_size)
+        return segments * segment_seconds + rest * patch_size * HOP_LENGTH / SAMPLING_RATE
+
+
+class AudioTextDataset(torch.utils.data.Dataset):
+    """Rows as [`AudioTextSample`].
+
+    The choice of text, and of the crop if there is one, depends on `seed`, the epoch and the audio's name alone, see
+    [`sample_generator`].
+
+    A `DataLoader` that asks for whole batches gets another row in place of one whose file cannot be read. Which one
+    depends on `seed`, the epoch, the row and the other rows of the batch.
 
     Args:
         dataset: from [`open_dataset`], perhaps after [`cache_features`].
@@ -251,60 +440,103 @@ class AudioTextDataset(torch.utils.data.Dataset):
         audio_column, text_column: their names.
         crop_seconds: length of a random crop, at least 0.1; None for the whole audio.
         seed: of the random choices.
+        features_in_worker: False for waveforms, whose features the training device computes.
+        token_cache: the fused tokens (T, M) of every row, to be read in place of its audio.
 
     Raises:
         AudioFileError, ValueError: from a row; name it, and its file.
     """
 
-    def __init__(self, dataset, feature_extractor, audio_column, text_column, crop_seconds=None, seed=0):
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        feature_extractor,
+        audio_column: str,
+        text_column: str,
+        crop_seconds: float | None = None,
+        seed: int = 0,
+        features_in_worker: bool = True,
+        token_cache: Sequence[torch.Tensor] | Mapping[int, torch.Tensor] | None = None,
+    ):
         if crop_seconds is not None and CACHED_COLUMN in dataset.column_names:
             raise ValueError("crop_seconds needs the audio, but the features of whole songs were cached; choose one")
-        if crop_seconds is not None and not crop_seconds >= MIN_SECONDS:
-            raise ValueError(f"crop_seconds must be at least {MIN_SECONDS}, found {crop_seconds}")
+        if crop_seconds is not None and token_cache is not None:
+            raise ValueError("crop_seconds needs the audio, but the token cache holds whole songs; choose one")
+        self.reader = SampleReader(feature_extractor, audio_column, text_column, crop_seconds, seed, features_in_worker)
         self.dataset = dataset
-        self.feature_extractor = feature_extractor
-        self.audio_column = audio_column
-        self.text_column = text_column
-        self.crop_seconds = crop_seconds
-        self.seed = seed
-        self.epoch = 0
+        self.token_cache = token_cache
+        # In shared memory, so that workers that outlive an epoch see the next one.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int):
-        self.epoch = epoch
+        """To be called before the epoch's first batch is asked for, also with persistent workers."""
+        self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, row: int) -> dict:
+    def __getitem__(self, row: int) -> AudioTextSample:
         example = self.dataset[row]
-        generator = np.random.default_rng((self.seed, self.epoch, row))
-        texts = row_texts(example[self.text_column], row)
-        text = texts[int(generator.integers(len(texts)))]
-        if CACHED_COLUMN in example:
-            return {"features": load_cached_features(example), "text": text}
-        audio = example[self.audio_column]
-        with naming_row(row, audio):
-            return {"features": self._features(audio, generator), "text": text}
+        with naming_row(row, example[self.reader.audio_column]):
+            return self._read(example, row)
 
-    def _features(self, audio: dict | None, generator: np.random.Generator) -> dict[str, torch.Tensor]:
-        source, span = audio_source(audio), (None, None)
-        if self.crop_seconds is not None:
-            span = crop_span(audio_seconds(source), self.crop_seconds, generator)
-        samples = load_audio(source, start=span[0], stop=span[1])
-        check_samples(samples, source, self.feature_extractor.sampling_rate)  # a crop is short only if the audio is
-        return self.feature_extractor.segment_features(torch.from_numpy(samples))
+    def __getitems__(self, rows: list[int]) -> list[AudioTextSample]:
+        """The samples of a batch, other rows in place of those that cannot be read."""
+        taken = set(rows)
+        return [self._read_or_replace(row, taken) for row in rows]
+
+    def _read(self, example: dict, row: int) -> AudioTextSample:
+        stored = None
+        if self.token_cache is not None:
+            stored = {"fused_tokens": self.token_cache[row]}
+        elif CACHED_COLUMN in example:
+            stored = load_cached_features(example)
+        return self.reader.read(example, row, int(self._epoch), stored)
+
+    def _read_or_replace(self, first: int, taken: set[int]) -> AudioTextSample:
+        """The first row that can be read, beginning with `first`; adds those tried to `taken`."""
+        skipped, row = [], first
+        while True:
+            example = self.dataset[row]
+            try:
+                sample = self._read(example, row)
+            except AudioFileError as error:
+                skipped.append((row_name(row, example[self.reader.audio_column]), str(error)))
+            else:
+                sample.skipped = skipped
+                return sample
+            if len(skipped) > MAX_REPLACEMENTS or len(taken) >= len(self):
+                raise no_replacement(skipped)
+            generator = np.random.default_rng((self.reader.seed, int(self._epoch), first, len(skipped)))
+            row = int(generator.integers(len(self) - len(taken)))
+            for other in sorted(taken):  # the row-th of those that are free
+                row += other <= row
+            taken.add(row)
+
+
+def no_replacement(skipped: list[tuple[str, str]]) -> AudioFileError:
+    """The error for files that cannot be read, and no others in their place."""
+    named = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3])
+    return AudioFileError(
+        f"{named}; a batch met {len(skipped)} files that cannot be read and no row to stand in for the last one: "
+        "repair or remove them"
+    )
 
 
 class AudioTextCollator:
-    """Joins rows of an [`AudioTextDataset`] into the inputs of `CoLLAPModel`; text i describes audio i."""
+    """Joins samples into an [`AudioTextBatch`]; texts are cut to what the text tower reads."""
 
     def __init__(self, processor):
         self.processor = processor
 
-    def __call__(self, rows: list[dict]) -> BatchFeature:
-        batch = self.processor(text=[row["text"] for row in rows])
-        batch.update(pad_audio_features([row["features"] for row in rows]))
-        return batch
+    def __call__(self, samples: list[AudioTextSample]) -> AudioTextBatch:
+        return AudioTextBatch(
+            text=dict(self.processor(text=[sample.text for sample in samples])),
+            audios=[sample.audio for sample in samples],
+            names=[sample.name for sample in samples],
+            seconds=[sample.seconds for sample in samples],
+            skipped=[bad for sample in samples for bad in sample.skipped],
+        )
 
 
 def cache_features(
@@ -375,3 +607,87 @@ def _compute_features(
         check_samples(samples, source, extractor.sampling_rate)
     features = extractor.segment_features(torch.from_numpy(samples))
     return {CACHED_COLUMN: save_tensors({name: tensor.contiguous() for name, tensor in features.items()})}
+
+
+def num_segments(seconds: float, segment_seconds: float) -> int:
+    """Segments of an audio, at least 1; half a sample too many in `seconds` is rounding."""
+    return max(math.ceil((seconds - 0.5 / SAMPLING_RATE) / segment_seconds), 1)
+
+
+def header_seconds(source: bytes | str) -> float:
+    """Length without decoding: exact where the header counts samples (wav, aiff, flac, m4a), else FFmpeg's estimate.
+
+    Good enough to sort songs by length, and hundreds of times faster than [`audio_seconds`] for mp3 or ogg.
+
+    Raises:
+        AudioFileError: not audio, or nothing says how long it is.
+    """
+    with open_track(source, source_name(source)) as track:
+        if track.declared_samples is not None:
+            return track.declared_samples / track.rate
+        if track.container.duration is not None:
+            return track.container.duration / av.time_base
+    return audio_seconds(source)
+
+
+def song_seconds(
+    dataset: datasets.Dataset, audio_column: str, duration_column: str | None = None, num_workers: int = 1
+) -> list[float]:
+    """Length of every row's audio, from a column of durations in seconds, else from the headers of the files.
+
+    `datasets` keeps what was read there. A row that cannot be read counts as 0.
+
+    Raises:
+        ValueError: names the first row without a positive duration, or the columns if there is none of that name.
+    """
+    if duration_column is not None:
+        check_column(dataset, duration_column, "duration_column")
+        return [check_duration(value, row, duration_column) for row, value in enumerate(dataset[duration_column])]
+    return dataset.select_columns(audio_column).map(
+        _measure_seconds,
+        fn_kwargs={"audio_column": audio_column, "stamp": audio_files_digest(dataset, audio_column)},
+        remove_columns=[audio_column],
+        features=datasets.Features({"seconds": datasets.Value("float64")}),
+        num_proc=num_workers if num_workers > 1 else None,
+        desc="durations",
+    )["seconds"]
+
+
+def song_segments(
+    dataset: datasets.Dataset,
+    audio_column: str,
+    segment_seconds: float,
+    duration_column: str | None = None,
+    num_workers: int = 1,
+) -> list[int]:
+    """Number of segments of every row's audio, to form batches by length: from cached features if there are any, else
+    from [`song_seconds`]. A row that cannot be read counts as one segment."""
+    if CACHED_COLUMN in dataset.column_names:
+        return _cached_segments(dataset)
+    seconds = song_seconds(dataset, audio_column, duration_column, num_workers)
+    return [num_segments(one, segment_seconds) for one in seconds]
+
+
+def check_duration(value: float | None, row: int, column: str) -> float:
+    """A duration in seconds; a ValueError names the row of one that is missing or no positive number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ValueError(f"row {row} has {column} {value!r}; expected the length of its audio in seconds, above 0")
+    return float(value)
+
+
+def _measure_seconds(example: dict, audio_column: str, stamp: str) -> dict:
+    """`stamp` is there for the fingerprint that `datasets` makes of the arguments."""
+    try:
+        return {"seconds": header_seconds(audio_source(example[audio_column]))}
+    except AudioFileError:
+        return {"seconds": 0.0}
+
+
+def _cached_segments(dataset: datasets.Dataset) -> list[int]:
+    """By the header of each row's safetensors: the features themselves, 2.5 MB for a segment, stay on disk."""
+    segments = []
+    for table in dataset.select_columns(CACHED_COLUMN).with_format("arrow").iter(batch_size=1):
+        content = memoryview(table.column(CACHED_COLUMN)[0].as_buffer())
+        header = content[8 : 8 + int.from_bytes(content[:8], "little")]
+        segments.append(json.loads(bytes(header))["segment_mask"]["shape"][0])
+    return segments

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
-from .audio_files import AudioFileError, AudioSource, _source_name, stream_audio
+from .audio_files import AudioFileError, AudioSource, source_name, stream_audio
 from .feature_extraction_collap import MAX_PEAK, MIN_SECONDS
 
 
@@ -24,11 +24,11 @@ def check_samples(samples: np.ndarray, source: AudioSource, sampling_rate: int, 
     """
     seconds = len(samples) / sampling_rate
     if is_start and seconds < MIN_SECONDS:
-        raise AudioFileError(f"{_source_name(source)}: is {seconds:.3f} s long; expected at least {MIN_SECONDS} s")
+        raise AudioFileError(f"{source_name(source)}: is {seconds:.3f} s long; expected at least {MIN_SECONDS} s")
     peak = np.abs(samples).max(initial=0.0)
     if peak > MAX_PEAK:
         raise AudioFileError(
-            f"{_source_name(source)}: peaks at {peak:.0f}; expected samples in [-1, 1] (divide 16-bit samples by 32768)"
+            f"{source_name(source)}: peaks at {peak:.0f}; expected samples in [-1, 1] (divide 16-bit samples by 32768)"
         )
 
 

@@ -1,7 +1,6 @@
 """train.py as a user runs it: real processes, real files, one and two processes."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -10,55 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from peft import PeftModel
+from runs import REPOSITORY, evaluations, scalars, settings, train
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
 from processing import CoLLAPProcessor  # noqa: F401  registers CoLLAP with the Auto classes
-from train import TrainConfig, main, parse_config
-
-REPOSITORY = Path(__file__).parent.parent
-
-
-def settings(corpus, backbones, text="gpt2", **overrides) -> dict:
-    return {
-        "dataset": str(corpus),
-        "text_column": "captions",
-        "song_column": "song_id",
-        "text": str(backbones[text]),
-        "music": str(backbones["beats"]),
-        "speech": str(backbones["whisper"]),
-        "model_config": {"projection_dim": 16, "segment_seconds": 2, "kernel_seconds": 1, "stride_seconds": 0.5},
-        "epochs": 2,
-        "batch_size": 4,
-        "learning_rate": 1e-3,
-        "log_every": 1,
-        "num_workers": 0,
-        **overrides,
-    }
-
-
-def train(folder: Path, config: dict, num_processes: int = 1, **overrides) -> subprocess.CompletedProcess:
-    folder.mkdir(exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump({**config, **overrides}))
-    script = [str(REPOSITORY / "train.py"), str(folder / "config.yaml"), "--output_dir", str(folder / "run")]
-    command, environment = [sys.executable, *script], {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    if num_processes > 1:
-        launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
-        command = [sys.executable, "-m", *launcher, *script]
-    return subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment)
-
-
-def evaluations(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def scalars(run: Path) -> dict[str, list[float]]:
-    """What tensorboard would show."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    (folder,) = {path.parent for path in run.rglob("events.out.tfevents*")}
-    events = EventAccumulator(str(folder)).Reload()
-    return {tag: [event.value for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+from processing.audio_text_data import open_dataset
+from train import main
+from training.settings import TrainConfig, parse_config
 
 
 @pytest.fixture(scope="module")
@@ -128,26 +87,104 @@ def test_more_processes_than_songs_to_evaluate(corpus, backbones, tmp_path):
     assert evaluations(tmp_path / "run")[0]["eval/text_to_audio/R@1"] == 100.0
 
 
-def test_continuing_crops_accumulation_and_bfloat16(finished, corpus, backbones, tmp_path):
+def test_continuing_with_crops_micro_batches_and_bfloat16(finished, corpus, backbones, tmp_path):
     run, _ = finished
     config = settings(corpus, backbones, epochs=1, model=str(run / "last"), crop_seconds=4.0, eval_split="none")
     del config["model_config"]
-    config |= {"gradient_accumulation_steps": 2, "mixed_precision": "bf16", "gradient_checkpointing": True}
+    config |= {"micro_batch_size": 3, "mixed_precision": "bf16", "gradient_checkpointing": ["all"]}
     done = train(tmp_path, {**config, "num_workers": 1})
     assert done.returncode == 0, done.stderr[-3000:]
     curves = scalars(tmp_path / "run")
-    # One step of the optimizer after two batches.
-    assert len(curves["train/loss"]) == 1 and curves["train/learning_rate"] == [0.0]
+    assert len(curves["train/loss"]) == 2 and curves["train/learning_rate"] == pytest.approx([5e-4, 0.0], abs=1e-9)
     assert curves["train/gradient_norm"][0] > 0
     before, after = (load_file(folder / "last" / "model.safetensors") for folder in (run, tmp_path / "run"))
     assert after["audio_adapter.weight"].dtype == torch.float32
     assert not torch.equal(before["audio_adapter.weight"], after["audio_adapter.weight"])
 
 
+def test_micro_batches_and_two_processes_follow_the_plain_run(corpus, backbones, tmp_path):
+    """Songs of unequal length, cut unevenly: the loss curves of the whole batch on one process."""
+    config = settings(corpus, backbones, learning_rate=1e-4, batch_size=8, epochs=3, eval_split="none")
+    curves = []
+    for number, overrides in ((1, {}), (1, {"micro_batch_size": 3}), (2, {"micro_batch_size": 3})):
+        folder = tmp_path / str(len(curves))
+        done = train(folder, config, number, **overrides)
+        assert done.returncode == 0, done.stderr[-3000:]
+        curves.append(scalars(folder / "run"))
+    for found in curves[1:]:
+        for name in ("train/loss", "train/audio_to_text_accuracy"):
+            assert found[name] == pytest.approx(curves[0][name], abs=1e-4)
+        assert found["train/gradient_norm"] == pytest.approx(curves[0]["train/gradient_norm"], rel=1e-3)
+
+
+def write_shards(corpus: Path, folder: Path):
+    """The training split as four parquet files that hold the audio."""
+    rows = open_dataset(str(corpus), "train", text_column="captions").map(
+        lambda row: {"audio": {"bytes": Path(row["audio"]["path"]).read_bytes(), "path": row["audio"]["path"]}}
+    )
+    folder.mkdir()
+    for shard in range(4):
+        rows.shard(4, shard).to_parquet(folder / f"train-{shard:05d}-of-00004.parquet")
+
+
+def test_a_stream_of_shards_trains_and_counts_its_steps_as_epochs(corpus, backbones, tmp_path):
+    write_shards(corpus, tmp_path / "shards")
+    stream = {"streaming": True, "steps_per_epoch": 3, "num_workers": 2, "crop_seconds": 6.0, "eval_split": "none"}
+    done = train(tmp_path, settings(tmp_path / "shards", backbones, song_column=None, **stream), num_processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(scalars(tmp_path / "run")["train/loss"]) == 6
+
+
+def test_frozen_encoders_train_from_their_stored_tokens_as_from_audio(corpus, backbones, tmp_path):
+    """The same losses, to the precision of float16, through precompute_features.py and train.py."""
+    model = ["--music", backbones["beats"], "--speech", backbones["whisper"], "--segment_seconds", "2"]
+    script = [sys.executable, REPOSITORY / "precompute_features.py", "--dataset", corpus, "--text_column", "captions"]
+    output = ["--splits", "train", "validation", "--output", tmp_path / "tokens"]
+    stored = subprocess.run(list(map(str, script + model + output)), capture_output=True, text=True)
+    assert stored.returncode == 0, stored.stderr[-3000:]
+    config = settings(corpus, backbones, freeze=["music", "speech"])
+    curves = []
+    for name, overrides in (("audio", {}), ("stored", {"precomputed": str(tmp_path / "tokens")})):
+        done = train(tmp_path / name, config, **overrides)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "music  frozen" in done.stdout
+        curves.append(scalars(tmp_path / name / "run"))
+        weights = load_file(tmp_path / name / "run" / "last" / "model.safetensors")
+        start = load_file(backbones["beats"] / "model.safetensors")
+        assert all(torch.equal(weights[f"music_model.{key}"], value) for key, value in start.items())
+    assert curves[0]["train/loss"] == pytest.approx(curves[1]["train/loss"], abs=2e-3)
+    assert curves[0]["eval/text_to_audio/mAP"] == pytest.approx(curves[1]["eval/text_to_audio/mAP"], abs=5)
+
+
+def test_lora_trains_little_and_leaves_a_whole_model_and_an_adapter(corpus, backbones, tmp_path):
+    config = settings(corpus, backbones, "roberta", lora=["text", "music"], freeze=["speech"], lora_rank=2, epochs=1)
+    done = train(tmp_path, config, text_learning_rate=1e-2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    curves = scalars(tmp_path / "run")
+    assert {name for name in curves if "learning_rate" in name} > {"train/learning_rate/text"}
+    _, info = AutoModel.from_pretrained(tmp_path / "run" / "last", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    base = AutoModel.from_pretrained(tmp_path / "run" / "base")
+    adapted = PeftModel.from_pretrained(base, tmp_path / "run" / "last" / "adapter")
+    merged = AutoModel.from_pretrained(tmp_path / "run" / "last")
+    inputs = AutoProcessor.from_pretrained(tmp_path / "run" / "last")(text=["drums"])
+    torch.testing.assert_close(adapted.get_text_features(**inputs), merged.get_text_features(**inputs))
+
+
 BAD_SETTINGS = [
     ({"text_column": "caption"}, "did you mean 'captions'"),
     ({"dataset": "data/nowhere/at/all"}, "no such file or folder"),
     ({"batch_size": 9}, "8 rows, fewer than batch_size 9"),
+    ({"freeze": ["musik"]}, "did you mean 'music'"),
+    ({"gradient_checkpointing": ["speach"]}, "did you mean 'speech'"),
+    ({"lora": ["text"], "freeze": ["text"]}, "name it once"),
+    ({"compile": "inductr"}, "inductr"),
+    ({"trackers": ["tensorbord"]}, "did you mean 'tensorboard'"),
+    ({"streaming": True}, "streaming and steps_per_epoch go together"),
+    ({"precomputed": "nowhere"}, "needs --freeze music speech"),
+    ({"precomputed": "nowhere", "freeze": ["music", "speech"]}, "nowhere.*precompute_features.py"),
+    ({"resume": "nowhere"}, "nowhere is no whole checkpoint"),
+    ({"micro_batch_size": 0}, "micro_batch_size must be positive"),
     ({"speech": "nowhere/at/all"}, "nowhere/at/all"),
     ({"learning_rat": 1.0}, "unknown setting 'learning_rat'; did you mean 'learning_rate'"),
     ({"model_config": {"kernel_secnds": 3}}, "kernel_seconds"),
@@ -179,7 +216,45 @@ def test_a_bad_song_is_named_in_one_line(corpus, backbones, tmp_path):
     done = train(tmp_path, config)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert "train-0003.flac" in last and "Traceback" not in done.stderr
+    assert "train-0003.flac" in last and "1 of 8 files" in last and "Traceback" not in done.stderr
+
+
+def test_a_bad_song_below_the_share_is_skipped_and_counted(corpus, backbones, tmp_path):
+    shutil.copytree(corpus, tmp_path / "songs")
+    (tmp_path / "songs" / "train" / "train-0003.flac").write_text("not music")
+    config = settings(tmp_path / "songs", backbones, batch_size=8, max_bad_share=0.2, eval_split="none")
+    done = train(tmp_path, {**config, "batch_size": 4}, num_processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "skipped row 3 (train-0003.flac)" in done.stderr + done.stdout
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["bad_files"] == 1 and summary["songs"] == 16 and summary["finished"]
+
+
+def test_missing_captions_are_named_before_training(corpus, backbones, tmp_path):
+    shutil.copytree(corpus, tmp_path / "songs")
+    table = tmp_path / "songs" / "train" / "metadata.jsonl"
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    rows[5]["captions"] = []
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings(tmp_path / "songs", backbones)))
+    with pytest.raises(ValueError, match="row 5 has no text"):
+        main([str(tmp_path / "config.yaml"), "--output_dir", str(tmp_path / "run")])
+
+
+def test_a_batch_smaller_than_the_processes_is_refused(corpus, backbones, tmp_path):
+    done = train(tmp_path, settings(corpus, backbones, batch_size=1), num_processes=2)
+    assert done.returncode != 0
+    assert "batch_size 1 cannot be split evenly over 2 processes" in done.stderr
+
+
+def test_a_model_of_a_newer_version_is_refused(model_folder, corpus, backbones, tmp_path):
+    shutil.copytree(model_folder, tmp_path / "newer")
+    config = json.loads((tmp_path / "newer" / "config.json").read_text())
+    (tmp_path / "newer" / "config.json").write_text(json.dumps({**config, "config_version": 99}))
+    overrides = {"model": str(tmp_path / "newer"), "model_config": {}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings(corpus, backbones, **overrides)))
+    with pytest.raises(ValueError, match="version 99.*reads versions up to 1"):
+        main([str(tmp_path / "config.yaml"), "--output_dir", str(tmp_path / "run")])
 
 
 def test_yaml_files_and_the_command_line_override_in_order(tmp_path):

@@ -1,0 +1,126 @@
+"""Retrieval on the evaluation split during training, and the best model by it."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from evaluate_retrieval import collect_songs, embed_row, embed_texts, retrieval_figures, score_songs
+from training.checkpoints import restore_folder
+
+TEXTS_AT_A_TIME = 1024
+
+
+def summary(figures: dict) -> dict[str, float]:
+    """Flat names for the tracker: eval/text_to_audio/R@5, ..."""
+    return {
+        f"eval/{direction}/{name}": figure["value"]
+        for direction, values in figures.items()
+        for name, figure in values.items()
+        if isinstance(figure, dict)
+    }
+
+
+def one_line(figures: dict) -> str:
+    """What the terminal shows of an evaluation."""
+    parts = []
+    for direction, values in figures.items():
+        shown = [f"{name} {values[name]['value']:.1f}" for name in ("R@1", "R@5", "mAP") if name in values]
+        parts.append(f"{direction.replace('_', '-')} {' '.join(shown)} ({values['num_queries']} queries)")
+    return f"{', '.join(parts)}, in %"
+
+
+class Evaluations:
+    """Recall on the evaluation split after an epoch; keeps the best model, by the mean mAP of both directions.
+
+    Args:
+        model: unwrapped; evaluated in place.
+        eval_set: from `open_dataset`, perhaps with cached features; None for no evaluation.
+        token_cache: of `eval_set`, instead of its audio.
+        save: writes the model folder of that name, called by all processes.
+    """
+
+    def __init__(self, accelerator: Accelerator, model, processor, eval_set, token_cache, config, save: Callable):
+        self.accelerator, self.model, self.processor = accelerator, model, processor
+        self.eval_set, self.token_cache, self.config, self.save = eval_set, token_cache, config, save
+        self.lines = Path(config.output_dir) / "metrics.jsonl"
+        self.best, self.best_step, self.started = -math.inf, None, time.time()
+
+    def state_dict(self) -> dict:
+        best = self.best if math.isfinite(self.best) else None
+        return {"best": best, "best_step": self.best_step, "seconds": time.time() - self.started}
+
+    def load_state_dict(self, state: dict):
+        self.best_step = state["best_step"]
+        self.best = -math.inf if state["best"] is None else state["best"]
+        self.started = time.time() - state["seconds"]
+
+    def forget_after(self, step: int):
+        """What a killed run wrote after the checkpoint that it is resumed from will be written again."""
+        if self.accelerator.is_main_process:
+            self.lines.parent.mkdir(parents=True, exist_ok=True)
+            restore_folder(self.lines.with_name("best"))
+            lines = self.lines.read_text().splitlines() if self.lines.exists() else []
+            kept = [line for line in lines if json.loads(line)["step"] <= step]
+            self.lines.write_text("".join(f"{line}\n" for line in kept))
+
+    def best_figure(self) -> dict | None:
+        """Of the best evaluation so far."""
+        if not math.isfinite(self.best):
+            return None
+        return {"metric": "mean mAP of both directions, %", "value": self.best, "step": self.best_step}
+
+    @torch.no_grad()
+    def _embed(self, row: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings (1, T, D) and token mask (1, T) of one row."""
+        if self.token_cache is not None:
+            fused_tokens = self.token_cache[row].unsqueeze(0).to(self.model.device)  # (1, T, M)
+            return self.model.get_audio_features(fused_tokens=fused_tokens)
+        return embed_row(self.model, self.processor, self.eval_set, row, self.config.audio_column)
+
+    def figures(self) -> dict | None:
+        """The retrieval figures on the main process; every process embeds its share of the songs, or with FSDP2 all of
+        them, because each layer needs the part of its weights that every process holds."""
+        process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        songs = collect_songs(self.eval_set, self.config.text_column, self.config.song_column)
+        text_embeds = embed_texts(self.model, self.processor, songs.texts)
+        own = range(len(songs.rows)) if self.accelerator.is_fsdp2 else range(process, len(songs.rows), processes)
+        audios = (self._embed(songs.rows[song]) for song in own)
+        scores = score_songs(self.model, text_embeds, audios, chunk_size=TEXTS_AT_A_TIME)["collap"]
+        rows = dict(gather_object(list(zip(own, scores, strict=True))))
+        if not self.accelerator.is_main_process:
+            return None
+        matrix = np.stack([rows[song] for song in range(len(songs.rows))])
+        return retrieval_figures(matrix, songs.song_of_text, songs.names, self.config.seed)
+
+    def run(self, epoch: int, step: int, say: Callable[[str], None]):
+        """Measures, logs, and saves `best/` if this is it; without an evaluation split the last model is the best."""
+        score = math.inf
+        if self.eval_set is not None:
+            was_training = self.model.training
+            self.model.eval()
+            figures = self.figures()
+            self.model.train(was_training)
+            if self.accelerator.is_main_process:
+                score = self._log(figures, epoch, step)
+                say(f"epoch {epoch}: {one_line(figures)}")
+            (score, *_) = gather_object([score])  # that of the main process
+        if self.eval_set is None or score > self.best:
+            self.best_step = step
+            self.best = score if self.eval_set is not None else self.best
+            self.save("best")
+
+    def _log(self, figures: dict, epoch: int, step: int) -> float:
+        values = summary(figures)
+        self.accelerator.log(values, step=step)
+        seconds = round(time.time() - self.started, 1)
+        line = {"epoch": epoch, "step": step, "processes": self.accelerator.num_processes, "seconds": seconds, **values}
+        with self.lines.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        return sum(values[f"eval/{direction}/mAP"] for direction in figures) / len(figures)
