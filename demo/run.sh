@@ -23,7 +23,7 @@ mkdir -p runs/demo
 started=()
 for text in $VARIANTS; do
   OMP_NUM_THREADS=1 $PYTHON train.py configs/demo.yaml --text $BACKBONES/$text --output_dir runs/demo/collap-$text \
-    >runs/demo/collap-$text.log 2>&1 &
+    --resume latest >runs/demo/collap-$text.log 2>&1 &
   started+=($!)
 done
 trap 'kill "${started[@]}" 2>/dev/null || true' EXIT

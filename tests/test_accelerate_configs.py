@@ -48,7 +48,7 @@ def two_steps(accelerator, folder, text):
     def loss():
         return model(**batch, return_loss=True, gather_negatives=True).loss
 
-    losses = []
+    loss.batch, losses = batch, []
     for _ in range(2):
         losses.append(loss())
         accelerator.backward(losses[-1])
@@ -67,12 +67,17 @@ def two_steps(accelerator, folder, text):
 """
 # Accelerate turns to FSDP with GPUs only. All but that decision works on a CPU, so the script takes it.
 LAUNCHED = """
+import copy
+
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import register_fsdp_forward_method
 
-from training.gradient_cache import ContrastiveStep
+from tiny import tiny_processor
+from training.distributed import prepare, whole_model
+from training.gradient_cache import ContrastiveStep, contrastive_step
+from training.parts import save_model
 from training.tracking import step_metrics
 
 accelerator, folder = Accelerator(), Path(sys.argv[1])
@@ -101,6 +106,38 @@ with torch.no_grad():
 changed = loss().item()
 accelerator.load_state(folder / "state")
 assert loss().item() == before != changed, (before, changed)
+
+
+class Batch:
+    # What a step of train.py asks of a batch.
+
+    def __len__(self):
+        return len(loss.batch["input_ids"])
+
+    def text_inputs(self, part, device):
+        return {"input_ids": loss.batch["input_ids"][part]}
+
+    def audio_inputs(self, part, device, feature_extractor):
+        return {name: loss.batch[name][part] for name in ("music_features", "speech_features")}
+
+
+accelerator.free_memory()  # clipping compares with the first model that was prepared
+trained = tiny_model("roberta", structure_layers=1)
+optimizer = torch.optim.SGD([one for one in trained.parameters() if one.requires_grad], lr=0.1)
+config = copy.deepcopy(trained.config)
+trained, optimizer = prepare(accelerator, trained, optimizer, batch_size=4, max_grad_norm=1.0)
+steps = []
+for micro_batch_size in (None, 1):
+    step = contrastive_step(accelerator, trained, Batch(), None, micro_batch_size)
+    norm = float(accelerator.clip_grad_norm_(trained.parameters(), 1.0))
+    steps.append(torch.tensor([step.loss.item(), norm]))
+    optimizer.zero_grad()
+assert accelerator.unwrap_model(trained).get_text_features(torch.arange(10, 17)[None]).shape == (1, 32)
+whole, state = whole_model(accelerator, trained, config)
+assert whole.config.segment_batch_size == config.segment_batch_size and type(whole).__name__ == "CoLLAPModel"
+if accelerator.is_main_process:
+    save_file({"steps": torch.stack(steps)}, folder / "steps.safetensors")
+    save_model(whole, tiny_processor("roberta"), folder / "prepared", state)
 share = torch.tensor([sum(one.to_local().numel() for one in model.parameters()) / model.num_parameters()])
 if accelerator.is_main_process:
     save_file({"score": score, "gamma": gamma, "share": share}, folder / "more.safetensors")
@@ -179,6 +216,18 @@ def test_fsdp2_of_two_processes_trains_as_one(alone, launched):
         gamma, _ = model.score_parameters.gammas()
     torch.testing.assert_close(more["score"], score, rtol=0, atol=1e-5)
     torch.testing.assert_close(more["gamma"], gamma, rtol=1e-6, atol=0)
+
+
+def test_fsdp2_takes_the_steps_of_train_py(alone, launched):
+    """Whole and in micro-batches, with the loss of one process; what is saved is the plain model."""
+    folder, _ = launched
+    (whole_loss, whole_norm), (cached_loss, cached_norm) = load_file(folder / "steps.safetensors")["steps"].tolist()
+    first_loss = load_file(alone / "roberta" / "losses.safetensors")["losses"][0].item()
+    assert whole_loss == pytest.approx(first_loss, rel=1e-6) and cached_loss == pytest.approx(first_loss, rel=1e-6)
+    assert cached_norm == pytest.approx(whole_norm, rel=1e-4) and whole_norm > 0.01
+    start = tiny_model("roberta", structure_layers=1).state_dict()
+    saved = AutoModel.from_pretrained(folder / "prepared").state_dict()
+    assert saved.keys() == start.keys() and all(torch.equal(saved[name], value) for name, value in start.items())
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -249,14 +249,16 @@ def held_by(forward) -> int:
 
 FEW_AND_MANY = (8, 16)  # songs; few take more than the import of the libraries did at its worst moment
 PEAK_SCRIPT = """
-import resource, sys
+import sys
 sys.path[:0] = [{tests!r}, {repository!r}]
 import test_plan as t
+import torch
+from training.tracking import peak_memory_bytes
 config = t.medium_config()
 model = t.real_model(config)
 for songs in t.FEW_AND_MANY:
     model(**t.batch(config, songs), return_loss=True).loss.backward()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    print(peak_memory_bytes(torch.device("cpu")))
 """
 
 

@@ -287,14 +287,17 @@ def test_a_new_interval_starts_with_every_log_line():
     assert meter.totals["songs"] == 4 and meter.totals["audio_seconds"] == 12.0
 
 
+PLAN = {"flops_per_step": 1e12, "model_flops_per_step": 1e12, "step_seconds": 1.0, "peak_memory": 1e9}
+
+
 def test_the_summary_adds_up_over_a_resume(tmp_path):
     accelerator, meter = Accelerator(cpu=True), StepMeter(tiny_config())
-    summary = RunSummary(accelerator, tmp_path, SETTINGS, meter, plan={"predicted": 1})
+    summary = RunSummary(accelerator, tmp_path, SETTINGS, meter, plan=PLAN)
     with meter.step([1800.0, 1800.0]):
         time.sleep(0.05)
     state = json.loads(json.dumps(summary.state_dict()))  # with a step that no log line has shown
     meter = StepMeter(tiny_config())
-    summary = RunSummary(accelerator, tmp_path, SETTINGS, meter, plan={"predicted": 1})
+    summary = RunSummary(accelerator, tmp_path, SETTINGS, meter, plan=PLAN)
     summary.load_state_dict(state)
     with meter.step([1800.0, 1800.0]):
         time.sleep(0.05)
@@ -303,7 +306,12 @@ def test_the_summary_adds_up_over_a_resume(tmp_path):
     found = json.loads((tmp_path / "summary.json").read_text())
     assert (found["steps"], found["epochs"], found["songs"], found["hours_of_audio"]) == (2, 1, 4, 2.0)
     assert (found["skipped_steps"], found["bad_files"], found["finished"], found["starts"]) == (3, 4, True, 2)
-    assert found["best"] == best and found["plan"] == {"predicted": 1} and found["settings"] == SETTINGS
+    assert (
+        found["best"] == best
+        and found["plan"].keys()
+        == {"achieved_tflops", "achieved_model_tflops", "seconds_over_plan", "memory_over_plan"}
+        and found["settings"] == SETTINGS
+    )
     assert 0.1 <= found["training_seconds"] <= found["wall_seconds"] < 60
     assert found["mean"]["songs_per_second"] == pytest.approx(4 / found["training_seconds"])
     assert found["hardware"]["torch"] == torch.__version__ and found["hardware"]["cpus"] == os.cpu_count()

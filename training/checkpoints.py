@@ -104,12 +104,11 @@ class Checkpoints:
         if final in self.all():
             return  # resumed from it; the same state would be written again
         temporary = final.with_name(f".{final.name}.tmp")
-        problem = self._prepare(temporary)
-        problem = _first(gather_object([problem]))
-        if problem is None:
-            problem = _first(gather_object([self._write(temporary, step, progress)]))
-        if problem is not None:
-            self._fail(temporary, step, problem)
+        # One after the other, each only if all processes have come so far.
+        for part in (self._prepare, self._write_state, self._complete):
+            problem = _first(gather_object([part(temporary, step, progress)]))
+            if problem is not None:
+                self._fail(temporary, step, problem)
         if self.accelerator.is_main_process:
             temporary.rename(final)
             for outdated in self.all()[: -self.keep]:
@@ -140,25 +139,29 @@ class Checkpoints:
         checkpoints = self.all()
         return checkpoints[-1] if checkpoints else None
 
-    def _prepare(self, temporary: Path) -> str | None:
+    def _prepare(self, temporary: Path, step: int, progress: dict) -> str | None:
+        if not self.accelerator.is_main_process:
+            return None
         try:
-            if self.accelerator.is_main_process:
-                shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir(parents=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
         except OSError as error:
             return _one_line(error)
-        return None
 
-    def _write(self, temporary: Path, step: int, progress: dict) -> str | None:
+    def _write_state(self, temporary: Path, step: int, progress: dict) -> str | None:
         try:
             self.accelerator.save_state(str(temporary))
-            if self.accelerator.is_main_process:
-                content = {"step": step, "identity": self.identity, "progress": progress}
-                write_json(temporary / PROGRESS, content)
+        except WRITE_ERRORS as error:
+            return _one_line(error)
+
+    def _complete(self, temporary: Path, step: int, progress: dict) -> str | None:
+        if not self.accelerator.is_main_process:
+            return None
+        try:
+            write_json(temporary / PROGRESS, {"step": step, "identity": self.identity, "progress": progress})
             _flush(temporary)
         except WRITE_ERRORS as error:
             return _one_line(error)
-        return None
 
     def _fail(self, temporary: Path, step: int, problem: str):
         if self.accelerator.is_main_process:

@@ -15,6 +15,7 @@ from processing.audio_text_data import (
     cache_features,
     check_column,
     check_row_texts,
+    num_segments,
     open_dataset,
     song_segments,
 )
@@ -151,7 +152,7 @@ def _segments(config: TrainConfig, rows, token_cache, processor, accelerator: Ac
         return None
     seconds = processor.feature_extractor.segment_seconds
     if token_cache is not None:
-        return [max(1, round(token_cache.seconds(row) / seconds)) for row in range(len(rows))]
+        return [num_segments(token_cache.seconds(row), seconds) for row in range(len(rows))]
     with accelerator.main_process_first():
         column = None if CACHED_COLUMN in rows.column_names else config.duration_column
         return song_segments(rows, config.audio_column, seconds, column, num_workers=config.num_workers)

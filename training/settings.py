@@ -1,9 +1,12 @@
 """Settings of train.py: from YAML files and the command line, checked before anything is loaded."""
 
+import contextlib
 import dataclasses
 import difflib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import UnionType
+from typing import get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -98,6 +101,27 @@ class TrainConfig:
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in FREE_ON_RESUME}
 
 
+def typed(path: str, name: str, value, kind):
+    """The value of a YAML file as the type of its field; YAML reads `1e-4` as text, and one tower needs no list.
+
+    Raises:
+        ValueError: if it is of another type.
+    """
+    options = [option for option in get_args(kind) if option is not type(None)] if get_origin(kind) is UnionType else []
+    if value is None and options:
+        return None
+    kind = options[0] if options else kind
+    plain = get_origin(kind) or kind  # list[str] -> list
+    if plain is list and isinstance(value, str):
+        return [value]
+    if plain is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    if not isinstance(value, plain) or (plain is int and isinstance(value, bool)):
+        raise ValueError(f"{path}: {name} is {value!r}; expected {plain.__name__}")
+    return value
+
+
 def read_settings(path: str) -> dict:
     """The settings of a YAML file; an unknown one is refused with the nearest known name."""
     try:
@@ -106,12 +130,12 @@ def read_settings(path: str) -> dict:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{path} holds a {type(loaded).__name__}; expected `name: value` lines")
-    known = [entry.name for entry in fields(TrainConfig)]
-    for name in loaded.keys() - set(known):
+    known = get_type_hints(TrainConfig)
+    for name in loaded.keys() - known.keys():
         nearest = difflib.get_close_matches(str(name), known, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"the known ones are {known}"
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"the known ones are {', '.join(known)}"
         raise ValueError(f"{path}: unknown setting {name!r}; {hint}")
-    return loaded
+    return {name: typed(path, name, value, known[name]) for name, value in loaded.items()}
 
 
 def parse_config(arguments: list[str], description: str = "") -> TrainConfig:

@@ -182,10 +182,13 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Most memory that tensors took on a GPU so far; elsewhere, that the process took."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux; getrusage would count what the process was before it started this program
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
     import resource  # Unix only
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
 
 def song_tokens(seconds: float, config: CoLLAPConfig) -> int:

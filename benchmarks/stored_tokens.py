@@ -1,0 +1,153 @@
+"""What training from stored tokens saves: an epoch of the demo's model, and a song of the full-size encoders."""
+
+import contextlib
+import io
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import datasets
+import torch
+from tqdm.auto import tqdm
+
+import precompute_features
+from benchmarks.encode import take_turns
+from benchmarks.steps import SAMPLING_RATE, TEXT_TOKENS, median_ratio, medians
+from demo.small_backbones import write_beats, write_gpt2, write_whisper
+from modeling_collap import CoLLAPModel
+from processing import CoLLAPFeatureExtractor
+from processing.corpora.synthetic_songs import build_corpus
+from train import Run, build_run, take_step
+from training.parts import freeze
+from training.plan import paper_config
+from training.settings import parse_config
+from training.tracking import song_tokens
+
+CONFIG = Path(__file__).parent.parent / "configs" / "demo.yaml"
+BATCH_SIZE = 16
+
+
+@dataclass
+class Demo:
+    """Rendered songs and small backbones, as `make demo` makes them."""
+
+    folder: Path
+
+    def run(self, **settings) -> Run:
+        """A run of train.py with configs/demo.yaml, from audio files unless `settings` say otherwise."""
+        backbones = self.folder / "backbones"
+        places = {"dataset": self.folder / "songs", "text": backbones / "gpt2", "music": backbones / "beats"}
+        places |= {"speech": backbones / "whisper", "output_dir": self.folder / "run", "eval_split": "none"}
+        defaults = {"cache_features": False, "num_workers": 0, "log_every": 10_000, "batch_size": BATCH_SIZE}
+        arguments = [str(CONFIG)]
+        for name, value in (places | defaults | settings).items():
+            arguments += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]
+        run = build_run(parse_config(arguments))
+        run.model.train()
+        return run
+
+    def store_tokens(self, dtype: str) -> Path:
+        """Makes the cache of the training split, unless it is there."""
+        output, backbones = self.folder / f"tokens-{dtype}", self.folder / "backbones"
+        names = {"--dataset": self.folder / "songs", "--splits": "train", "--output": output, "--dtype": dtype}
+        names |= {"--music": backbones / "beats", "--speech": backbones / "whisper", "--segment_seconds": 2.5}
+        arguments = [str(part) for pair in names.items() for part in pair]
+        with contextlib.redirect_stdout(io.StringIO()):
+            code = precompute_features.main(arguments)
+        if code:
+            raise RuntimeError(f"precompute_features.py {' '.join(arguments)} ended with {code}")
+        return output
+
+
+def build_demo(folder: Path, songs: int, min_seconds: float = 60.0, max_seconds: float = 300.0) -> Demo:
+    """Files that are there already are kept."""
+    datasets.disable_progress_bars()
+    datasets.config.HF_DATASETS_CACHE = folder / "datasets"
+    build_corpus(folder / "songs", {"train": songs}, min_seconds=min_seconds, max_seconds=max_seconds)
+    backbones = folder / "backbones"
+    if not backbones.exists():
+        rows = [json.loads(line) for line in (folder / "songs" / "train" / "metadata.jsonl").read_text().splitlines()]
+        torch.manual_seed(0)
+        write_gpt2(backbones / "gpt2", [caption for row in rows for caption in row["captions"]])
+        write_beats(backbones / "beats")
+        write_whisper(backbones / "whisper")
+    return Demo(folder)
+
+
+def one_epoch(run: Run):
+    """The steps of train.py, without evaluation and checkpoints."""
+    batches = run.meter.batches(run.data.batches(run.step, None))
+    with tqdm(disable=True) as progress, contextlib.closing(batches):
+        for _ in range(run.data.steps_per_epoch):
+            take_step(run, next(batches), progress, [])
+
+
+def measure_stored_tokens(demo: Demo, repeats: int) -> dict:
+    """Seconds of an epoch with frozen audio encoders, no worker and one thread, so that they are those of a core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    frozen = {"freeze": ["music", "speech"]}
+    runs = {
+        "audio files": demo.run(**frozen),
+        "features on disk": demo.run(**frozen, cache_features=True),
+        "float16": demo.run(**frozen, precomputed=demo.store_tokens("float16")),
+        "int8": demo.run(**frozen, precomputed=demo.store_tokens("int8")),
+        "float16, text frozen": demo.run(freeze=["music", "speech", "text"], precomputed=demo.store_tokens("float16")),
+    }
+    seconds = take_turns({name: lambda run=run: one_epoch(run) for name, run in runs.items()}, repeats, "cpu")
+    torch.set_num_threads(threads)
+    run = runs["float16"]
+    return {
+        "songs": len(run.data.dataset),
+        "mean_seconds": round(
+            statistics.mean(run.data.dataset.token_cache.seconds(i) for i in range(run.data.num_rows))
+        ),
+        "epoch_seconds": medians(seconds),
+        "audio_over": {name: median_ratio(seconds, "audio files", name) for name in list(runs)[1:]},
+    }
+
+
+def full_size_contestants(song_seconds: float, longer: float) -> dict[str, Callable]:
+    """What one song costs the paper's model (BEATs-base, Whisper-small, GPT-2) with frozen audio encoders: the encoders,
+    and the rest for songs of both lengths."""
+    torch.manual_seed(0)
+    config = paper_config()
+    model = CoLLAPModel(config).train()
+    freeze(model, ["music", "speech"])
+    waveform = torch.randn(round(song_seconds * SAMPLING_RATE)) * 0.1
+    features = CoLLAPFeatureExtractor.from_model_config(config).segment_features(waveform)
+    width = config.music_config.hidden_size + config.speech_config.d_model
+    ids = torch.randint(config.text_config.vocab_size, (1, TEXT_TOKENS))
+
+    @torch.no_grad()
+    def encode():
+        model.fused_segments(features["music_features"], features["speech_features"], None)
+
+    def rest(tokens: torch.Tensor, text_trains: bool):
+        with torch.set_grad_enabled(text_trains):
+            texts = model.get_text_features(ids)
+        model(text_embeds=texts, fused_tokens=tokens).logits_per_audio.sum().backward()
+        model.zero_grad()
+
+    contestants = {"encoders": encode}
+    for seconds in (song_seconds, longer):
+        tokens = torch.randn(1, song_tokens(seconds, config), width)  # (1, T, M)
+        contestants[f"rest of {seconds:g} s, text trains"] = partial(rest, tokens, True)
+        contestants[f"rest of {seconds:g} s, text frozen"] = partial(rest, tokens, False)
+    return contestants
+
+
+def measure_full_size_song(repeats: int, song_seconds: float = 60.0, longer: float = 300.0) -> dict:
+    """Seconds of a song in float32, and how much faster stored tokens make it; the encoders' time for the longer song is
+    that of the shorter one times their lengths."""
+    found = medians(take_turns(full_size_contestants(song_seconds, longer), repeats, "cpu"))
+    faster = {}
+    for seconds in (song_seconds, longer):
+        encoders = found["encoders"] * seconds / song_seconds
+        for text in ("text trains", "text frozen"):
+            rest = found[f"rest of {seconds:g} s, {text}"]
+            faster[f"{seconds:g} s, {text}"] = round((encoders + rest) / rest, 1)
+    return {"text_tokens": TEXT_TOKENS, "seconds": found, "times_faster": faster}
