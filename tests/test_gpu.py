@@ -1,13 +1,21 @@
-"""On a CUDA device: the same features, encodings, scores and gradients as on the CPU. Run with `pytest -m gpu`."""
+"""On a CUDA device: the same features, encodings, scores and gradients as on the CPU; and training. Run with `pytest -m gpu`."""
+
+import json
+import subprocess
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from runs import REPOSITORY, command, settings
 from test_modeling_beats import inputs, variant
 from test_modeling_collap import lively_model, songs
 from tiny import TEXTS, tiny_processor
 
 from modeling_collap.modeling_beats import eager_attention, sdpa_attention, token_mask_from_frame_mask
 from processing import CoLLAPFeatureExtractor
+from processing.audio_text_data import AudioTextCollator, AudioTextSample
+from training.gradient_cache import contrastive_step
 
 DEVICE = "cuda"
 
@@ -111,3 +119,36 @@ def test_a_training_step_reaches_every_parameter():
     expected, found = gradients
     for name, gradient in expected.items():
         assert (found[name] - gradient).norm() <= 1e-2 * max(gradient.norm().item(), 1e-3), name
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_micro_batches_have_the_gradients_of_the_whole_batch(precision):
+    """With features from waveforms on the device, and the loss scale of float16."""
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._reset_state()
+    accelerator, processor = Accelerator(mixed_precision=precision), tiny_processor()
+    samples = [
+        AudioTextSample(text, {"waveform": torch.as_tensor(song)}, "song", 1.0, [])
+        for text, song in zip(["slow", "piano", "drums"], songs(6.1, 1.3, 3.0), strict=True)
+    ]
+    batch, found = AudioTextCollator(processor)(samples), []
+    for micro_batch_size in (None, 2):
+        model = accelerator.prepare(lively_model(structure_layers=1))
+        step = contrastive_step(accelerator, model, batch, processor.feature_extractor, micro_batch_size)
+        gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        found.append((step.loss.item(), gradients / (accelerator.scaler.get_scale() if accelerator.scaler else 1)))
+    tolerance = 1e-4 if precision == "no" else 3e-2
+    assert found[0][0] == pytest.approx(found[1][0], rel=tolerance)
+    assert (found[0][1] - found[1][1]).norm() < tolerance * found[0][1].norm()
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_a_run_trains_and_resumes(corpus, backbones, tmp_path, precision):
+    config = settings(corpus, backbones, micro_batch_size=2, mixed_precision=precision, resume="latest", epochs=1)
+    line = command(tmp_path, config)
+    for _ in range(2):
+        done = subprocess.run(line, capture_output=True, text=True, cwd=REPOSITORY)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 of 2 steps" in done.stdout
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["peak_memory_gb"] > 0 and summary["skipped_steps"] == 0

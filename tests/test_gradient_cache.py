@@ -270,3 +270,17 @@ def test_activations_are_those_of_one_micro_batch_whatever_the_batch(accelerator
     cached = [bytes_kept_for_backward(accelerator, 1, songs) for songs in (4, 8)]
     assert plain[1] > 1.5 * plain[0]
     assert cached[1] < 1.1 * cached[0] and cached[1] < 0.5 * plain[1]
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 3])
+def test_a_loss_scale_reaches_every_gradient_once(accelerator, micro_batch_size):
+    """float16 training scales the loss; the texts' gradient passes through two backward calls."""
+    processor = tiny_processor("gpt2")
+    batch, found = Batch(processor, slice(0, 4)), []
+    with in_double_precision():
+        for scaler in (None, torch.amp.GradScaler("cpu", init_scale=1024.0)):
+            model, accelerator.scaler = double_model(), scaler
+            contrastive_step(accelerator, model, batch, processor.feature_extractor, micro_batch_size)
+            found.append(gradients(model))
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], 1024 * gradient, rtol=1e-6, atol=1e-9)
