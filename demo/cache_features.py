@@ -6,7 +6,8 @@ Takes the arguments of `train.py`: `python -m demo.cache_features configs/demo.y
 import sys
 
 from processing.audio_text_data import cache_features, open_dataset
-from train import build_model_and_processor, parse_config
+from train import build_model_and_processor
+from training.settings import parse_config
 
 
 def main():

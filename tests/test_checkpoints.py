@@ -81,6 +81,14 @@ def test_a_damaged_file_is_named_with_its_checkpoint(tmp_path, name):
         run.checkpoints.load(tmp_path / "step-00000001")
 
 
+def test_a_process_without_its_random_state_is_refused(tmp_path):
+    run = Run(tmp_path)
+    run.checkpoints.save(1, {})
+    (tmp_path / "step-00000001" / "random_states_0.pkl").unlink()
+    with pytest.raises(ValueError, match="random_states_0.pkl is missing.*all machines share"):
+        run.checkpoints.load(tmp_path / "step-00000001")
+
+
 FULL_DISK = """
 import resource, sys
 sys.path[:0] = [{tests!r}, {root!r}]

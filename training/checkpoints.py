@@ -124,6 +124,11 @@ class Checkpoints:
         """
         content = self._read(path)
         _check_identity(path, content["identity"], self.identity)
+        own = path / f"random_states_{self.accelerator.process_index}.pkl"
+        if not own.is_file():  # Accelerate would go on without
+            raise ValueError(
+                f"{own} is missing: output_dir must be on a disk that all machines share, or resume from another checkpoint"
+            )
         try:
             self.accelerator.load_state(str(path))
         except (*WRITE_ERRORS, KeyError, EOFError) as error:
