@@ -67,6 +67,19 @@ def test_parquet_with_audio_bytes_and_save_to_disk(corpus, tmp_path):
         np.testing.assert_array_equal(first_audio(open_dataset(str(source), "train")), expected)
 
 
+def test_a_folder_of_parquet_shards(corpus, tmp_path):
+    """The same folder that is streamed, opened as a table; each split has shards of its own."""
+    for split, names in (("train", ["test-0001", "test-0002", "test-0003"]), ("validation", ["test-0004"])):
+        for number, name in enumerate(names):
+            content = (corpus / "test" / f"{name}.flac").read_bytes()
+            row = {"audio": [{"bytes": content, "path": f"{name}.flac"}], "text": [name]}
+            datasets.Dataset.from_dict(row).to_parquet(tmp_path / f"{split}-{number:05d}-of-{len(names):05d}.parquet")
+    assert open_dataset(str(tmp_path), "train")["text"][:] == ["test-0001", "test-0002", "test-0003"]
+    assert open_dataset(str(tmp_path), "train[1:2]")["text"][:] == ["test-0002"]
+    expected = load_audio(corpus / "test" / "test-0004.flac")
+    np.testing.assert_array_equal(first_audio(open_dataset(str(tmp_path), "validation")), expected)
+
+
 def write_table(folder, seconds: float = 1.0, text: str = "a song"):
     """A folder with song.wav, noise of that length, and songs.jsonl, whose only row it is."""
     noise = np.random.default_rng(0).normal(size=int(16000 * seconds)) * 0.1

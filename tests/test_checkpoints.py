@@ -71,7 +71,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused_with_those_there_are(tmp_path
         run.checkpoints.load(tmp_path / "step-00000008")
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "random_states_0.pkl"])
 def test_a_damaged_file_is_named_with_its_checkpoint(tmp_path, name):
     run = Run(tmp_path)
     run.checkpoints.save(1, {})

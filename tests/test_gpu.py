@@ -1,4 +1,7 @@
-"""On a CUDA device: the same features, encodings, scores and gradients as on the CPU; and training. Run with `pytest -m gpu`."""
+"""On a CUDA device: the same features, encodings, scores and gradients as on the CPU; and training.
+
+Run with `pytest -m gpu`.
+"""
 
 import json
 import subprocess

@@ -120,21 +120,42 @@ def test_micro_batches_and_two_processes_follow_the_plain_run(corpus, backbones,
 
 
 def write_shards(corpus: Path, folder: Path):
-    """The training split as four parquet files that hold the audio."""
-    rows = open_dataset(str(corpus), "train", text_column="captions").map(
-        lambda row: {"audio": {"bytes": Path(row["audio"]["path"]).read_bytes(), "path": row["audio"]["path"]}}
-    )
+    """Each split as parquet files that hold the audio."""
     folder.mkdir()
-    for shard in range(4):
-        rows.shard(4, shard).to_parquet(folder / f"train-{shard:05d}-of-00004.parquet")
+    for split, shards in (("train", 4), ("validation", 1)):
+        rows = open_dataset(str(corpus), split, text_column="captions").map(
+            lambda row: {"audio": {"bytes": Path(row["audio"]["path"]).read_bytes(), "path": row["audio"]["path"]}}
+        )
+        for shard in range(shards):
+            rows.shard(shards, shard).to_parquet(folder / f"{split}-{shard:05d}-of-{shards:05d}.parquet")
 
 
 def test_a_stream_of_shards_trains_and_counts_its_steps_as_epochs(corpus, backbones, tmp_path):
     write_shards(corpus, tmp_path / "shards")
-    stream = {"streaming": True, "steps_per_epoch": 3, "num_workers": 2, "crop_seconds": 6.0, "eval_split": "none"}
-    done = train(tmp_path, settings(tmp_path / "shards", backbones, song_column=None, **stream), num_processes=2)
+    stream = {"streaming": True, "steps_per_epoch": 3, "num_workers": 2, "crop_seconds": 6.0}
+    done = train(tmp_path, settings(tmp_path / "shards", backbones, **stream), num_processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert len(scalars(tmp_path / "run")["train/loss"]) == 6
+    assert [line["step"] for line in evaluations(tmp_path / "run")] == [3, 6]
+
+
+def test_a_plan_is_printed_without_training_and_the_run_is_compared_with_it(corpus, backbones, tmp_path):
+    config = settings(corpus, backbones, epochs=1, eval_split="none")
+    planned = train(tmp_path, config, plan=True)
+    assert planned.returncode == 0, planned.stderr[-3000:]
+    assert "8 songs" in planned.stdout and "1 epochs of 2 steps" in planned.stdout
+    assert "FLOP per step and device" in planned.stdout and "Memory per device" in planned.stdout
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["plan.json"]
+    done = train(tmp_path, config)
+    assert done.returncode == 0, done.stderr[-3000:]
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    found = json.loads((tmp_path / "run" / "summary.json").read_text())
+    seconds = found["training_seconds"] / 2
+    assert found["plan"]["achieved_tflops"] == pytest.approx(plan["flops_per_step"] / seconds / 1e12)
+    (tmp_path / "other" / "run").mkdir(parents=True)
+    (tmp_path / "other" / "run" / "plan.json").write_text('{"flops_per_step": 1')
+    refused = train(tmp_path / "other", config)
+    assert refused.returncode == 1 and "plan.json is no plan" in refused.stderr and "Traceback" not in refused.stderr
 
 
 def test_frozen_encoders_train_from_their_stored_tokens_as_from_audio(corpus, backbones, tmp_path):
@@ -198,6 +219,13 @@ BAD_SETTINGS = [
 ]
 
 
+def test_an_output_dir_that_cannot_be_used_is_refused_before_anything_is_loaded(corpus, backbones, tmp_path):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings(corpus, backbones, dataset="nowhere/at/all")))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file cannot be made .*name another"):
+        main([str(tmp_path / "config.yaml"), "--output_dir", str(tmp_path / "file")])
+
+
 @pytest.mark.parametrize(("overrides", "message"), BAD_SETTINGS)
 def test_bad_settings_are_named(corpus, backbones, tmp_path, overrides, message):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings(corpus, backbones, **overrides)))
@@ -227,7 +255,7 @@ def test_a_bad_song_below_the_share_is_skipped_and_counted(corpus, backbones, tm
     config = settings(tmp_path / "songs", backbones, batch_size=8, max_bad_share=0.2, eval_split="none")
     done = train(tmp_path, {**config, "batch_size": 4}, num_processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "skipped row 2 (train-0003.flac)" in done.stderr + done.stdout
+    assert done.stdout.count("skipped row 2 (train-0003.flac)") == 2  # in both epochs, by one of the processes
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["bad_files"] == 1 and summary["songs"] == 16 and summary["finished"]
 
@@ -272,6 +300,11 @@ def test_yaml_files_and_the_command_line_override_in_order(tmp_path):
     assert parse_config(["--dataset", "songs", "--music", "b"]).batch_size == TrainConfig().batch_size
     with pytest.raises(ValueError, match="music is missing"):
         parse_config(["--dataset", "songs"])
+    with pytest.raises(ValueError, match="unknown argument '--batch_sise'.*did you mean 'batch_size'"):
+        parse_config(["--dataset", "songs", "--music", "b", "--batch_sise", "3"])
+    for text in ("{a: ", "3"):
+        with pytest.raises(SystemExit):
+            parse_config(["--dataset", "songs", "--music", "b", "--model_config", text])
 
 
 def test_values_of_a_yaml_file_have_the_types_of_their_settings(tmp_path):

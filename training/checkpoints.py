@@ -7,25 +7,32 @@ process) and `progress.json`. It is written to a hidden folder, flushed to disk 
 
 import json
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import gather_object, load
 from safetensors import SafetensorError
 
 NAME = re.compile(r"step-\d{8}")
 PROGRESS = "progress.json"
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch and safetensors have their own for a full disk
+READ_ERRORS = (*WRITE_ERRORS, KeyError, EOFError, pickle.UnpicklingError)
 
 
 def write_json(path: Path, content: dict | list):
     """Replaces a file in one go: a reader sees the old content or the new."""
+    replace_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def replace_text(path: Path, text: str):
+    """As [`write_json`], for any text."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -75,6 +82,16 @@ def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"
 
 
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """Those of a run, oldest first.
+
+    Args:
+        folder: `output_dir/checkpoints`; need not exist.
+    """
+    found = [path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(path for path in found if (path / PROGRESS).is_file())
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -91,8 +108,7 @@ class Checkpoints:
 
     def all(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
-        found = [path for path in self.folder.glob("step-*") if NAME.fullmatch(path.name) and path.is_dir()]
-        return sorted(path for path in found if (path / PROGRESS).is_file())
+        return whole_checkpoints(self.folder)
 
     def save(self, step: int, progress: dict):
         """Writes a checkpoint; called by all processes with the same arguments.
@@ -125,13 +141,14 @@ class Checkpoints:
         content = self._read(path)
         _check_identity(path, content["identity"], self.identity)
         own = path / f"random_states_{self.accelerator.process_index}.pkl"
-        if not own.is_file():  # Accelerate would go on without
+        if not own.is_file():
             raise ValueError(
-                f"{own} is missing: output_dir must be on a disk that all machines share, or resume from another checkpoint"
+                f"{own} is missing: output_dir must be on a disk that all machines share; or resume from another one"
             )
         try:
+            load(own)  # Accelerate would go on without the random state if it could not read it
             self.accelerator.load_state(str(path))
-        except (*WRITE_ERRORS, KeyError, EOFError) as error:
+        except READ_ERRORS as error:
             raise ValueError(f"{path} is damaged ({_one_line(error)}); resume from another checkpoint") from error
         return content["progress"]
 
@@ -182,8 +199,9 @@ class Checkpoints:
 
     def _read(self, path: Path) -> dict:
         try:
-            return json.loads((path / PROGRESS).read_text())
-        except (OSError, ValueError) as error:
+            content = json.loads((path / PROGRESS).read_text())
+            return {name: content[name] for name in ("identity", "progress")}
+        except (OSError, ValueError, KeyError, TypeError) as error:
             whole = [found.name for found in self.all()]
             raise ValueError(
                 f"{path} is no whole checkpoint ({_one_line(error)}); those of this run are {whole or 'none'}"

@@ -67,8 +67,9 @@ class StreamData:
 
 
 def _outlive_sigterm(worker: int):
-    """A preempted job's processes all get SIGTERM; workers go on until the last step is saved, or half a minute."""
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(30))
+    """A preempted job's processes all get SIGTERM; workers go on until the last step is saved, at most ten minutes: an
+    evaluation may come first, and the death of a worker would end the program before it has saved."""
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(600))
 
 
 def _loader_settings(config: TrainConfig, accelerator: Accelerator) -> dict:

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from evaluate_retrieval import collect_songs, embed_row, embed_texts, retrieval_figures, score_songs
-from training.checkpoints import restore_folder
+from training.checkpoints import replace_text, restore_folder
 
 TEXTS_AT_A_TIME = 1024
 
@@ -34,6 +34,14 @@ def one_line(figures: dict) -> str:
         shown = [f"{name} {values[name]['value']:.1f}" for name in ("R@1", "R@5", "mAP") if name in values]
         parts.append(f"{direction.replace('_', '-')} {' '.join(shown)} ({values['num_queries']} queries)")
     return f"{', '.join(parts)}, in %"
+
+
+def _step_of(line: str) -> float:
+    """Of a line of metrics.jsonl; beyond every step if a full disk has cut the line."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 class Evaluations:
@@ -61,14 +69,14 @@ class Evaluations:
         self.best = -math.inf if state["best"] is None else state["best"]
         self.started = time.time() - state["seconds"]
 
-    def forget_after(self, step: int):
-        """What a killed run wrote after the checkpoint that it is resumed from will be written again."""
+    def forget_from(self, step: int):
+        """What a killed run wrote after the checkpoint that it is resumed from will be written again; so will the
+        evaluation of that step itself, which follows its checkpoint."""
         if self.accelerator.is_main_process:
             self.lines.parent.mkdir(parents=True, exist_ok=True)
             restore_folder(self.lines.with_name("best"))
             lines = self.lines.read_text().splitlines() if self.lines.exists() else []
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
-            self.lines.write_text("".join(f"{line}\n" for line in kept))
+            replace_text(self.lines, "".join(f"{line}\n" for line in lines if _step_of(line) < step))
 
     def best_figure(self) -> dict | None:
         """Of the best evaluation so far."""

@@ -594,11 +594,14 @@ def tokens_per_song(config: CoLLAPConfig, segments: float, workload: Workload) -
     }
 
 
+COMPARED = ("flops_per_step", "model_flops_per_step", "step_seconds", "peak_memory")
+
+
 def compare(plan: dict, measured: dict[str, float]) -> dict[str, float]:
     """Measured steps next to their prediction, for the run summary.
 
     Args:
-        plan: from `Plan.to_dict`.
+        plan: from `Plan.to_dict`, of which the entries `COMPARED` are read.
         measured: `"step_seconds"`, mean or median of the steps after the first ones, and `"peak_memory"`, bytes of the
             worst device (`torch.cuda.max_memory_allocated`), if known.
 

@@ -13,19 +13,28 @@ from modeling_collap.configuration_collap import SPEECH_TOKENS_PER_SECOND
 from processing.audio_text_data import open_dataset, row_texts, song_seconds
 from processing.processing_collap import text_positions
 from training.checkpoints import write_json
-from training.plan import PAPER, Workload, paper_config, plan
+from training.plan import COMPARED, PAPER, Workload, paper_config, plan
 from training.settings import TrainConfig
 
 FILE = "plan.json"
 PLANNED_TEXTS = 256  # rows whose texts are counted
 
 
+def collap_config(name: str) -> CoLLAPConfig:
+    """Configuration of a CoLLAP folder or Hub id; a ValueError for another kind of model."""
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    if config.model_type != "collap":
+        raise ValueError(f"{name} is a {config.model_type} model; --model expects a CoLLAP model")
+    return config
+
+
 def planned_model(config: TrainConfig) -> CoLLAPConfig:
     """Configuration of the model that would be trained; without a named one, of the paper's parts."""
     if config.model is not None:
-        return AutoConfig.from_pretrained(config.model, trust_remote_code=False)
+        return collap_config(config.model)
     if config.music:
-        parts = [AutoConfig.from_pretrained(name) for name in (config.text, config.music, config.speech)]
+        names = (config.text, config.music, config.speech)
+        parts = [AutoConfig.from_pretrained(name, trust_remote_code=False) for name in names]
     else:
         paper = paper_config("roberta" if "roberta" in config.text else "gpt2")
         parts = [paper.text_config, paper.music_config, paper.speech_config]
@@ -49,6 +58,8 @@ def planned_workload(config: TrainConfig) -> Workload:
     rows = open_dataset(config.dataset, config.train_split, *columns)
     seconds = song_seconds(rows, config.audio_column, config.duration_column, config.num_workers)
     seconds = [min(one, config.crop_seconds or math.inf) for one in seconds if one > 0]
+    if not seconds:
+        raise ValueError(f"{config.dataset}: none of the {len(rows)} files of {config.train_split} can be read")
     tokenizer = AutoTokenizer.from_pretrained(config.model or config.text, trust_remote_code=False)
     positions = text_positions(planned_model(config).text_config) or math.inf
     sample = rows.select(range(min(PLANNED_TEXTS, len(rows))))[config.text_column]
@@ -67,12 +78,19 @@ def planned_workload(config: TrainConfig) -> Workload:
 def plan_run(config: TrainConfig) -> str:
     """What `--plan` prints; kept in `output_dir`, where a run's summary compares itself with it."""
     planned = plan(planned_model(config), planned_workload(config), config.plan_tflops)
-    Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-    write_json(Path(config.output_dir) / FILE, planned.to_dict())
+    if PartialState().is_main_process:
+        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+        write_json(Path(config.output_dir) / FILE, planned.to_dict())
     return planned.to_text()
 
 
 def read_plan(output_dir: Path) -> dict | None:
-    """The plan that `--plan` has left in `output_dir`, if any."""
+    """The plan that `--plan` has left in `output_dir`, if any; a ValueError if it is damaged."""
     path = output_dir / FILE
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text())
+        return {name: found[name] for name in COMPARED}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no plan ({error!r}); delete it, or write it anew with --plan") from error

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+from argparse import ArgumentTypeError
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -86,7 +87,7 @@ class TrainConfig:
     # Output
     output_dir: str = "runs/collap"
     resume: str | None = _help(None, "latest (a run without checkpoints starts anew), or a checkpoint folder")
-    checkpoint_every: int | None = _help(None, "steps between checkpoints; default: after every evaluation only")
+    checkpoint_every: int | None = _help(None, "steps between checkpoints; default: at every evaluation only")
     keep_checkpoints: int = _help(2, "checkpoints that are kept, the newest")
     eval_every: int = _help(1, "epochs between evaluations")
     log_every: int = _help(10, "optimizer steps between log lines")
@@ -122,6 +123,24 @@ def typed(path: str, name: str, value, kind):
     return value
 
 
+def model_settings(text: str) -> dict:
+    """`--model_config` as YAML; argparse names it in front of the message."""
+    try:
+        loaded = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ArgumentTypeError(f"{text!r} is not YAML") from error
+    if not isinstance(loaded, dict):
+        raise ArgumentTypeError(f"{text!r} is no YAML mapping; expected such as '{{projection_dim: 512}}'")
+    return loaded
+
+
+def _hint(name: str) -> str:
+    """What a setting of this unknown name may have meant."""
+    known = get_type_hints(TrainConfig)
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {nearest[0]!r}?" if nearest else f"the known ones are {', '.join(known)}"
+
+
 def read_settings(path: str) -> dict:
     """The settings of a YAML file; an unknown one is refused with the nearest known name."""
     try:
@@ -132,9 +151,7 @@ def read_settings(path: str) -> dict:
         raise ValueError(f"{path} holds a {type(loaded).__name__}; expected `name: value` lines")
     known = get_type_hints(TrainConfig)
     for name in loaded.keys() - known.keys():
-        nearest = difflib.get_close_matches(str(name), known, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"the known ones are {', '.join(known)}"
-        raise ValueError(f"{path}: unknown setting {name!r}; {hint}")
+        raise ValueError(f"{path}: unknown setting {name!r}; {_hint(str(name))}")
     return {name: typed(path, name, value, known[name]) for name, value in loaded.items()}
 
 
@@ -148,9 +165,12 @@ def parse_config(arguments: list[str], description: str = "") -> TrainConfig:
     parser = HfArgumentParser(TrainConfig, description=description)
     for action in parser._actions:
         if action.dest == "model_config":
-            action.type = yaml.safe_load
+            action.type = model_settings
     parser.set_defaults(**settings)
-    (config,) = parser.parse_args_into_dataclasses(rest)
+    config, unknown = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
+    if unknown:
+        hint = _hint(unknown[0].lstrip("-").split("=")[0])
+        raise ValueError(f"unknown argument {unknown[0]!r} (YAML files come first, then --name value); {hint}")
     config.model_config = {**model_config, **config.model_config}
     config.eval_split = None if config.eval_split in (None, "none", "None", "") else config.eval_split
     check_config(config)
@@ -166,7 +186,7 @@ def check_config(config: TrainConfig):
     if config.model is not None and config.model_config:
         raise ValueError("model_config is for a new model; the one that --model names has its own configuration")
     check_settings(config.model_config)
-    check_trackers(config.trackers)
+    config.trackers = check_trackers(config.trackers)
     _check_numbers(config)
     _check_data_settings(config)
 

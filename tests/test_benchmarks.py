@@ -1,0 +1,116 @@
+"""The parts of benchmarks/train_step.py run, at sizes of seconds, and report ratios; their values are not checked."""
+
+import json
+import math
+
+import pytest
+
+from benchmarks import train_step
+from benchmarks.gathering import measure_gathering
+from benchmarks.gpu import utilisation
+from benchmarks.loader import measure_loader, measure_wait_share
+from benchmarks.padding import measure_padding
+from benchmarks.steps import build_bench, measure_caching, measure_caching_memory, measure_plan, small_config
+from benchmarks.stored_tokens import build_demo, measure_song, measure_stored_tokens
+
+TINY = {"song_seconds": 2.0, "width": 64, "layers": 1, "segment_seconds": 1.0}
+
+
+def numbers(report) -> list[float]:
+    if isinstance(report, dict):
+        return [number for value in report.values() for number in numbers(value)]
+    return [number for value in report for number in numbers(value)] if isinstance(report, list) else [report]
+
+
+def check(report: dict, *ratios: str):
+    """The report is JSON of finite numbers, none negative, and has these entries, not empty."""
+    assert numbers(report)
+    assert all(math.isfinite(number) and number >= 0 for number in numbers(json.loads(json.dumps(report))))
+    for name in ratios:
+        assert numbers(report[name]), name
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return build_bench(full=False, **TINY)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    return build_demo(tmp_path_factory.mktemp("demo"), songs=4, min_seconds=12.0, max_seconds=20.0, batch_size=2)
+
+
+def test_gradient_caching(bench):
+    report = measure_caching(bench, songs=2, micro_batch_size=1, repeats=1)
+    check(report, "time_over", "flop_over")
+    assert report["flop_over"]["cached / plain"] > 1.1  # so that it is the cached step that was planned and timed
+
+
+def test_memory_of_gradient_caching(bench):
+    report = measure_caching_memory(bench, songs=2, micro_batch_size=1)
+    check(report, "peak")
+    peak = report["peak"]
+    assert peak["cached"]["growth"] < peak["plain"]["growth"]
+    assert peak["checkpointed and cached"]["mb"][1] < peak["plain"]["mb"][1]
+
+
+def test_plan_against_measurement():
+    report = measure_plan(build_bench(full=False, **TINY), songs=2, micro_batch_size=1)
+    check(report, "measured")
+    assert all(entry["flop_over_plan"] == pytest.approx(1, abs=0.01) for entry in report["measured"].values())
+
+
+def test_gathering():
+    report = measure_gathering(songs=2, repeats=1, **TINY)
+    check(report, "gathering_over_no_gathering", "gathering_over_nothing_travels", "gathering_alone_share_of_step")
+    # Texts 50 x 512 and scores 50 x 50 in float32; tokens 50 x 1870 x 512.
+    assert report["paper_mb"]["texts"] == pytest.approx(0.1024, abs=1e-3)
+    assert report["paper_mb"]["scores"] == pytest.approx(0.01, abs=1e-3)
+    assert report["paper_mb"]["audio_tokens"] == pytest.approx(50 * 1870 * 512 * 4 / 1e6, rel=1e-3)
+
+
+def test_padding():
+    report = measure_padding(songs=512, batch_sizes=(64,))
+    check(report, "batch 64")
+    assert report["batch 64"]["by length"]["padding_share"] < report["batch 64"]["random"]["padding_share"]
+    assert report["batch 64"]["by length"]["idle_share"] < report["batch 64"]["random"]["idle_share"]
+
+
+def test_loader(demo):
+    report = measure_loader(demo, songs=2, seconds=4.0)
+    check(report, "songs_per_second", "needed")
+    assert len(report["songs_per_second"]) == 2 * 3 * 3  # formats, what is made of a song, workers
+
+
+def test_wait_share(demo):
+    report = measure_wait_share(demo)
+    check(report, "0 workers", "1 workers", "2 workers")
+    assert all(0 < entry["data_wait_share"] < 1 for entry in report.values())
+
+
+def test_stored_tokens(demo):
+    report = measure_stored_tokens(demo, repeats=1)
+    check(report, "epoch_seconds", "audio_over")
+    assert report["songs"] == 4
+
+
+def test_stored_tokens_of_a_song():
+    config = small_config(width=64, layers=1, segment_seconds=1.0)
+    check(measure_song(config, repeats=1, song_seconds=2.0, longer=4.0), "seconds", "times_faster")
+
+
+def test_utilisation_is_that_of_the_model_without_what_is_computed_twice(bench):
+    planned = bench.plan(4, 2, checkpointing=True)
+    seconds = {"step": [2.0], "matrix products": [0.5]}
+    report = utilisation(bench, seconds, planned, songs=4, peak=1e-3)
+    check(report, "model_over_matrix_products", "hours_of_audio_per_second")
+    assert report["model_flop_utilisation"] == pytest.approx(planned.model_flops_per_step / 2 / 1e9, abs=1e-3)
+    assert report["hours_of_audio_per_second"] == pytest.approx(4 * 2 / 3600 / 2, abs=1e-4)
+
+
+@pytest.mark.parametrize(("arguments", "reason"), [(["--only", "cachin"], "cachin"), (["--full"], "GPU")])
+def test_what_cannot_be_measured_is_refused(arguments, reason, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        train_step.main(arguments)
+    assert reason in capsys.readouterr().err
