@@ -13,7 +13,6 @@ Dimensions: `S` segments, `K` fused tokens of a segment, `T` real tokens of a so
 """
 
 import argparse
-import os
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
@@ -34,6 +33,7 @@ from processing import CoLLAPFeatureExtractor
 from processing.audio_files import AudioFileError, AudioSource
 from processing.audio_text_data import audio_source, naming_row, open_dataset
 from processing.embed_audio import feature_blocks
+from training.distributed import check_processes
 from training.token_cache import (
     DTYPES,
     INDEX,
@@ -246,16 +246,6 @@ def check_options(options: argparse.Namespace):
         raise ValueError(f"--max_bad_share must be from 0 to below 1, found {options.max_bad_share}")
     if len(set(options.splits)) < len(options.splits):
         raise ValueError(f"--splits names a split twice: {' '.join(options.splits)}")
-
-
-def check_processes(accelerator: Accelerator):
-    """ValueError if processes were launched that know nothing of one another, as without a GPU on the CPU."""
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if launched != accelerator.num_processes:
-        raise ValueError(
-            f"{launched} processes were launched, but no GPU was found and each would work alone; set "
-            "ACCELERATE_USE_CPU=true"
-        )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,24 +17,26 @@ evaluation, checkpoints, tracking and plan.
 import copy
 import dataclasses
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate import Accelerator, PartialState
+from accelerate.utils import InitProcessGroupKwargs, gather_object, set_seed
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModel, AutoProcessor, AutoTokenizer, get_scheduler
+from transformers import AutoModel, AutoProcessor, AutoTokenizer, get_scheduler
 
 from modeling_collap import CoLLAPModel
 from processing import CoLLAPProcessor
 from processing.audio_text_data import worker_message
 from training.batches import BadFiles
-from training.checkpoints import Checkpoints, write_folder
+from training.checkpoints import Checkpoints, whole_checkpoints, write_folder
 from training.data import StreamData, TableData, build_eval_data, build_train_data
 from training.distributed import check_processes, prepare, whole_model
 from training.evaluation import Evaluations
@@ -48,7 +50,7 @@ from training.parts import (
     save_model,
     trainable_summary,
 )
-from training.planned_run import plan_run, read_plan
+from training.planned_run import collap_config, plan_run, read_plan
 from training.settings import TrainConfig, parse_config
 from training.tracking import RunSummary, StepMeter, start_trackers, step_metrics
 
@@ -127,9 +129,7 @@ def build_model_and_processor(config: TrainConfig):
     """The model to continue from, or a new one from pretrained backbones, with its processor."""
     local_code = {"trust_remote_code": False}  # CoLLAP is imported here; a folder's own code never runs
     if config.model is not None:
-        model_type = AutoConfig.from_pretrained(config.model, **local_code).model_type
-        if model_type != "collap":
-            raise ValueError(f"{config.model} is a {model_type} model; --model expects a CoLLAP model")
+        collap_config(config.model)
         model = AutoModel.from_pretrained(config.model, dtype=torch.float32, **local_code)
         return model, AutoProcessor.from_pretrained(config.model, **local_code)
     model = CoLLAPModel.from_backbones(config.text, config.music, config.speech, **config.model_config)
@@ -142,7 +142,8 @@ def choose_what_trains(config: TrainConfig, model, processor, accelerator: Accel
     freeze(model, config.freeze)
     if config.lora:
         base = config.model or str(Path(config.output_dir) / "base")  # what a saved adapter belongs to
-        if config.model is None and accelerator.is_main_process:
+        is_new = not whole_checkpoints(Path(config.output_dir) / "checkpoints")
+        if config.model is None and is_new and accelerator.is_main_process:
             write_folder(Path(base), lambda folder: save_model(model, processor, folder))
         add_lora(model, config.lora, config.lora_rank, base)
     if config.gradient_checkpointing:
@@ -152,14 +153,42 @@ def choose_what_trains(config: TrainConfig, model, processor, accelerator: Accel
     accelerator.print(trainable_summary(model))
 
 
+def check_output_dir(config: TrainConfig):
+    """Makes the folder; ValueError or OSError, before anything is loaded, if this run cannot have it."""
+    if config.resume is None and whole_checkpoints(Path(config.output_dir) / "checkpoints"):
+        raise ValueError(
+            f"{config.output_dir} holds a run with checkpoints: continue it with --resume latest, name another "
+            "--output_dir, or delete it"
+        )
+    try:
+        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"output_dir {config.output_dir} cannot be made ({error.strerror}); name another") from error
+    if not os.access(config.output_dir, os.W_OK):
+        raise OSError(f"output_dir {config.output_dir} is read-only; name another")
+
+
+def build_optimizer(config: TrainConfig, model, steps: int):
+    """AdamW over what trains, and the schedule of its learning rates."""
+    groups = parameter_groups(
+        model, config.learning_rate, config.weight_decay, config.text_learning_rate, config.audio_learning_rate
+    )
+    optimizer = torch.optim.AdamW(groups)
+    warmup = round(config.warmup_ratio * steps)
+    return optimizer, get_scheduler(config.lr_schedule, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+
+
 def build_run(config: TrainConfig) -> Run:
     """Everything in its place, before the first step.
 
     Raises:
         ValueError, OSError: for settings, folders and files that cannot work; says which.
     """
+    check_output_dir(config)
     output_dir = Path(config.output_dir)
-    accelerator = Accelerator(mixed_precision=config.mixed_precision, project_dir=output_dir)
+    # The others wait while the main process measures all songs, computes features, or evaluates.
+    waiting = InitProcessGroupKwargs(timeout=timedelta(hours=6))
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, project_dir=output_dir, kwargs_handlers=[waiting])
     check_processes(accelerator)
     set_seed(config.seed)
     model, processor = build_model_and_processor(config)
@@ -167,12 +196,7 @@ def build_run(config: TrainConfig) -> Run:
     eval_set, eval_tokens = build_eval_data(config, model, processor, accelerator)
     choose_what_trains(config, model, processor, accelerator)
     steps = config.epochs * data.steps_per_epoch
-    groups = parameter_groups(
-        model, config.learning_rate, config.weight_decay, config.text_learning_rate, config.audio_learning_rate
-    )
-    optimizer = torch.optim.AdamW(groups)
-    warmup = round(config.warmup_ratio * steps)
-    scheduler = get_scheduler(config.lr_schedule, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+    optimizer, scheduler = build_optimizer(config, model, steps)
     model_config = copy.deepcopy(model.config)
     prepared, optimizer = prepare(accelerator, model, optimizer, config.batch_size, config.max_grad_norm)
     set_seed(config.seed, device_specific=True)  # every process its own dropout
@@ -209,17 +233,12 @@ def start_or_resume(run: Run):
     """A new run, or the rest of the one that `--resume` names."""
     config, accelerator = run.config, run.accelerator
     checkpoint = run.checkpoints.find(config.resume) if config.resume else None
-    if config.resume is None and run.checkpoints.all():
-        raise ValueError(
-            f"{config.output_dir} holds a run with checkpoints: continue it with --resume latest, name another "
-            "--output_dir, or delete it"
-        )
     if checkpoint is not None:
         run.resume(checkpoint)
         accelerator.print(f"resumed from {checkpoint} ({run.step} of {run.steps} steps)")
     elif config.resume:
         accelerator.print(f"{config.output_dir} has no checkpoint: starting anew")
-    run.evaluations.forget_after(run.step)
+    run.evaluations.forget_from(run.step)
     start_trackers(accelerator, config.trackers, dataclasses.asdict(config), config.output_dir, run.step)
 
 
@@ -229,9 +248,11 @@ def update_weights(run: Run, result: ContrastiveStep, names: list[str]) -> float
     if result.has_gradients:
         norm = float(run.accelerator.clip_grad_norm_(run.model.parameters(), run.config.max_grad_norm))
         reason = f"gradient norm {norm:.3g}"
-    # float16 starts with scales that overflow; its scaler skips those steps itself.
-    if math.isfinite(norm) or (result.has_gradients and run.accelerator.scaler is not None):
+    scaler = run.accelerator.scaler if result.has_gradients else None
+    if math.isfinite(norm) or scaler is not None:
         run.optimizer.step()
+    # float16 starts with scales that overflow: its scaler then leaves the weights as they are, and lowers its scale.
+    if math.isfinite(norm) or (scaler is not None and scaler.get_scale() >= 1):
         run.skipped.in_a_row = 0
     else:
         run.skipped.add(reason, gather_object(names))
@@ -248,18 +269,19 @@ def log_step(run: Run, result: ContrastiveStep, norm: float, progress: tqdm):
 
 
 def agree(run: Run, stop: bool, skipped: list[tuple[str, str]], say: Callable[[str], None]) -> bool:
-    """Whether any process was asked to stop; bad files of any process are counted, and named, by all."""
+    """Whether any process was asked to stop; bad files of any process are counted by all."""
     flags = torch.tensor([stop, bool(skipped)], dtype=torch.int32, device=run.accelerator.device)
     stops, bad = run.accelerator.reduce(flags).tolist()
     found = gather_object(skipped) if bad else []
-    for name, reason in found:
+    for name, reason in found if run.accelerator.is_main_process else ():
         say(f"skipped {name}: {reason}")
     run.bad_files.add(found, num_read=run.config.batch_size)
     return stops > 0
 
 
-def train(run: Run):
-    """Steps until the end, or until SIGTERM asks for it: then a checkpoint is written and the program exits with 0."""
+def train(run: Run) -> bool:
+    """Steps until the end, True, or until SIGTERM asks for it, False. An evaluation comes after its step's checkpoint,
+    so that nothing is lost if the program is killed or fails meanwhile; a resumed run repeats it."""
     asked_to_stop = []
     signal.signal(signal.SIGTERM, lambda number, frame: asked_to_stop.append(number))
     run.model.train()
@@ -268,16 +290,20 @@ def train(run: Run):
         closing(run.meter.batches(run.data.batches(run.step, run.data_state))) as batches,  # closing ends the workers
         tqdm(total=run.steps, initial=run.step, disable=hidden, desc="training") as progress,
     ):
+        if evaluation_is_due(run):  # the run was killed after this step's checkpoint
+            evaluate(run, progress)
         while run.step < run.steps:
             stop = take_step(run, next(batches), progress, asked_to_stop)
-            evaluated = evaluate_if_due(run, progress)
             every = run.config.checkpoint_every
-            if stop or evaluated or (every and run.step % every == 0):
+            if stop or evaluation_is_due(run) or (every and run.step % every == 0):
                 run.save_checkpoint()
             if stop and run.step < run.steps:
                 progress.close()
                 run.accelerator.print(f"stopped by SIGTERM after step {run.step}; go on with --resume latest")
-                raise SystemExit(0)
+                return False
+            if evaluation_is_due(run):
+                evaluate(run, progress)
+    return True
 
 
 def take_step(run: Run, batch, progress: tqdm, asked_to_stop: list) -> bool:
@@ -297,25 +323,26 @@ def take_step(run: Run, batch, progress: tqdm, asked_to_stop: list) -> bool:
     return agree(run, bool(asked_to_stop), batch.skipped, progress.write)
 
 
-def evaluate_if_due(run: Run, progress: tqdm) -> bool:
-    """An evaluation after every `eval_every`-th epoch and the last one."""
+def evaluation_is_due(run: Run) -> bool:
+    """After every `eval_every`-th epoch and the last one."""
     epoch, into_epoch = divmod(run.step, run.data.steps_per_epoch)
-    is_due = into_epoch == 0 and (epoch % run.config.eval_every == 0 or epoch == run.config.epochs)
-    if is_due:
-        run.evaluations.run(epoch, run.step, progress.write)
-        run.write_summary()
-    return is_due
+    return run.step > 0 and into_epoch == 0 and (epoch % run.config.eval_every == 0 or epoch == run.config.epochs)
+
+
+def evaluate(run: Run, progress: tqdm):
+    run.evaluations.run(run.step // run.data.steps_per_epoch, run.step, progress.write)
+    run.write_summary()
 
 
 def main(arguments: list[str]) -> None:
     config = parse_config(arguments, __doc__.split("\n")[0])
     if config.plan:
-        print(plan_run(config))
+        PartialState().print(plan_run(config))
         return
     run = build_run(config)
     start_or_resume(run)
-    train(run)
-    run.evaluations.save("last")
+    if train(run):
+        run.evaluations.save("last")
     run.write_summary()
     run.accelerator.end_training()
 

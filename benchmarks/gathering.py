@@ -76,24 +76,25 @@ def take_turns_together(runs: dict[str, Callable], repeats: int) -> dict[str, li
     return seconds
 
 
-def _process(rank: int, port: int, songs: int, repeats: int, result: str):
+def _process(rank: int, port: int, songs: int, repeats: int, bench: dict, result: str):
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": PROCESSES, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()}, ACCELERATE_USE_CPU="true")
+    place |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": 1}  # without it Accelerate takes all threads
+    os.environ.update({name: str(value) for name, value in place.items()})
     torch.set_num_threads(1)
-    seconds = take_turns_together(contestants(build_bench(full=False), songs), repeats)
+    seconds = take_turns_together(contestants(build_bench(full=False, **bench), songs), repeats)
     if rank == 0:
         torch.save(seconds, result)
     dist.destroy_process_group()
 
 
-def measure_gathering(songs: int, repeats: int) -> dict:
+def measure_gathering(songs: int, repeats: int, **bench) -> dict:
     """Steps of `songs` songs on each of two processes; without gathering a process contrasts its own songs alone."""
     with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
         result = Path(folder) / "seconds.pt"
-        mp.spawn(_process, (port, songs, repeats, str(result)), nprocs=PROCESSES)
+        mp.spawn(_process, (port, songs, repeats, bench, str(result)), nprocs=PROCESSES)
         seconds = torch.load(result, weights_only=True)
     alone = statistics.median(seconds["gathering alone"]) / statistics.median(seconds["gathering"])
     return {

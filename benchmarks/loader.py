@@ -1,7 +1,7 @@
 """Songs a second of the loader alone against what the model needs, and how long a training run waits for data."""
 
-import gc
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -16,7 +16,7 @@ from modeling_collap import CoLLAPConfig
 from processing import CoLLAPProcessor
 from processing.audio_text_data import AudioTextCollator, AudioTextDataset
 from processing.corpora.synthetic_songs import compose_song, render_song
-from training.plan import PAPER, TYPICAL_TFLOPS, paper_config, plan
+from training.plan import PAPER, TYPICAL_TFLOPS, plan
 
 SOURCE_RATE = 44_100
 KINDS = {  # what the loader makes of a song
@@ -51,19 +51,17 @@ def songs_per_second(paths: list[str], processor: CoLLAPProcessor, workers: int,
 
 def needed_songs_per_second(config: CoLLAPConfig) -> dict[str, float]:
     """That a step of the paper's run takes in on one device, with checkpointing as in configs/, at a throughput."""
-    planned = plan(config, PAPER)
+    planned = plan(config, replace(PAPER, gradient_checkpointing=("all",)))
     songs = PAPER.songs_per_process
     return {f"{tflops} TFLOP/s": round(songs / planned.times(tflops)[0], 2) for tflops in TYPICAL_TFLOPS}
 
 
-def measure_loader(demo: Demo, songs: int = 8, seconds: float = 300.0) -> dict:
+def measure_loader(demo: Demo, config: CoLLAPConfig, songs: int = 8, seconds: float = 300.0) -> dict:
     """Files of 5 minutes, stereo at 44.1 kHz, with 0, 1 and 2 workers; the files lie in the page cache."""
-    config = paper_config()
-    processor = CoLLAPProcessor.from_model_config(
-        config, AutoTokenizer.from_pretrained(demo.folder / "backbones" / "gpt2")
-    )
-    torch_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    tokenizer = AutoTokenizer.from_pretrained(demo.folder / "backbones" / "gpt2")
+    processor = CoLLAPProcessor.from_model_config(config, tokenizer)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a worker
     rates = {}
     for suffix in ("flac", "mp3"):
         paths = write_songs(demo.folder / suffix, suffix, songs, seconds)
@@ -71,22 +69,21 @@ def measure_loader(demo: Demo, songs: int = 8, seconds: float = 300.0) -> dict:
             for workers in (0, 1, 2):
                 name = f"{suffix}, {kind}, {workers} workers"
                 rates[name] = round(songs_per_second(paths, processor, workers, batch_size=2, **settings), 2)
-    torch.set_num_threads(torch_threads)
+    torch.set_num_threads(threads)
     return {"song_seconds": seconds, "songs_per_second": rates, "needed": needed_songs_per_second(config)}
 
 
 def measure_wait_share(demo: Demo) -> dict:
-    """Share of an epoch of the demo's model, trained from audio files in full, that waits for the loader."""
-    shares = {}
+    """Share of an epoch of the demo's model, trained in full from audio files by one thread, that waits for the loader;
+    the start of the workers and the first batch are part of it."""
+    shares, threads = {}, torch.get_num_threads()
+    torch.set_num_threads(1)
     for workers in (0, 1, 2):
         run = demo.run(num_workers=workers)
-        one_epoch(run)
-        run.meter.figures(run.accelerator)
         one_epoch(run)
         figures = run.meter.figures(run.accelerator)
         shares[f"{workers} workers"] = {
             name: round(figures[f"train/{name}"], 4) for name in ("data_wait_share", "songs_per_second")
         }
-        del run
-        gc.collect()
+    torch.set_num_threads(threads)
     return shares

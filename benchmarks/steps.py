@@ -1,7 +1,6 @@
 """One contrastive step on random songs: gradient caching and checkpointing, memory, and the plan of the same step.
 
-On a CPU the model is small (12 M parameters, 10 s segments); on a GPU, with `--full`, it is the paper's in bfloat16 with
-songs of 5 minutes.
+On a CPU the model is small (12 M parameters, segments of 10 s); on a GPU it is the paper's, in bfloat16.
 """
 
 import statistics
@@ -52,6 +51,12 @@ def median_ratio(seconds: dict[str, list[float]], name: str, alternative: str) -
     return round(statistics.median(one / other for one, other in pairs), 3)
 
 
+def ratio_range(seconds: dict[str, list[float]], name: str, alternative: str) -> list[float]:
+    """The smallest and the largest of a turn: how far the median can be trusted."""
+    ratios = [one / other for one, other in zip(seconds[name], seconds[alternative], strict=True)]
+    return [round(min(ratios), 3), round(max(ratios), 3)]
+
+
 def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
     return {name: round(statistics.median(runs), 4) for name, runs in seconds.items()}
 
@@ -85,9 +90,11 @@ class Bench:
     def batch(self, songs: int) -> AudioTextBatch:
         """As the loader gives it: features where the CPU trains, waveforms where a GPU computes the features."""
         torch.manual_seed(1)
-        audio = {"waveform": torch.randn(round(self.song_seconds * SAMPLING_RATE)) * 0.1}
+        waveform = torch.randn(round(self.song_seconds * SAMPLING_RATE)) * 0.1
         if self.device == "cpu":
-            audio = self.extractor().segment_features(audio["waveform"])
+            audio = self.extractor().segment_features(waveform)
+        else:
+            audio = {"waveform": waveform.pin_memory()}
         ids = torch.randint(self.config.text_config.vocab_size, (songs, self.text_tokens))
         return AudioTextBatch(
             text={"input_ids": ids, "attention_mask": torch.ones_like(ids)},
@@ -128,17 +135,17 @@ class Bench:
         return plan(self.config, workload, tflops)
 
 
-def build_bench(full: bool, song_seconds: float = 20.0) -> Bench:
-    """The paper's model on a GPU in bfloat16, or the small one on the CPU in float32."""
+def build_bench(full: bool, song_seconds: float = 20.0, **size) -> Bench:
+    """The paper's model on a GPU in bfloat16, or a small one of this size ([`small_config`]) on the CPU in float32."""
     accelerator = Accelerator(mixed_precision="bf16" if full else "no", cpu=not full)
     if full:
         return Bench(accelerator, paper_config(), song_seconds)
-    return Bench(accelerator, small_config(), song_seconds, text_tokens=128)
+    return Bench(accelerator, small_config(**size), song_seconds, text_tokens=128)
 
 
 def peak_bytes(bench: Bench, run: Callable) -> int:
-    """Most bytes of tensors that a step makes, gradients of the parameters included: by torch's allocator on a GPU; on a
-    CPU by following every tensor, since what a process holds also tells what it once held."""
+    """Most bytes of the tensors that a step makes, gradients of the parameters included: by torch's allocator on a GPU;
+    on a CPU by following every tensor, because the size of a process also tells what it once held."""
     if bench.device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -175,6 +182,7 @@ def measure_caching(bench: Bench, songs: int, micro_batch_size: int, repeats: in
         "micro_batch_size": micro_batch_size,
         "step_seconds": medians(seconds),
         "time_over": {f"{name} / {other}": median_ratio(seconds, name, other) for name, other in pairs.items()},
+        "range": {f"{name} / {other}": ratio_range(seconds, name, other) for name, other in pairs.items()},
         "flop_over": {f"{name} / {other}": round(flops[name] / flops[other], 3) for name, other in pairs.items()},
     }
 

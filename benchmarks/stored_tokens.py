@@ -1,9 +1,9 @@
 """What training from stored tokens saves: an epoch of the demo's model, and a song of the full-size encoders."""
 
 import contextlib
-import io
 import json
 import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,17 +17,16 @@ import precompute_features
 from benchmarks.encode import take_turns
 from benchmarks.steps import SAMPLING_RATE, TEXT_TOKENS, median_ratio, medians
 from demo.small_backbones import write_beats, write_gpt2, write_whisper
-from modeling_collap import CoLLAPModel
+from modeling_collap import CoLLAPConfig, CoLLAPModel
 from processing import CoLLAPFeatureExtractor
+from processing.audio_text_data import AudioTextBatch
 from processing.corpora.synthetic_songs import build_corpus
 from train import Run, build_run, take_step
 from training.parts import freeze
-from training.plan import paper_config
 from training.settings import parse_config
 from training.tracking import song_tokens
 
 CONFIG = Path(__file__).parent.parent / "configs" / "demo.yaml"
-BATCH_SIZE = 16
 
 
 @dataclass
@@ -35,17 +34,19 @@ class Demo:
     """Rendered songs and small backbones, as `make demo` makes them."""
 
     folder: Path
+    batch_size: int = 16
 
     def run(self, **settings) -> Run:
         """A run of train.py with configs/demo.yaml, from audio files unless `settings` say otherwise."""
         backbones = self.folder / "backbones"
         places = {"dataset": self.folder / "songs", "text": backbones / "gpt2", "music": backbones / "beats"}
         places |= {"speech": backbones / "whisper", "output_dir": self.folder / "run", "eval_split": "none"}
-        defaults = {"cache_features": False, "num_workers": 0, "log_every": 10_000, "batch_size": BATCH_SIZE}
+        defaults = {"cache_features": False, "num_workers": 0, "log_every": 10_000, "batch_size": self.batch_size}
         arguments = [str(CONFIG)]
         for name, value in (places | defaults | settings).items():
             arguments += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]
-        run = build_run(parse_config(arguments))
+        with contextlib.redirect_stdout(sys.stderr):
+            run = build_run(parse_config(arguments))
         run.model.train()
         return run
 
@@ -55,14 +56,14 @@ class Demo:
         names = {"--dataset": self.folder / "songs", "--splits": "train", "--output": output, "--dtype": dtype}
         names |= {"--music": backbones / "beats", "--speech": backbones / "whisper", "--segment_seconds": 2.5}
         arguments = [str(part) for pair in names.items() for part in pair]
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(sys.stderr):
             code = precompute_features.main(arguments)
         if code:
             raise RuntimeError(f"precompute_features.py {' '.join(arguments)} ended with {code}")
         return output
 
 
-def build_demo(folder: Path, songs: int, min_seconds: float = 60.0, max_seconds: float = 300.0) -> Demo:
+def build_demo(folder: Path, songs: int, min_seconds: float = 60.0, max_seconds: float = 300.0, **settings) -> Demo:
     """Files that are there already are kept."""
     datasets.disable_progress_bars()
     datasets.config.HF_DATASETS_CACHE = folder / "datasets"
@@ -74,7 +75,7 @@ def build_demo(folder: Path, songs: int, min_seconds: float = 60.0, max_seconds:
         write_gpt2(backbones / "gpt2", [caption for row in rows for caption in row["captions"]])
         write_beats(backbones / "beats")
         write_whisper(backbones / "whisper")
-    return Demo(folder)
+    return Demo(folder, **settings)
 
 
 def one_epoch(run: Run):
@@ -83,6 +84,18 @@ def one_epoch(run: Run):
     with tqdm(disable=True) as progress, contextlib.closing(batches):
         for _ in range(run.data.steps_per_epoch):
             take_step(run, next(batches), progress, [])
+
+
+def first_epoch(run: Run) -> list[AudioTextBatch]:
+    with contextlib.closing(run.data.batches(0, None)) as batches:
+        return [next(batches) for _ in range(run.data.steps_per_epoch)]
+
+
+def text_tower_alone(run: Run, batches: list[AudioTextBatch]):
+    """What no cache of audio can spare: both passes of the text tower over an epoch's texts."""
+    for batch in batches:
+        run.model.get_text_features(**batch.text).sum().backward()
+    run.model.zero_grad()
 
 
 def measure_stored_tokens(demo: Demo, repeats: int) -> dict:
@@ -97,9 +110,13 @@ def measure_stored_tokens(demo: Demo, repeats: int) -> dict:
         "int8": demo.run(**frozen, precomputed=demo.store_tokens("int8")),
         "float16, text frozen": demo.run(freeze=["music", "speech", "text"], precomputed=demo.store_tokens("float16")),
     }
-    seconds = take_turns({name: lambda run=run: one_epoch(run) for name, run in runs.items()}, repeats, "cpu")
-    torch.set_num_threads(threads)
     run = runs["float16"]
+    batches = first_epoch(run)
+    contestants = {name: partial(one_epoch, each) for name, each in runs.items()}
+    contestants["text tower alone"] = partial(text_tower_alone, run, batches)
+    contestants["loader alone"] = partial(first_epoch, run)
+    seconds = take_turns(contestants, repeats, "cpu")
+    torch.set_num_threads(threads)
     return {
         "songs": len(run.data.dataset),
         "mean_seconds": round(
@@ -107,14 +124,15 @@ def measure_stored_tokens(demo: Demo, repeats: int) -> dict:
         ),
         "epoch_seconds": medians(seconds),
         "audio_over": {name: median_ratio(seconds, "audio files", name) for name in list(runs)[1:]},
+        "share_of_float16": {
+            name: median_ratio(seconds, name, "float16") for name in ("text tower alone", "loader alone")
+        },
     }
 
 
-def full_size_contestants(song_seconds: float, longer: float) -> dict[str, Callable]:
-    """What one song costs the paper's model (BEATs-base, Whisper-small, GPT-2) with frozen audio encoders: the encoders,
-    and the rest for songs of both lengths."""
+def song_contestants(config: CoLLAPConfig, song_seconds: float, longer: float) -> dict[str, Callable]:
+    """What a song costs with frozen audio encoders: those, and the rest of the model for songs of two lengths."""
     torch.manual_seed(0)
-    config = paper_config()
     model = CoLLAPModel(config).train()
     freeze(model, ["music", "speech"])
     waveform = torch.randn(round(song_seconds * SAMPLING_RATE)) * 0.1
@@ -140,10 +158,10 @@ def full_size_contestants(song_seconds: float, longer: float) -> dict[str, Calla
     return contestants
 
 
-def measure_full_size_song(repeats: int, song_seconds: float = 60.0, longer: float = 300.0) -> dict:
-    """Seconds of a song in float32, and how much faster stored tokens make it; the encoders' time for the longer song is
-    that of the shorter one times their lengths."""
-    found = medians(take_turns(full_size_contestants(song_seconds, longer), repeats, "cpu"))
+def measure_song(config: CoLLAPConfig, repeats: int, song_seconds: float = 60.0, longer: float = 300.0) -> dict:
+    """Seconds of a song in float32, and how much faster stored tokens make it; the longer song's encoders are not run:
+    their time grows with the segments."""
+    found = medians(take_turns(song_contestants(config, song_seconds, longer), repeats, "cpu"))
     faster = {}
     for seconds in (song_seconds, longer):
         encoders = found["encoders"] * seconds / song_seconds

@@ -49,6 +49,8 @@ def open_dataset(
         source: one of
             - a folder in the layout of datasets' audiofolder: `metadata.jsonl`, `.csv` or `.parquet` beside the audio,
               its column `file_name` holding the paths; one sub-folder for each split, or a flat folder for `train`;
+            - a folder of parquet shards, audio as bytes or as paths in the folder of the shard:
+              `train-00000-of-00008.parquet`, `data/train-*.parquet` or `train/*.parquet`;
             - a folder written by `save_to_disk`;
             - a .csv, .tsv, .json, .jsonl or .parquet file, its audio column holding bytes or paths in its folder; it is
               the split `train`;
@@ -89,11 +91,12 @@ def _load_split(source: str, split: str, audio_column: str, config_name: str | N
     if path.is_dir() and ((path / "dataset_dict.json").exists() or (path / "state.json").exists()):
         return _split_from_disk(path, split)
     if path.is_dir():
-        return _split_from_table(_metadata_of_split(path, split), split, audio_column)
+        files = parquet_shards(path, split) or [_metadata_of_split(path, split)]
+        return _split_from_table(files, split, audio_column)
     if path.is_file():
         if split_name(split) != "train":
             raise ValueError(f"{path}: no split {split!r}; a single table is the split 'train' (or 'train[:100]', ...)")
-        return _split_from_table(path, split, audio_column)
+        return _split_from_table([path], split, audio_column)
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise FileNotFoundError(f"{source}: no such file or folder; a Hub id has the form owner/name")
     try:
@@ -140,15 +143,27 @@ def split_name(split: str) -> str:
     return split.split("[")[0]
 
 
-def _split_from_table(path: Path, split: str, audio_column: str) -> datasets.Dataset:
+def parquet_shards(folder: Path, split: str) -> list[Path]:
+    """The shards of a split in a folder: `train-*.parquet`, `data/train-*.parquet` or `train/*.parquet`; or none."""
+    name = split_name(split)
+    for pattern in (f"{name}-*.parquet", f"data/{name}-*.parquet", f"{name}/*.parquet"):
+        shards = sorted(shard for shard in folder.glob(pattern) if shard.name != "metadata.parquet")
+        if shards:
+            return shards
+    return []
+
+
+def _split_from_table(files: list[Path], split: str, audio_column: str) -> datasets.Dataset:
+    """A table, or the shards of one, all in one folder."""
+    path = files[0]
     if path.suffix not in TABLE_READERS:
         raise ValueError(f"{path}: expected one of {', '.join(TABLE_READERS)}, found {path.suffix or 'no suffix'}")
     if not path.stat().st_size:
         raise ValueError(f"{path}: is empty (0 bytes); expected a table")
     separator = {"sep": "\t"} if path.suffix == ".tsv" else {}
-    files = {split_name(split): str(path)}
+    data_files = {split_name(split): [str(file) for file in files]}
     try:
-        dataset = datasets.load_dataset(TABLE_READERS[path.suffix], data_files=files, split=split, **separator)
+        dataset = datasets.load_dataset(TABLE_READERS[path.suffix], data_files=data_files, split=split, **separator)
     except (ValueError, StopIteration, datasets.exceptions.DatasetsError) as error:  # StopIteration: JSON without a row
         raise ValueError(f"{path}: {str(error.__cause__ or error).strip() or 'has no rows'}") from error
     if "file_name" in dataset.column_names and audio_column not in dataset.column_names:
@@ -256,12 +271,26 @@ def check_row_texts(dataset: datasets.Dataset, text_column: str) -> str:
     return longest
 
 
-def crop_span(seconds: float, crop_seconds: float, generator: np.random.Generator) -> tuple[float, float]:
-    """A random span of `crop_seconds`, or the whole audio if it is shorter; in seconds."""
+def crop_span(seconds: float, crop_seconds: float, place: float) -> tuple[float, float | None]:
+    """A span of `crop_seconds`, the first for `place` 0 and the last for 1, or all of a shorter audio; in seconds."""
     if seconds <= crop_seconds:
-        return 0.0, seconds
-    start = float(generator.uniform(0.0, seconds - crop_seconds))
+        return 0.0, None
+    start = place * (seconds - crop_seconds)
     return start, start + crop_seconds
+
+
+def load_crop(source: bytes | str, crop_seconds: float, place: float) -> np.ndarray:
+    """The samples of [`crop_span`]. Where the header only estimates the length and the estimate is too long, the file
+    is decoded to know it."""
+    try:
+        start, stop = crop_span(header_seconds(source), crop_seconds, place)
+        samples = load_audio(source, start=start, stop=stop)
+        if stop is None or len(samples) >= 0.99 * crop_seconds * SAMPLING_RATE:
+            return samples
+    except AudioFileError:  # said below, if it is not the estimate that led beyond the end
+        pass
+    start, stop = crop_span(audio_seconds(source), crop_seconds, place)
+    return load_audio(source, start=start, stop=stop)
 
 
 def sample_generator(seed: int, epoch: int, audio: dict | None) -> np.random.Generator:
@@ -406,10 +435,11 @@ class SampleReader:
         text = texts[int(generator.integers(len(texts)))]
         if stored is not None:
             return AudioTextSample(text, stored, row_name(row, audio), self._stored_seconds(stored))
-        source, span = audio_source(audio), (None, None)
-        if self.crop_seconds is not None:
-            span = crop_span(audio_seconds(source), self.crop_seconds, generator)
-        samples = load_audio(source, start=span[0], stop=span[1])
+        source = audio_source(audio)
+        if self.crop_seconds is None:
+            samples = load_audio(source)
+        else:
+            samples = load_crop(source, self.crop_seconds, generator.uniform())
         check_samples(samples, source, SAMPLING_RATE)  # a crop is short only if the audio is
         inputs = {"waveform": torch.from_numpy(samples)}
         if self.features_in_worker:

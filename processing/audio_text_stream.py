@@ -33,6 +33,7 @@ from .audio_text_data import (
     no_replacement,
     num_segments,
     open_dataset,
+    parquet_shards,
     resolve_path,
     row_name,
     split_name,
@@ -71,7 +72,8 @@ def open_stream(
         ValueError: as [`open_dataset`]; while reading, if a path leads out of the data set's folder.
     """
     path = Path(source)
-    shards = _parquet_shards(path, split)
+    is_one_shard = path.suffix == ".parquet" and path.is_file() and split_name(split) == "train"
+    shards = [path] if is_one_shard else parquet_shards(path, split)
     if path.exists() and not shards:
         table = open_dataset(source, split, audio_column, text_column)
         stream = table.to_iterable_dataset(num_shards=min(len(table), MAX_FOLDER_SHARDS))
@@ -103,18 +105,6 @@ def open_stream(
         fn_kwargs=places,
         features=stream.features,
     )
-
-
-def _parquet_shards(path: Path, split: str) -> list[Path]:
-    """The shards of a split in a folder, or the file itself; none if it is another kind of source."""
-    if path.suffix == ".parquet" and path.is_file() and split_name(split) == "train":
-        return [path]
-    name = split_name(split)
-    for places in (path.glob(f"{name}-*.parquet"), path.glob(f"data/{name}-*.parquet"), path.glob(f"{name}/*.parquet")):
-        shards = sorted(shard for shard in places if shard.name != "metadata.parquet")
-        if shards:
-            return shards
-    return []
 
 
 def _load_stream(source: str, *args, **settings) -> datasets.IterableDataset:

@@ -117,16 +117,23 @@ class CoLLAPProcessor(ProcessorMixin):
     def _tokenize(self, text: str | list[str], text_kwargs: dict) -> dict[str, torch.Tensor]:
         texts = check_texts(text)
         limit = self._text_limit(text_kwargs)
-        longest = max(len(ids) for ids in self.tokenizer(texts, verbose=False)["input_ids"])
+        encoded = self.tokenizer(texts, return_attention_mask=True, verbose=False)
+        longest = max(len(ids) for ids in encoded["input_ids"])
         limit = longest if limit >= NO_LIMIT else limit
-        if longest > limit and not CoLLAPProcessor._said_texts_are_cut:
+        if longest > limit:
+            self._say_texts_are_cut(longest, limit)
+            encoded = self.tokenizer(texts, return_attention_mask=True, max_length=limit, truncation=True)
+        padding = text_kwargs.get("padding", True)
+        length = {"max_length": limit} if padding == "max_length" else {}
+        return self.tokenizer.pad(encoded, padding=padding, **length, return_tensors="pt")
+
+    def _say_texts_are_cut(self, longest: int, limit: int):
+        if not CoLLAPProcessor._said_texts_are_cut:
             CoLLAPProcessor._said_texts_are_cut = True
             logger.warning(
                 f"a text of {longest} tokens is cut to the {limit} that the text tower reads (said once; the end of "
                 "every longer text is ignored)"
             )
-        settings = {"padding": True, **text_kwargs, "max_length": limit, "truncation": True}
-        return self.tokenizer(texts, return_tensors="pt", return_attention_mask=True, **settings)
 
     def _text_limit(self, text_kwargs: dict) -> int:
         """Tokens after which texts are cut."""

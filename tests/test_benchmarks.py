@@ -43,7 +43,7 @@ def demo(tmp_path_factory):
 def test_gradient_caching(bench):
     report = measure_caching(bench, songs=2, micro_batch_size=1, repeats=1)
     check(report, "time_over", "flop_over")
-    assert report["flop_over"]["cached / plain"] > 1.1  # so that it is the cached step that was planned and timed
+    assert report["flop_over"]["cached / plain"] > 1.1  # one more forward pass
 
 
 def test_memory_of_gradient_caching(bench):
@@ -77,7 +77,8 @@ def test_padding():
 
 
 def test_loader(demo):
-    report = measure_loader(demo, songs=2, seconds=4.0)
+    config = small_config(width=64, layers=1, segment_seconds=10.0)
+    report = measure_loader(demo, config, songs=2, seconds=4.0)
     check(report, "songs_per_second", "needed")
     assert len(report["songs_per_second"]) == 2 * 3 * 3  # formats, what is made of a song, workers
 

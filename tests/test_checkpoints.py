@@ -44,6 +44,15 @@ def test_a_loaded_run_goes_on_bit_for_bit(tmp_path):
     assert torch.equal(run.model.weight, other.model.weight)
 
 
+def test_the_loss_scale_of_float16_is_restored(tmp_path):
+    run, other = Run(tmp_path), Run(tmp_path)
+    run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
+    run.checkpoints.save(1, {})
+    other.accelerator.scaler = torch.amp.GradScaler("cpu")
+    other.checkpoints.load(tmp_path / "step-00000001")
+    assert other.accelerator.scaler.get_scale() == 512.0
+
+
 def test_the_newest_are_kept_and_only_whole_ones_are_seen(tmp_path):
     run = Run(tmp_path)
     assert run.checkpoints.find("latest") is None

@@ -202,6 +202,7 @@ BAD_SETTINGS = [
     ({"gradient_checkpointing": ["speach"]}, "did you mean 'speech'"),
     ({"lora": ["text"], "freeze": ["text"]}, "name it once"),
     ({"compile": "inductr"}, "inductr"),
+    ({"lr_schedule": "reduce_lr_on_plateau"}, "unknown lr_schedule .*expected one of linear, cosine"),
     ({"trackers": ["tensorbord"]}, "did you mean 'tensorboard'"),
     ({"streaming": True}, "streaming and steps_per_epoch go together"),
     ({"precomputed": "nowhere"}, "needs --freeze music speech"),

@@ -30,6 +30,16 @@ FREE_ON_RESUME = (
     "resume",
     "trackers",
 )
+# Those of transformers.get_scheduler that need no settings of their own.
+SCHEDULES = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "inverse_sqrt",
+    "constant",
+    "constant_with_warmup",
+)
 
 
 def _help(default, text: str):
@@ -77,7 +87,7 @@ class TrainConfig:
     text_learning_rate: float | None = _help(None, "of the text tower; default: learning_rate")
     audio_learning_rate: float | None = _help(None, "of both audio encoders; default: learning_rate")
     weight_decay: float = 1e-5
-    lr_schedule: str = _help("linear", "any schedule of transformers.get_scheduler")
+    lr_schedule: str = _help("linear", f"of transformers: {', '.join(SCHEDULES)}")
     warmup_ratio: float = _help(0.0, "share of the steps with a rising learning rate")
     max_grad_norm: float = 1.0
     max_loss: float = _help(100.0, "a step with a higher loss, or one that is not finite, is skipped")
@@ -187,6 +197,8 @@ def check_config(config: TrainConfig):
         raise ValueError("model_config is for a new model; the one that --model names has its own configuration")
     check_settings(config.model_config)
     config.trackers = check_trackers(config.trackers)
+    if config.lr_schedule not in SCHEDULES:
+        raise ValueError(f"unknown lr_schedule {config.lr_schedule!r}; expected one of {', '.join(SCHEDULES)}")
     _check_numbers(config)
     _check_data_settings(config)
 
