@@ -102,10 +102,10 @@ def embed_row(model, processor, dataset, row: int, audio_column: str) -> tuple[t
         AudioFileError: names the row and its file.
     """
     example = dataset[row]
-    if CACHED_COLUMN in example:
-        return embed_segments(model, [load_cached_features(example)])
     audio = example[audio_column]
     with naming_row(row, audio):
+        if CACHED_COLUMN in example:
+            return embed_segments(model, [load_cached_features(example)])
         return embed_audio(model, processor.feature_extractor, audio_source(audio))
 
 

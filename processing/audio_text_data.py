@@ -29,6 +29,7 @@ from .feature_extraction_collap import MIN_SECONDS, pad_audio_features
 
 TABLE_READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 CACHED_COLUMN = "collap_features"
+UNREADABLE = b"\xff" * 8  # what no safetensors file begins with: a header of 2^64 - 1 bytes
 # To be raised with every change of code that changes the features of the same audio: cached ones are not used then.
 FEATURES_VERSION = 1
 # Files that are tried in place of one that cannot be read: more than this many in a row is a broken data set.
@@ -271,11 +272,9 @@ def check_row_texts(dataset: datasets.Dataset, text_column: str) -> str:
     return longest
 
 
-def crop_span(seconds: float, crop_seconds: float, place: float) -> tuple[float, float | None]:
-    """A span of `crop_seconds`, the first for `place` 0 and the last for 1, or all of a shorter audio; in seconds."""
-    if seconds <= crop_seconds:
-        return 0.0, None
-    start = place * (seconds - crop_seconds)
+def crop_span(seconds: float, crop_seconds: float, place: float) -> tuple[float, float]:
+    """A span of `crop_seconds`, the first for `place` 0 and the last for 1; of a shorter audio all there is."""
+    start = place * max(seconds - crop_seconds, 0.0)
     return start, start + crop_seconds
 
 
@@ -285,7 +284,7 @@ def load_crop(source: bytes | str, crop_seconds: float, place: float) -> np.ndar
     try:
         start, stop = crop_span(header_seconds(source), crop_seconds, place)
         samples = load_audio(source, start=start, stop=stop)
-        if stop is None or len(samples) >= 0.99 * crop_seconds * SAMPLING_RATE:
+        if start == 0 or len(samples) >= 0.99 * crop_seconds * SAMPLING_RATE:
             return samples
     except AudioFileError:  # said below, if it is not the estimate that led beyond the end
         pass
@@ -574,11 +573,9 @@ def cache_features(
 ) -> datasets.Dataset:
     """Computes the features of every whole audio once; `datasets` keeps them on disk and finds them again.
 
-    30 s of audio take 2.5 MB (float32). A second call with the same audio (bytes, or path, size and time of the last
+    30 s of audio take 2.5 MB (float32). Of a file that cannot be read the reason is kept, and raised where its features
+    are asked for. A second call with the same audio (bytes, or path, size and time of the last
     change), extractor settings and `FEATURES_VERSION` reads them.
-
-    Raises:
-        AudioFileError: names the row and the file that cannot be read.
     """
     arguments = {
         "audio_column": audio_column,
@@ -589,7 +586,6 @@ def cache_features(
     threads = torch.get_num_threads()
     cached = dataset.map(
         _compute_features,
-        with_indices=True,
         fn_kwargs=arguments,
         features=datasets.Features({**dataset.features, CACHED_COLUMN: datasets.Value("large_binary")}),
         num_proc=num_workers if num_workers > 1 else None,
@@ -620,21 +616,27 @@ def _file_stamp(path: str | None) -> tuple:
 
 
 def load_cached_features(row: dict) -> dict[str, torch.Tensor]:
-    """The features that [`cache_features`] stored for a row, as `CoLLAPFeatureExtractor.segment_features` gave them."""
-    return load_tensors(row[CACHED_COLUMN])
+    """The features that [`cache_features`] stored for a row, as `CoLLAPFeatureExtractor.segment_features` gave them.
+
+    Raises:
+        AudioFileError: the audio could not be read; does not name the row.
+    """
+    content = row[CACHED_COLUMN]
+    if content.startswith(UNREADABLE):
+        raise AudioFileError(content.removeprefix(UNREADABLE).decode())
+    return load_tensors(content)
 
 
-def _compute_features(
-    example: dict, row: int, audio_column: str, extractor_class, settings: dict, stamp: tuple
-) -> dict:
+def _compute_features(example: dict, audio_column: str, extractor_class, settings: dict, stamp: tuple) -> dict:
     """`stamp` is there for the fingerprint that `datasets` makes of the arguments."""
     torch.set_num_threads(1)
     extractor = extractor_class.from_dict(settings)
-    audio = example[audio_column]
-    with naming_row(row, audio):
-        source = audio_source(audio)
+    try:
+        source = audio_source(example[audio_column])
         samples = load_audio(source)
         check_samples(samples, source, extractor.sampling_rate)
+    except AudioFileError as error:
+        return {CACHED_COLUMN: UNREADABLE + str(error).encode()}
     features = extractor.segment_features(torch.from_numpy(samples))
     return {CACHED_COLUMN: save_tensors({name: tensor.contiguous() for name, tensor in features.items()})}
 
@@ -714,10 +716,14 @@ def _measure_seconds(example: dict, audio_column: str, stamp: str) -> dict:
 
 
 def _cached_segments(dataset: datasets.Dataset) -> list[int]:
-    """By the header of each row's safetensors: the features themselves, 2.5 MB for a segment, stay on disk."""
+    """By the header of each row's safetensors: the features themselves, 2.5 MB for a segment, stay on disk. A row that
+    could not be read counts as one segment."""
     segments = []
     for table in dataset.select_columns(CACHED_COLUMN).with_format("arrow").iter(batch_size=1):
         content = memoryview(table.column(CACHED_COLUMN)[0].as_buffer())
+        if bytes(content[:8]) == UNREADABLE:
+            segments.append(1)
+            continue
         header = content[8 : 8 + int.from_bytes(content[:8], "little")]
         segments.append(json.loads(bytes(header))["segment_mask"]["shape"][0])
     return segments

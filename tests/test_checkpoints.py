@@ -63,7 +63,12 @@ def test_the_newest_are_kept_and_only_whole_ones_are_seen(tmp_path):
     (tmp_path / ".step-00000013.tmp").mkdir()  # killed while it was written
     (tmp_path / ".step-00000009.old").mkdir()  # killed while it was deleted
     assert run.checkpoints.find("latest").name == "step-00000011"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000011", "step-00000012"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".lock",
+        "step-00000010",
+        "step-00000011",
+        "step-00000012",
+    ]
 
 
 def test_a_checkpoint_of_other_settings_or_processes_is_refused_by_name(tmp_path):
@@ -98,6 +103,45 @@ def test_a_process_without_its_random_state_is_refused(tmp_path):
         run.checkpoints.load(tmp_path / "step-00000001")
 
 
+def test_an_older_checkpoint_sets_the_later_ones_aside(tmp_path):
+    run = Run(tmp_path, keep=3)
+    for step in (1, 2, 3):
+        run.checkpoints.save(step, {})
+    run.checkpoints.load(tmp_path / "step-00000001")
+    assert [path.name for path in run.checkpoints.all()] == ["step-00000001"]
+    assert (tmp_path / "abandoned-step-00000003" / "progress.json").is_file()
+    run.checkpoints.save(2, {"again": True})
+    assert run.checkpoints.load(tmp_path / "step-00000002") == {"again": True}
+
+
+def test_a_checkpoint_of_another_folder_is_refused(tmp_path):
+    Run(tmp_path / "one").checkpoints.save(1, {})
+    with pytest.raises(ValueError, match="of another output_dir"):
+        Run(tmp_path / "two").checkpoints.load(tmp_path / "one" / "step-00000001")
+
+
+ANOTHER_RUN = """
+import sys
+sys.path[:0] = [{tests!r}, {root!r}]
+from pathlib import Path
+from test_checkpoints import Run
+try:
+    Run(Path(sys.argv[1]))
+except ValueError as error:
+    print("refused:", error)
+"""
+
+
+def test_two_runs_cannot_write_to_one_folder(tmp_path):
+    code = ANOTHER_RUN.format(tests=str(REPOSITORY / "tests"), root=str(REPOSITORY))
+    run = Run(tmp_path)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert "refused: another run is writing to" in done.stdout, done.stderr
+    run.checkpoints.lock.close()
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert done.stdout == "" and done.returncode == 0, done.stderr
+
+
 FULL_DISK = """
 import resource, sys
 sys.path[:0] = [{tests!r}, {root!r}]
@@ -119,7 +163,7 @@ def test_a_full_disk_is_said_and_leaves_the_previous_checkpoint(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
     assert "refused: the checkpoint of step 2 could not be written" in done.stdout, done.stderr
     assert "step-00000001 is whole: free space, then --resume latest" in done.stdout
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "step-00000001"]
     run = Run(tmp_path)
     run.checkpoints.load(run.checkpoints.find("latest"))
 

@@ -4,19 +4,26 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from runs import REPOSITORY, command, environment, evaluations, settings, start_processes, train
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
-from train import main
+from train import SkippedSteps, main, update_weights
+from training.gradient_cache import ContrastiveStep
 
 STEPS = 16
 
@@ -129,7 +136,7 @@ def test_sigterm_to_one_of_two_processes_saves_and_exits_with_0(corpus, with_dro
         process.join(timeout=120)
     assert [process.exitcode for process in processes] == [0, 0], log.read_text()[-3000:]
     assert "stopped by SIGTERM after step" in log.read_text()
-    (checkpoint,) = (tmp_path / "stopped" / "run" / "checkpoints").iterdir()
+    (checkpoint,) = (tmp_path / "stopped" / "run" / "checkpoints").glob("step-*")
     assert 0 < int(checkpoint.name.removeprefix("step-")) < STEPS
     again = train(tmp_path / "stopped", config, 2)
     assert again.returncode == 0 and "resumed from" in again.stdout, again.stderr[-3000:]
@@ -151,6 +158,47 @@ def test_a_finished_run_is_resumed_to_its_end_and_not_overwritten(corpus, backbo
     assert "checkpoint of another run: learning_rate was 0.001 and is 0.0005" in other.stderr
     more = train(tmp_path, config, num_processes=2, resume="latest")
     assert more.returncode != 0 and "num_processes was 1 and is 2" in more.stderr
+
+
+def test_a_failing_evaluation_loses_no_step(corpus, with_dropout, tmp_path):
+    """A checkpoint is written before the evaluation of its step, which a resumed run repeats."""
+    shutil.copytree(corpus, tmp_path / "songs")
+    config = killable(tmp_path / "songs", with_dropout, checkpoint_every=None, eval_every=2, epochs=4)
+    whole = train(tmp_path / "whole", config)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    song = tmp_path / "songs" / "validation" / "validation-0002.flac"
+    content = song.read_bytes()
+    song.write_text("not music")
+    failed = train(tmp_path / "failed", config)
+    assert failed.returncode == 1 and "validation-0002.flac" in failed.stderr and "Traceback" not in failed.stderr
+    assert [path.name for path in (tmp_path / "failed" / "run" / "checkpoints").glob("step-*")] == ["step-00000004"]
+    song.write_bytes(content)
+    with (tmp_path / "failed" / "run" / "metrics.jsonl").open("a") as lines:
+        lines.write('{"epoch": 2, "st')  # as a full disk leaves it
+    resumed = train(tmp_path / "failed", config)
+    assert resumed.returncode == 0 and "(4 of 8 steps)" in resumed.stdout, resumed.stderr[-3000:]
+    assert_same_run(tmp_path / "failed" / "run", tmp_path / "whole" / "run")
+
+
+def test_a_float16_run_without_a_scale_that_helps_stops():
+    """Overflows lower the loss scale and are no skipped steps; below 1 it is the gradient that is unusable."""
+    accelerator, model = Accelerator(cpu=True), torch.nn.Linear(2, 2)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    optimizer = AcceleratedOptimizer(torch.optim.SGD(model.parameters(), 0.1), scaler=accelerator.scaler)
+    run = SimpleNamespace(
+        config=SimpleNamespace(max_loss=100.0, max_grad_norm=1.0),
+        accelerator=accelerator,
+        model=model,
+        optimizer=optimizer,
+        scheduler=SimpleNamespace(step=lambda: None),
+        skipped=SkippedSteps(2),
+    )
+    before = model.weight.clone()
+    for skipped in (0, 0, 1, 2):  # with scales 2, 1, 0.5, 0.25 from then on
+        accelerator.scaler.scale(model(torch.ones(1, 2)).sum() * torch.inf).backward()
+        with pytest.raises(ValueError, match="2 steps in a row.*norm inf.*song") if skipped == 2 else nullcontext():
+            update_weights(run, ContrastiveStep(torch.tensor(1.0), torch.zeros(2, 2), ()), ["song"])
+        assert run.skipped.total == skipped and model.weight.equal(before)
 
 
 def test_unusable_losses_are_skipped_and_counted_and_stop_the_run_with_the_batch(corpus, backbones, tmp_path):

@@ -261,6 +261,20 @@ def test_a_bad_song_below_the_share_is_skipped_and_counted(corpus, backbones, tm
     assert summary["bad_files"] == 1 and summary["songs"] == 16 and summary["finished"]
 
 
+@pytest.mark.parametrize("cache_features", [False, True])
+def test_a_bad_song_to_evaluate_is_left_out_or_stops_the_run_by_its_name(corpus, backbones, tmp_path, cache_features):
+    shutil.copytree(corpus, tmp_path / "songs")
+    (tmp_path / "songs" / "validation" / "validation-0002.flac").write_text("not music")
+    config = settings(tmp_path / "songs", backbones, epochs=1, max_bad_share=0.3, cache_features=cache_features)
+    done = train(tmp_path, config, num_processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("not evaluated: row 1 (validation-0002.flac)") == 1
+    assert evaluations(tmp_path / "run")[0]["eval/audio_to_text/R@5"] == 100.0  # of the songs that are left
+    stopped = train(tmp_path / "strict", {**config, "max_bad_share": 0.01})
+    assert stopped.returncode == 1 and "Traceback" not in stopped.stderr
+    assert "1 of 4 songs to evaluate cannot be read: row 1 (validation-0002.flac)" in stopped.stderr
+
+
 def test_missing_captions_are_named_before_training(corpus, backbones, tmp_path):
     shutil.copytree(corpus, tmp_path / "songs")
     table = tmp_path / "songs" / "train" / "metadata.jsonl"

@@ -5,6 +5,8 @@ process) and `progress.json`. It is written to a hidden folder, flushed to disk 
 `step-00000120` is whole. Folders are only ever replaced by a rename, so that a kill leaves the old one or the new one.
 """
 
+import errno
+import fcntl
 import json
 import os
 import pickle
@@ -12,6 +14,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from accelerate import Accelerator
 from accelerate.utils import gather_object, load
@@ -92,8 +95,29 @@ def whole_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in found if (path / PROGRESS).is_file())
 
 
+def lock_folder(folder: Path) -> TextIO:
+    """Keeps other runs out of a folder for as long as this process lives; a disk that knows no locks keeps none out.
+
+    Returns:
+        The file that holds the lock, not to be closed.
+
+    Raises:
+        ValueError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / ".lock").open("w")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: its workers do not inherit it
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise ValueError(
+                f"another run is writing to {folder}: wait for it, or name another --output_dir"
+            ) from error
+    return file
+
+
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run, which no other process may write to meanwhile.
 
     Args:
         accelerator: that has prepared model and optimizer.
@@ -104,6 +128,7 @@ class Checkpoints:
 
     def __init__(self, accelerator: Accelerator, folder: Path, identity: dict, keep: int):
         self.accelerator, self.folder, self.keep = accelerator, folder, keep
+        self.lock = lock_folder(folder) if accelerator.is_main_process else None
         self.identity = json.loads(json.dumps(identity, default=str))  # as it will be read back
 
     def all(self) -> list[Path]:
@@ -140,6 +165,11 @@ class Checkpoints:
         """
         content = self._read(path)
         _check_identity(path, content["identity"], self.identity)
+        if path.resolve().parent != self.folder.resolve():
+            raise ValueError(
+                f"{path} is a checkpoint of another output_dir, which has its own best model: resume there, or start "
+                "a new run from its weights with --model"
+            )
         own = path / f"random_states_{self.accelerator.process_index}.pkl"
         if not own.is_file():
             raise ValueError(
@@ -150,7 +180,15 @@ class Checkpoints:
             self.accelerator.load_state(str(path))
         except READ_ERRORS as error:
             raise ValueError(f"{path} is damaged ({_one_line(error)}); resume from another checkpoint") from error
+        self._set_aside_after(path)
         return content["progress"]
+
+    def _set_aside_after(self, path: Path):
+        """Later checkpoints are of a future that this run will not have: they neither count nor are deleted."""
+        if self.accelerator.is_main_process:
+            for later in [found for found in self.all() if found.name > path.name]:
+                later.rename(later.with_name(f"abandoned-{later.name}"))
+        self.accelerator.wait_for_everyone()
 
     def find(self, resume: str) -> Path | None:
         """The checkpoint that `--resume` names: a folder, or `"latest"`, which is None for a run without any."""

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from evaluate_retrieval import collect_songs, embed_row, embed_texts, retrieval_figures, score_songs
+from evaluate_retrieval import RetrievalSet, collect_songs, embed_row, embed_texts, retrieval_figures, score_songs
+from processing.audio_files import AudioFileError
 from training.checkpoints import replace_text, restore_folder
 
 TEXTS_AT_A_TIME = 1024
@@ -92,20 +93,53 @@ class Evaluations:
             return self.model.get_audio_features(fused_tokens=fused_tokens)
         return embed_row(self.model, self.processor, self.eval_set, row, self.config.audio_column)
 
-    def figures(self) -> dict | None:
-        """The retrieval figures on the main process; every process embeds its share of the songs, or with FSDP2 all of
-        them, because each layer needs the part of its weights that every process holds."""
+    def _readable(self, rows: dict[int, int], bad: list[str]) -> Iterator[tuple[int, tuple]]:
+        """Song and embeddings of those of `rows` whose files can be read; the others are named in `bad`."""
+        for song, row in rows.items():
+            try:
+                embeds = self._embed(row)
+            except AudioFileError as error:
+                bad.append(str(error))
+            else:
+                yield song, embeds
+
+    def _score_rows(self, songs: RetrievalSet) -> tuple[dict[int, np.ndarray], list[str]]:
+        """Song -> scores (B,) of all processes, and the songs that cannot be read. Every process embeds its share of
+        the songs, or with FSDP2 all of them, because each layer needs the part of its weights that every process holds.
+        """
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
+        step = slice(None) if self.accelerator.is_fsdp2 else slice(process, None, processes)
+        own = dict(list(enumerate(songs.rows))[step])
+        found, bad = [], []
+        with self.accelerator.autocast():
+            text_embeds = embed_texts(self.model, self.processor, songs.texts)
+            for song, embeds in self._readable(own, bad):
+                scores = score_songs(self.model, text_embeds, [embeds], chunk_size=TEXTS_AT_A_TIME)["collap"]
+                found.append((song, scores[0]))
+        return dict(gather_object(found)), sorted(set(gather_object(bad)))
+
+    def figures(self, say: Callable[[str], None]) -> dict | None:
+        """The retrieval figures on the main process, over the songs that can be read.
+
+        Raises:
+            ValueError: on every process, if too many cannot.
+        """
         songs = collect_songs(self.eval_set, self.config.text_column, self.config.song_column)
-        text_embeds = embed_texts(self.model, self.processor, songs.texts)
-        own = range(len(songs.rows)) if self.accelerator.is_fsdp2 else range(process, len(songs.rows), processes)
-        audios = (self._embed(songs.rows[song]) for song in own)
-        scores = score_songs(self.model, text_embeds, audios, chunk_size=TEXTS_AT_A_TIME)["collap"]
-        rows = dict(gather_object(list(zip(own, scores, strict=True))))
+        rows, bad = self._score_rows(songs)
+        if len(bad) > self.config.max_bad_share * len(songs.rows):
+            raise ValueError(
+                f"{len(bad)} of {len(songs.rows)} songs to evaluate cannot be read: {'; '.join(bad[:3])}; repair them, "
+                f"or allow a larger max_bad_share (now {self.config.max_bad_share})"
+            )
         if not self.accelerator.is_main_process:
             return None
-        matrix = np.stack([rows[song] for song in range(len(songs.rows))])
-        return retrieval_figures(matrix, songs.song_of_text, songs.names, self.config.seed)
+        for message in bad:
+            say(f"not evaluated: {message}")
+        kept = sorted(rows)
+        texts = [text for text, song in enumerate(songs.song_of_text) if song in rows]
+        matrix = np.stack([rows[song][texts] for song in kept])  # (A, B)
+        song_of_text = [kept.index(songs.song_of_text[text]) for text in texts]
+        return retrieval_figures(matrix, song_of_text, [songs.names[song] for song in kept], self.config.seed)
 
     def run(self, epoch: int, step: int, say: Callable[[str], None]):
         """Measures, logs, and saves `best/` if this is it; without an evaluation split the last model is the best."""
@@ -113,7 +147,7 @@ class Evaluations:
         if self.eval_set is not None:
             was_training = self.model.training
             self.model.eval()
-            figures = self.figures()
+            figures = self.figures(say)
             self.model.train(was_training)
             if self.accelerator.is_main_process:
                 score = self._log(figures, epoch, step)

@@ -83,14 +83,13 @@ def _any_layer(path: str) -> str:
     return r"\.".join(r"\d+" if part.isdigit() else part for part in path.split("."))
 
 
-def add_lora(model: PreTrainedModel, towers: list[str], rank: int, base_model: str, alpha: float | None = None) -> None:
+def add_lora(model: PreTrainedModel, towers: list[str], rank: int, base_model: str) -> None:
     """Low-rank updates (arXiv 2106.09685) of all attention and feed-forward projections of these towers, by peft, in
     place. The towers' own weights are frozen; what other parts train does not change.
 
     Args:
-        rank: r, of the update `alpha / r * B A` of a projection.
+        rank: r, of the update `alpha / r * B A` of a projection, with alpha = 2 r.
         base_model: folder or Hub id of the model as it is now, to which the saved adapter belongs.
-        alpha: `2 r` by default.
 
     Raises:
         ValueError: for an unknown tower, naming the nearest, a frozen one, or a rank below 1.
@@ -106,7 +105,7 @@ def add_lora(model: PreTrainedModel, towers: list[str], rank: int, base_model: s
         raise ValueError(f"found no attention or feed-forward projections in {', '.join(towers) or 'no tower'}")
     config = LoraConfig(
         r=rank,
-        lora_alpha=2 * rank if alpha is None else alpha,
+        lora_alpha=2 * rank,
         target_modules="|".join(sorted(set(map(_any_layer, paths)))),
         base_model_name_or_path=str(base_model),
     )
