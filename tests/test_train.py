@@ -313,6 +313,8 @@ def test_yaml_files_and_the_command_line_override_in_order(tmp_path):
     )
     assert merged.model_config == {"projection_dim": 64, "structure_layers": 1}
     assert parse_config(["--dataset", "songs", "--music", "b"]).batch_size == TrainConfig().batch_size
+    with pytest.raises(ValueError, match="unknown argument '--learning_rat'.*did you mean 'learning_rate'"):
+        parse_config(["--dataset", "songs", "--music", "b", "--learning_rat", "3"])
     with pytest.raises(ValueError, match="music is missing"):
         parse_config(["--dataset", "songs"])
     with pytest.raises(ValueError, match="unknown argument '--batch_sise'.*did you mean 'batch_size'"):

@@ -172,7 +172,7 @@ def parse_config(arguments: list[str], description: str = "") -> TrainConfig:
         loaded = read_settings(rest.pop(0))
         model_config |= loaded.get("model_config", {})
         settings |= loaded
-    parser = HfArgumentParser(TrainConfig, description=description)
+    parser = HfArgumentParser(TrainConfig, description=description, allow_abbrev=False)
     for action in parser._actions:
         if action.dest == "model_config":
             action.type = model_settings
