@@ -27,8 +27,8 @@ from transformers import WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from modeling_collap import BeatsModel, CoLLAPConfig, CoLLAPModel
-from modeling_collap.configuration_collap import SPEECH_TOKENS_PER_SECOND
-from modeling_collap.modeling_collap import _load_whole
+from modeling_collap.configuration_collap import max_segment_seconds
+from modeling_collap.modeling_collap import load_speech_encoder, load_whole
 from processing import CoLLAPFeatureExtractor
 from processing.audio_files import AudioFileError, AudioSource
 from processing.audio_text_data import audio_source, naming_row, open_dataset
@@ -72,16 +72,13 @@ class AudioEncoders(nn.Module):
     @classmethod
     def from_backbones(cls, music: str, speech: str, segment_seconds: float | None) -> "AudioEncoders":
         """The encoders that `CoLLAPModel.from_backbones` builds, with the same errors."""
-        music_model, _ = _load_whole(BeatsModel, music)
-        whisper, _ = _load_whole(WhisperModel, speech, allow_missing="decoder.")
-        limit = whisper.config.max_source_positions / SPEECH_TOKENS_PER_SECOND
-        seconds = limit if segment_seconds is None else segment_seconds
+        music_model, _ = load_whole(BeatsModel, music)
+        whisper, _ = load_whole(WhisperModel, speech, allow_missing="decoder.")
+        seconds = max_segment_seconds(whisper.config) if segment_seconds is None else segment_seconds
         parts = {"music_config": music_model.config, "speech_config": whisper.config}
         config = CoLLAPConfig(**parts, segment_seconds=seconds)  # the positions of one segment
         speech_model = WhisperEncoder(config.speech_config)
-        state = whisper.encoder.state_dict()
-        state["embed_positions.weight"] = state["embed_positions.weight"][: config.speech_config.max_source_positions]
-        speech_model.load_state_dict(state)
+        load_speech_encoder(speech_model, whisper)
         return cls(config, music_model, speech_model)
 
 

@@ -154,7 +154,7 @@ class CoLLAPConfig(PreTrainedConfig):
         self._check_time_grid()
 
     def _check_time_grid(self):
-        seconds, limit = self.segment_seconds, self.speech_config.max_source_positions / SPEECH_TOKENS_PER_SECOND
+        seconds, limit = self.segment_seconds, max_segment_seconds(self.speech_config)
         speech_tokens = seconds * SPEECH_TOKENS_PER_SECOND  # in floating point: 2.2 s are 110.00000000000001
         if not 0 < seconds <= limit or not math.isclose(speech_tokens, round(speech_tokens), abs_tol=1e-6):
             raise ValueError(
@@ -182,6 +182,11 @@ def check_settings(names: Iterable[str]) -> None:
             nearest = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean {nearest[0]}?" if nearest else f"expected one of {', '.join(known)}"
             raise ValueError(f"{name!r} is no setting of CoLLAPConfig; {hint}")
+
+
+def max_segment_seconds(speech_config: WhisperConfig) -> float:
+    """The longest segment that a speech encoder has positions for; 30 for pretrained Whisper."""
+    return speech_config.max_source_positions / SPEECH_TOKENS_PER_SECOND
 
 
 def _sub_config(config: dict | PreTrainedConfig | None, default: str) -> PreTrainedConfig:

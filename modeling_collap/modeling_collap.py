@@ -22,7 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import ModelOutput
 
-from .configuration_collap import SPEECH_TOKENS_PER_SECOND, CoLLAPConfig, check_settings
+from .configuration_collap import CoLLAPConfig, check_settings, max_segment_seconds
 from .loss_collap import contrastive_loss, gather_rows
 from .modeling_beats import BeatsModel
 from .scoring_collap import (
@@ -225,21 +225,17 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
             OSError: from transformers, if a folder or Hub id cannot be found.
         """
         check_settings(config)
-        text_model, _ = _load_whole(AutoModel, text, allow_missing="pooler.")
-        music_model, _ = _load_whole(BeatsModel, music)
-        whisper, _ = _load_whole(WhisperModel, speech, allow_missing="decoder.")
-        encoder = whisper.encoder
-        config.setdefault("segment_seconds", whisper.config.max_source_positions / SPEECH_TOKENS_PER_SECOND)
+        text_model, _ = load_whole(AutoModel, text, allow_missing="pooler.")
+        music_model, _ = load_whole(BeatsModel, music)
+        whisper, _ = load_whole(WhisperModel, speech, allow_missing="decoder.")
+        config.setdefault("segment_seconds", max_segment_seconds(whisper.config))
         settings = CoLLAPConfig(
             text_config=text_model.config, music_config=music_model.config, speech_config=whisper.config, **config
         )
         model = cls(settings)
         model.text_model.load_state_dict(_without_pooler(text_model).state_dict())
         model.music_model.load_state_dict(music_model.state_dict())
-        speech_state = encoder.state_dict()
-        positions = model.speech_model.config.max_source_positions
-        speech_state["embed_positions.weight"] = speech_state["embed_positions.weight"][:positions]
-        model.speech_model.load_state_dict(speech_state)
+        load_speech_encoder(model.speech_model, whisper)
         return model
 
     def get_input_embeddings(self) -> nn.Module:
@@ -501,7 +497,15 @@ def _without_pooler(text_model: PreTrainedModel) -> PreTrainedModel:
     return text_model
 
 
-def _load_whole(auto_class, name: str, allow_missing: str = ""):
+def load_speech_encoder(speech_model: WhisperEncoder, whisper: WhisperModel):
+    """The weights of Whisper's encoder into one that may have positions for shorter segments."""
+    state = whisper.encoder.state_dict()
+    positions = speech_model.config.max_source_positions
+    state["embed_positions.weight"] = state["embed_positions.weight"][:positions]
+    speech_model.load_state_dict(state)
+
+
+def load_whole(auto_class, name: str, allow_missing: str = ""):
     """`from_pretrained` in float32 that refuses a checkpoint without all the weights, but for those of one part."""
     model, info = auto_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
     missing = [key for key in info["missing_keys"] if not (allow_missing and key.startswith(allow_missing))]

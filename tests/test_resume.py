@@ -108,6 +108,7 @@ def assert_same_run(found: Path, expected: Path):
     assert summaries[0]["finished"] and summaries[0]["songs"] == summaries[1]["songs"]
     assert summaries[0]["best"] == summaries[1]["best"]
     assert not [path.name for path in found.rglob(".*") if path.name.endswith((".tmp", ".old"))]
+    assert not list(found.rglob("*.partial"))
 
 
 @pytest.mark.parametrize(

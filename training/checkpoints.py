@@ -33,12 +33,22 @@ def write_json(path: Path, content: dict | list):
 
 def replace_text(path: Path, text: str):
     """As [`write_json`], for any text."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    replace_file(path, lambda temporary: temporary.write_text(text))
+
+
+def replace_file(path: Path, write: Callable[[Path], None]):
+    """`write` to a temporary name, renamed when all of it is on the disk; a killed run leaves no half file at `path`.
+
+    Raises:
+        OSError: it cannot be written; names the file.
+    """
+    temporary = path.with_name(f"{path.name}.partial")  # always the same name: the next run overwrites what is left
+    try:
+        write(temporary)
+        _flush_path(temporary)
+        temporary.replace(path)
+    except SafetensorError as error:
+        raise OSError(f"{path}: cannot be written ({error})") from error
 
 
 def write_folder(path: Path, write: Callable[[Path], None]):
@@ -74,11 +84,15 @@ def restore_folder(path: Path):
 
 def _flush(folder: Path):
     for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _flush_path(path)
+
+
+def _flush_path(path: Path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _one_line(error: BaseException) -> str:

@@ -135,11 +135,11 @@ class Evaluations:
             return None
         for message in bad:
             say(f"not evaluated: {message}")
-        kept = sorted(rows)
+        place = {song: index for index, song in enumerate(sorted(rows))}
         texts = [text for text, song in enumerate(songs.song_of_text) if song in rows]
-        matrix = np.stack([rows[song][texts] for song in kept])  # (A, B)
-        song_of_text = [kept.index(songs.song_of_text[text]) for text in texts]
-        return retrieval_figures(matrix, song_of_text, [songs.names[song] for song in kept], self.config.seed)
+        matrix = np.stack([rows[song][texts] for song in place])  # (A, B)
+        song_of_text = [place[songs.song_of_text[text]] for text in texts]
+        return retrieval_figures(matrix, song_of_text, [songs.names[song] for song in place], self.config.seed)
 
     def run(self, epoch: int, step: int, say: Callable[[str], None]):
         """Measures, logs, and saves `best/` if this is it; without an evaluation split the last model is the best."""

@@ -9,7 +9,7 @@ from accelerate import PartialState
 from transformers import AutoConfig, AutoTokenizer
 
 from modeling_collap import CoLLAPConfig
-from modeling_collap.configuration_collap import SPEECH_TOKENS_PER_SECOND
+from modeling_collap.configuration_collap import max_segment_seconds
 from processing.audio_text_data import open_dataset, row_texts, song_seconds
 from processing.processing_collap import text_positions
 from training.checkpoints import write_json
@@ -38,12 +38,11 @@ def planned_model(config: TrainConfig) -> CoLLAPConfig:
     else:
         paper = paper_config("roberta" if "roberta" in config.text else "gpt2")
         parts = [paper.text_config, paper.music_config, paper.speech_config]
-    seconds = parts[2].max_source_positions / SPEECH_TOKENS_PER_SECOND
-    return CoLLAPConfig(*parts, **{"segment_seconds": seconds, **config.model_config})
+    return CoLLAPConfig(*parts, **{"segment_seconds": max_segment_seconds(parts[2]), **config.model_config})
 
 
-def planned_workload(config: TrainConfig) -> Workload:
-    """The run that the settings describe; without a data set, over the paper's songs."""
+def planned_workload(config: TrainConfig, model_config: CoLLAPConfig) -> Workload:
+    """The run that the settings describe, of a [`planned_model`]; without a data set, over the paper's songs."""
     processes = PartialState().num_processes
     settings = {name: getattr(config, name) for name in ("batch_size", "micro_batch_size", "epochs", "lora_rank")}
     settings |= {name: tuple(getattr(config, name)) for name in ("lora", "gradient_checkpointing")}
@@ -61,7 +60,7 @@ def planned_workload(config: TrainConfig) -> Workload:
     if not seconds:
         raise ValueError(f"{config.dataset}: none of the {len(rows)} files of {config.train_split} can be read")
     tokenizer = AutoTokenizer.from_pretrained(config.model or config.text, trust_remote_code=False)
-    positions = text_positions(planned_model(config).text_config) or math.inf
+    positions = text_positions(model_config.text_config) or math.inf
     sample = rows.select(range(min(PLANNED_TEXTS, len(rows))))[config.text_column]
     texts = [text for row, entry in enumerate(sample) for text in row_texts(entry, row)]
     return Workload(
@@ -77,7 +76,8 @@ def planned_workload(config: TrainConfig) -> Workload:
 
 def plan_run(config: TrainConfig) -> str:
     """What `--plan` prints; kept in `output_dir`, where a run's summary compares itself with it."""
-    planned = plan(planned_model(config), planned_workload(config), config.plan_tflops)
+    model_config = planned_model(config)
+    planned = plan(model_config, planned_workload(config, model_config), config.plan_tflops)
     if PartialState().is_main_process:
         Path(config.output_dir).mkdir(parents=True, exist_ok=True)
         write_json(Path(config.output_dir) / FILE, planned.to_dict())

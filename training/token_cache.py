@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 
 from processing.audio_files import AudioFileError
 from processing.audio_text_data import FEATURES_VERSION, audio_source, naming_row
+from training.checkpoints import replace_file
 
 FORMAT_VERSION = 1
 DTYPES = ("float16", "int8")
@@ -181,22 +182,6 @@ def checksum(packed: dict[str, torch.Tensor]) -> int:
 
 def shard_name(shard: int) -> str:
     return f"shard-{shard:05d}.safetensors"
-
-
-def replace_file(path: Path, write: Callable[[Path], None]):
-    """`write` to a temporary name, renamed when all of it is on the disk; a killed run leaves no half file at `path`.
-
-    Raises:
-        OSError: it cannot be written; names the file.
-    """
-    partial = path.with_name(f"{path.name}.partial")  # always the same name: the next run overwrites what is left
-    try:
-        write(partial)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except SafetensorError as error:
-        raise OSError(f"{path}: cannot be written ({error})") from error
 
 
 def write_shard(path: Path, settings: dict, songs: list[tuple[dict, dict[str, torch.Tensor]]]):
