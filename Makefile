@@ -9,14 +9,14 @@ install: $(ENV)
 
 $(ENV): setup.py constraints.txt
 	python3 -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable ".[train,test]"
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable ".[train,export,sentence-transformers,int8,test]"
 	touch $(ENV)
 
 demo: $(ENV)
 	PYTHON=$(PYTHON) bash demo/run.sh
 
 test: $(ENV)
-	$(PYTHON) -m pytest -m "not slow and not gpu"
+	$(PYTHON) -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 lint: $(ENV)
 	$(PYTHON) -m ruff check .

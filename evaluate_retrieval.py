@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from metrics.report import plot_localization, to_markdown, write_report
 from modeling_collap import mean_pooled_scores
+from modeling_collap.hub.folders import load_folder
 from processing.audio_text_data import (
     CACHED_COLUMN,
     audio_source,
@@ -159,6 +159,18 @@ def _direction(scores: np.ndarray, correct: list[list[int]], groups: list[str], 
     return metric.compute(groups=groups, seed=seed, **settings)
 
 
+def report_of(figures: dict[str, dict], **names: str | None) -> dict:
+    """The results as `metrics.report` and model cards read them.
+
+    Args:
+        figures: score kind -> figures of both directions.
+        **names: model, dataset, config_name, revision, split and caption_column.
+    """
+    sizes = next(iter(figures.values()))["text_to_audio"]
+    numbers = {"num_audios": sizes["pool_size"], "num_texts": sizes["num_queries"], "seed": sizes["seed"]}
+    return {**names, **numbers, "command": shlex.join(["python", *sys.argv]), "scores": figures}
+
+
 @torch.no_grad()
 def localize_song(model, processor, dataset, row: int, texts: list[str], audio_column: str):
     """Score over time of one song for each text: centre of every frame in seconds (W,), scores (len(texts), W)."""
@@ -212,24 +224,6 @@ def open_songs(options) -> tuple[Dataset, RetrievalSet]:
     return dataset, songs
 
 
-def load_model(name: str, device: str, dtype: str):
-    """A CoLLAP model and its processor. Code in its folder never runs: the classes are those of this repository.
-
-    Raises:
-        OSError: there is no such model.
-        ValueError: it is another model, or the device is not there.
-    """
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    if config.model_type != "collap":
-        raise ValueError(f"{name}: a {config.model_type!r} model; expected a CoLLAP model, as train.py writes it")
-    model = AutoModel.from_pretrained(name, dtype=dtype, trust_remote_code=False)
-    processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
-    try:
-        return model.to(device).eval(), processor
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
-        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
-
-
 def evaluate_model(model, processor, dataset, songs: RetrievalSet, options) -> dict:
     """Embeds, scores and measures; returns the results as `metrics.report` reads them."""
     text_embeds = embed_texts(model, processor, songs.texts)
@@ -238,20 +232,12 @@ def evaluate_model(model, processor, dataset, songs: RetrievalSet, options) -> d
         for row in tqdm(songs.rows, desc="songs", disable=None)
     )
     scores = score_songs(model, text_embeds, audios, options.chunk_size)
-    return {
-        "model": options.model,
-        "dataset": options.dataset,
-        "split": options.split,
-        "caption_column": options.text_column,
-        "num_audios": len(songs.rows),
-        "num_texts": len(songs.texts),
-        "command": shlex.join(["python", *sys.argv]),
-        "seed": options.seed,
-        "scores": {
-            kind: retrieval_figures(matrix, songs.song_of_text, songs.names, options.seed)
-            for kind, matrix in scores.items()
-        },
+    figures = {
+        kind: retrieval_figures(matrix, songs.song_of_text, songs.names, options.seed)
+        for kind, matrix in scores.items()
     }
+    data = {"dataset": options.dataset, "config_name": options.config_name, "revision": options.revision}
+    return report_of(figures, model=options.model, **data, split=options.split, caption_column=options.text_column)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -279,7 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
         dataset, songs = open_songs(options)
-        model, processor = load_model(options.model, options.device, options.dtype)
+        model, processor = load_folder(options.model, options.device, options.dtype)
         results = evaluate_model(model, processor, dataset, songs, options)
         print(to_markdown(results))
         paths = write_report(results, options.output_dir)

@@ -28,6 +28,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from modeling_collap import BeatsModel, CoLLAPConfig, CoLLAPModel
 from modeling_collap.configuration_collap import max_segment_seconds
+from modeling_collap.hub.folders import load_folder
 from modeling_collap.modeling_collap import load_speech_encoder, load_whole
 from processing import CoLLAPFeatureExtractor
 from processing.audio_files import AudioFileError, AudioSource
@@ -85,9 +86,7 @@ class AudioEncoders(nn.Module):
 def load_encoders(options, device: torch.device) -> tuple[AudioEncoders, CoLLAPFeatureExtractor]:
     """The encoders of `--model`, or those of `--music` and `--speech`, in float32, and their feature extractor."""
     if options.model is not None:
-        from evaluate_retrieval import load_model  # here, because every process would wait for matplotlib and scipy
-
-        model, processor = load_model(options.model, "cpu", "float32")
+        model, processor = load_folder(options.model)
         encoders = AudioEncoders(model.config, model.music_model, model.speech_model)
         feature_extractor = processor.feature_extractor
     else:

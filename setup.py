@@ -13,7 +13,8 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["modeling_collap", "processing", "processing.*"]),
+    packages=find_packages(include=["modeling_collap", "modeling_collap.*", "processing", "processing.*"]),
+    package_data={"modeling_collap.hub": ["*.md", "probes/*"]},
     install_requires=[
         "torch>=2.11",
         "torchaudio>=2.11",
@@ -36,6 +37,9 @@ setup(
             "tensorboard>=2.16",
             "tqdm>=4.66",
         ],
-        "test": ["pytest>=8", "ruff>=0.14", "trackio>=0.43", "wandb>=0.31"],
+        "export": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
+        "sentence-transformers": ["sentence-transformers>=6.2"],
+        "int8": ["torchao>=0.18"],
+        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "trackio>=0.43", "wandb>=0.31"],
     },
 )

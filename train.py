@@ -30,9 +30,10 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import InitProcessGroupKwargs, gather_object, set_seed
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoProcessor, AutoTokenizer, get_scheduler
+from transformers import AutoTokenizer, get_scheduler
 
 from modeling_collap import CoLLAPModel
+from modeling_collap.hub.folders import load_folder
 from processing import CoLLAPProcessor
 from processing.audio_text_data import worker_message
 from training.batches import BadFiles
@@ -50,7 +51,7 @@ from training.parts import (
     save_model,
     trainable_summary,
 )
-from training.planned_run import collap_config, plan_run, read_plan
+from training.planned_run import plan_run, read_plan
 from training.settings import TrainConfig, parse_config
 from training.tracking import RunSummary, StepMeter, start_trackers, step_metrics
 
@@ -127,13 +128,10 @@ class Run:
 
 def build_model_and_processor(config: TrainConfig):
     """The model to continue from, or a new one from pretrained backbones, with its processor."""
-    local_code = {"trust_remote_code": False}  # CoLLAP is imported here; a folder's own code never runs
     if config.model is not None:
-        collap_config(config.model)
-        model = AutoModel.from_pretrained(config.model, dtype=torch.float32, **local_code)
-        return model, AutoProcessor.from_pretrained(config.model, **local_code)
+        return load_folder(config.model)
     model = CoLLAPModel.from_backbones(config.text, config.music, config.speech, **config.model_config)
-    tokenizer = AutoTokenizer.from_pretrained(config.text, **local_code)
+    tokenizer = AutoTokenizer.from_pretrained(config.text, trust_remote_code=False)
     return model, CoLLAPProcessor.from_model_config(model.config, tokenizer)
 
 
@@ -202,10 +200,10 @@ def build_run(config: TrainConfig) -> Run:
     set_seed(config.seed, device_specific=True)  # every process its own dropout
     unwrapped = accelerator.unwrap_model(prepared)
 
-    def save(name: str):
+    def save(name: str, results: dict | None = None):
         whole, state = whole_model(accelerator, prepared, model_config)
         if accelerator.is_main_process:
-            write_folder(output_dir / name, lambda folder: save_model(whole, processor, folder, state))
+            write_folder(output_dir / name, lambda folder: save_model(whole, processor, folder, state, results))
         accelerator.wait_for_everyone()
 
     identity = config.identity() | {"num_processes": accelerator.num_processes}

@@ -14,7 +14,16 @@ from .configuration_beats import BeatsConfig
 TEXT_POOLING = {"gpt2": "last", "roberta": "first"}
 MUSIC_FRAMES_PER_SECOND = 100
 SPEECH_TOKENS_PER_SECOND = 50
-CONFIG_VERSION = 1  # raised when a setting changes its meaning
+CONFIG_VERSION = 1  # raised when a setting is renamed or changes its meaning, with a step in UPGRADES
+
+
+def _from_version_0(settings: dict) -> dict:
+    """Configurations had no version; their settings are those of version 1."""
+    return settings
+
+
+# How the settings of each former version become those of the next one.
+UPGRADES = {0: _from_version_0}
 
 
 class CoLLAPConfig(PreTrainedConfig):
@@ -75,11 +84,6 @@ class CoLLAPConfig(PreTrainedConfig):
         config_version: int = CONFIG_VERSION,
         **kwargs,
     ):
-        if not 1 <= config_version <= CONFIG_VERSION:
-            raise ValueError(
-                f"the configuration has version {config_version}, and this code reads versions up to {CONFIG_VERSION}: "
-                "install a newer release of this package"
-            )
         self.text_config = _sub_config(text_config, "gpt2")
         self.music_config = _sub_config(music_config, "beats")
         self.speech_config = _sub_config(speech_config, "whisper")
@@ -99,11 +103,16 @@ class CoLLAPConfig(PreTrainedConfig):
         self.structure_heads = structure_heads
         self.segment_batch_size = segment_batch_size
         self.initializer_range = initializer_range
-        self.config_version = CONFIG_VERSION
+        self.config_version = config_version
         self._check()
         # The encoder gets positions for one segment, so that shorter segments need no padding to 30 s.
         self.speech_config.max_source_positions = round(segment_seconds * SPEECH_TOKENS_PER_SECOND)
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As [`~transformers.PreTrainedConfig.from_dict`], for configurations of this version or any former one."""
+        return super().from_dict(upgraded(config_dict), **kwargs)
 
     @property
     def tokens_per_segment(self) -> int:
@@ -132,6 +141,11 @@ class CoLLAPConfig(PreTrainedConfig):
         return max(1, int(self.tokens_per_segment * self.stride_seconds / self.segment_seconds))
 
     def _check(self):
+        if self.config_version != CONFIG_VERSION:
+            raise ValueError(
+                f"config_version is {self.config_version}, and a new configuration has version {CONFIG_VERSION}; "
+                "a saved one is read with from_pretrained or from_dict"
+            )
         _one_of("score_reduction", self.score_reduction, ("mean", "printed"))
         _one_of("loss_direction", self.loss_direction, ("symmetric", "audio_to_text"))
         _one_of("text_pooling", self.text_pooling, ("first", "last", "mean"))
@@ -166,6 +180,24 @@ class CoLLAPConfig(PreTrainedConfig):
                 f"a segment of {seconds} s holds no whole time patch of {self.music_config.patch_size} frames "
                 "(patch_size must be even, too)"
             )
+
+
+def upgraded(settings: dict) -> dict:
+    """The settings of a saved configuration as those of the present version.
+
+    Raises:
+        ValueError: for a newer version.
+    """
+    version = settings.get("config_version", 0)
+    if not isinstance(version, int) or not 0 <= version <= CONFIG_VERSION:
+        raise ValueError(
+            f"the configuration has version {version!r}, and this code reads versions up to {CONFIG_VERSION}: "
+            "install a newer release of this package"
+        )
+    settings = copy.deepcopy(settings)
+    for former in range(version, CONFIG_VERSION):
+        settings = UPGRADES[former](settings)
+    return settings | {"config_version": CONFIG_VERSION}
 
 
 def check_settings(names: Iterable[str]) -> None:

@@ -117,7 +117,8 @@ def sdpa_attention(
         return F.scaled_dot_product_attention(query[n, h], key[n, h], value[n, h], attn_mask=mask, dropout_p=dropout)
 
     in_cache = CACHED_MASK_ELEMENTS // num_patches**2
-    if query.device.type != "cpu" or num_segments * num_heads <= in_cache:
+    at_once = query.device.type != "cpu" or torch.compiler.is_exporting()  # an exported graph has one path
+    if at_once or num_segments * num_heads <= in_cache:
         return attend(slice(None), slice(None)).flip(2)
     h = min(num_heads, max(1, in_cache))
     n = max(1, in_cache // h)
@@ -181,7 +182,8 @@ class BeatsAttention(nn.Module):
 
     def gate(self, query: torch.Tensor) -> torch.Tensor:
         """query: (N, heads, P, head_dim), not scaled. Returns the factor of the bias per query, (N, heads, P, 1)."""
-        halves = self.gate_proj(query).unflatten(-1, (2, 4)).sum(-1)  # (N, heads, P, 2)
+        halves = self.gate_proj(query.flatten(0, 1))  # (N heads, P, 8): 8-bit linear layers read no fourth dimension
+        halves = halves.unflatten(0, query.shape[:2]).unflatten(-1, (2, 4)).sum(-1)  # (N, heads, P, 2)
         reset, update = halves.sigmoid().chunk(2, dim=-1)  # (N, heads, P, 1) each
         return reset * (update * self.gate_scale - 1.0) + 2.0
 

@@ -10,8 +10,10 @@ tokens, `K` fused tokens of a segment, `T = S K` fused tokens of an audio, `H` k
 `D` shared width.
 """
 
+import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -20,7 +22,7 @@ from transformers import AutoModel, PreTrainedModel, WhisperModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
-from transformers.utils import ModelOutput
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, ModelOutput
 
 from .configuration_collap import CoLLAPConfig, check_settings, max_segment_seconds
 from .loss_collap import contrastive_loss, gather_rows
@@ -88,7 +90,7 @@ def pool_text(hidden_states: torch.Tensor, attention_mask: torch.Tensor, pooling
     positions = torch.arange(mask.shape[1], device=mask.device)
     order = positions if pooling == "last" else -positions
     chosen = order.expand(mask.shape).masked_fill(attention_mask == 0, -mask.shape[1]).argmax(-1)  # (B,)
-    return hidden_states[torch.arange(len(chosen), device=mask.device), chosen]  # (B, hidden)
+    return hidden_states[torch.arange(chosen.shape[0], device=mask.device), chosen]  # (B, hidden)
 
 
 def fuse_segments(
@@ -192,6 +194,48 @@ class CoLLAPPreTrainedModel(PreTrainedModel):
             temperature = math.log(self.config.attention_temperature)
             init.constant_(module.log_attention_temperature, temperature)
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        *model_args,
+        ignore_mismatched_sizes=False,
+        output_loading_info=False,
+        use_safetensors=True,
+        **kwargs,
+    ):
+        """As [`~transformers.PreTrainedModel.from_pretrained`], but a weight that the checkpoint lacks is an error:
+        it would be drawn at random. Only safetensors are read.
+
+        Args:
+            ignore_mismatched_sizes: initialise weights that are missing or of another shape, after all, for example
+                structure layers that are to be trained. What was loaded and what was not is logged.
+
+        Raises:
+            ValueError: for missing weights, pickled weights, or a shard outside of the folder.
+            RuntimeError: from transformers, for weights of another shape.
+            OSError: from transformers, for a folder, repository, revision or file that cannot be found.
+        """
+        name = pretrained_model_name_or_path
+        _check_weight_files(name, kwargs.get("subfolder", ""), use_safetensors)
+        model, info = super().from_pretrained(
+            name,
+            *model_args,
+            ignore_mismatched_sizes=ignore_mismatched_sizes,
+            output_loading_info=True,
+            use_safetensors=True,
+            **kwargs,
+        )
+        if info["missing_keys"] and not ignore_mismatched_sizes:
+            missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+            raise ValueError(
+                f"{name}: the checkpoint lacks {len(missing)} weights of this configuration ({_some(missing)})"
+                + (f" and has {len(unexpected)} that it does not know ({_some(unexpected)})" if unexpected else "")
+                + "; they would be drawn at random. Is config.json that of these weights? "
+                "ignore_mismatched_sizes=True loads the rest, to train them"
+            )
+        return (model, info) if output_loading_info else model
+
 
 class CoLLAPModel(CoLLAPPreTrainedModel):
     """CoLLAP with a text tower, BEATs, the Whisper encoder, the audio feature adapter and the score."""
@@ -254,7 +298,11 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         # Real tokens first, whatever the side of the padding: positions count from the left.
-        order = (attention_mask == 0).byte().argsort(dim=1, stable=True)  # (B, L)
+        length = attention_mask.shape[1]
+        positions = torch.arange(length, device=attention_mask.device)
+        order = (positions + length * (attention_mask == 0)).argsort(
+            dim=1
+        )  # (B, L), without ties: ONNX has no stable sort
         input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
         hidden_states = self.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         pooled = pool_text(hidden_states, attention_mask, self.config.text_pooling)  # (B, hidden)
@@ -276,8 +324,8 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         """
         size = self.config.segment_batch_size
         masks = [None] * len(music_features.split(size))
-        if music_attention_mask is not None:
-            masks = music_attention_mask.split(size)
+        if music_attention_mask is not None:  # where all is audio: the same numbers without a mask to add
+            masks = [None if mask.all() else mask for mask in music_attention_mask.split(size)]
         fused = [
             self._fused_segment_batch(music, speech, mask)
             for music, speech, mask in zip(music_features.split(size), speech_features.split(size), masks, strict=True)
@@ -285,8 +333,6 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         return torch.cat(fused)  # (N, K, music + speech hidden)
 
     def _fused_segment_batch(self, music_features, speech_features, music_attention_mask) -> torch.Tensor:
-        if music_attention_mask is not None and music_attention_mask.all():
-            music_attention_mask = None  # the same numbers without a mask to add
         music = self.music_model(music_features, attention_mask=music_attention_mask).last_hidden_state
         speech = self.speech_model(speech_features.to(self.speech_model.conv1.weight.dtype)).last_hidden_state
         patches = self.config.music_config.frequency_patches
@@ -488,6 +534,25 @@ def _check_sides(has_text: bool, has_audio: bool, has_features: bool, return_los
             "(or text_embeds) and music_features with speech_features (or fused_tokens)"
             + (": the loss needs both sides" if return_loss else ", or one side to embed it alone")
         )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _check_weight_files(name: str | Path | None, subfolder: str, use_safetensors: bool | None):
+    """ValueError for pickled weights, and for an index of a local folder that names files elsewhere; of a Hub
+    repository, huggingface_hub refuses those."""
+    if use_safetensors is False:
+        raise ValueError(
+            "CoLLAP reads safetensors only, because a pickled file can run code; found use_safetensors=False"
+        )
+    index = Path(name or "", subfolder, SAFE_WEIGHTS_INDEX_NAME)
+    if name is None or not index.is_file():
+        return
+    for shard in set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()):
+        if Path(shard).name != shard:
+            raise ValueError(f"{index} names the shard {shard!r}; expected the name of a file in the same folder")
 
 
 def _without_pooler(text_model: PreTrainedModel) -> PreTrainedModel:

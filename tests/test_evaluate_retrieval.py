@@ -13,8 +13,9 @@ import torch
 from tiny import tiny_model, tiny_processor
 
 import evaluate_retrieval
-from evaluate_retrieval import collect_songs, embed_row, load_model, main, retrieval_figures, score_songs
+from evaluate_retrieval import collect_songs, embed_row, main, retrieval_figures, score_songs
 from modeling_collap import mean_pooled_scores
+from modeling_collap.hub.folders import load_folder
 from processing import AudioFileError, load_audio
 from processing.audio_text_data import open_dataset
 
@@ -193,8 +194,8 @@ def test_code_in_a_model_folder_never_runs(model_folder, tmp_path, monkeypatch, 
         settings["auto_map"] = dict.fromkeys(kinds, code)
         (folder / name).write_text(json.dumps(settings | ({"model_type": model_type} if name == "config.json" else {})))
     if model_type == "collap":
-        load_model(str(folder), "cpu", "float32")
+        load_folder(str(folder))
     else:
         with pytest.raises(ValueError, match="trust_remote_code"):
-            load_model(str(folder), "cpu", "float32")
+            load_folder(str(folder))
     assert not (tmp_path / "ran").exists()

@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = {"modeling_collap", "processing", "processing/corpora"}
+PACKAGES = {"modeling_collap", "modeling_collap/hub", "processing", "processing/corpora"}
+DATA = {"modeling_collap/hub/*.md", "modeling_collap/hub/probes/*"}
 LEFT_OUT = (".*", "__pycache__", "*.egg-info", "build", "dist", "data", "runs", "results")
 
 
-def modules(root: Path) -> set[str]:
-    """Paths of the modules of the packages."""
-    return {str(path.relative_to(root)) for package in PACKAGES for path in (root / package).glob("*.py")}
+def packaged(root: Path) -> set[str]:
+    """Paths of the modules of the packages, and of their data."""
+    patterns = {f"{package}/*.py" for package in PACKAGES} | DATA
+    return {str(path.relative_to(root)) for pattern in patterns for path in root.glob(pattern)}
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
@@ -51,11 +53,12 @@ def test_the_build_holds_exactly_the_packages_and_works_from_another_folder(sour
     built, elsewhere = tmp_path / "built", tmp_path / "elsewhere"
     elsewhere.mkdir()
     run(sys.executable, "setup.py", "-q", "build", "--build-base", tmp_path / "base", "--build-lib", built, cwd=source)
-    assert {str(path.relative_to(built)) for path in built.rglob("*") if path.is_file()} == modules(ROOT)
-    names = "modeling_collap, processing, processing.corpora.synthetic_songs"
+    assert {str(path.relative_to(built)) for path in built.rglob("*") if path.is_file()} == packaged(ROOT)
+    names = "modeling_collap, modeling_collap.hub.folders, processing, processing.corpora.synthetic_songs"
     files = imported_from(sys.executable, names, elsewhere, PYTHONPATH=str(built))
     assert files == [
         built / "modeling_collap" / "__init__.py",
+        built / "modeling_collap" / "hub" / "folders.py",
         built / "processing" / "__init__.py",
         built / "processing" / "corpora" / "synthetic_songs.py",
     ]
@@ -70,7 +73,7 @@ def test_the_wheel_installs_in_a_fresh_environment_and_works_from_another_folder
     with zipfile.ZipFile(wheel) as archive:
         files = {name for name in archive.namelist() if ".dist-info/" not in name}
         licenses = [name for name in archive.namelist() if name.endswith("/LICENSE")]
-    assert files == modules(ROOT)
+    assert files == packaged(ROOT)
     assert len(licenses) == 1
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"

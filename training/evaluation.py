@@ -11,7 +11,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from evaluate_retrieval import RetrievalSet, collect_songs, embed_row, embed_texts, retrieval_figures, score_songs
+from evaluate_retrieval import (
+    RetrievalSet,
+    collect_songs,
+    embed_row,
+    embed_texts,
+    report_of,
+    retrieval_figures,
+    score_songs,
+)
 from processing.audio_files import AudioFileError
 from training.checkpoints import replace_text, restore_folder
 
@@ -52,7 +60,7 @@ class Evaluations:
         model: unwrapped; evaluated in place.
         eval_set: from `open_dataset`, perhaps with cached features; None for no evaluation.
         token_cache: of `eval_set`, instead of its audio.
-        save: writes the model folder of that name, called by all processes.
+        save: writes the model folder of that name, with the results of its evaluation; called by all processes.
     """
 
     def __init__(self, accelerator: Accelerator, model, processor, eval_set, token_cache, config, save: Callable):
@@ -143,7 +151,7 @@ class Evaluations:
 
     def run(self, epoch: int, step: int, say: Callable[[str], None]):
         """Measures, logs, and saves `best/` if this is it; without an evaluation split the last model is the best."""
-        score = math.inf
+        score, figures = math.inf, None
         if self.eval_set is not None:
             was_training = self.model.training
             self.model.eval()
@@ -156,7 +164,14 @@ class Evaluations:
         if self.eval_set is None or score > self.best:
             self.best_step = step
             self.best = score if self.eval_set is not None else self.best
-            self.save("best")
+            self.save("best", self._results(figures) if figures else None)
+
+    def _results(self, figures: dict) -> dict:
+        """As evaluate_retrieval.py writes them."""
+        config = self.config
+        data = {"dataset": config.dataset, "config_name": config.dataset_config, "revision": None}
+        names = {"model": config.output_dir, "split": config.eval_split, "caption_column": config.text_column}
+        return report_of({"collap": figures}, **data, **names)
 
     def _log(self, figures: dict, epoch: int, step: int) -> float:
         values = summary(figures)

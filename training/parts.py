@@ -8,6 +8,7 @@ layers, the score's scalars) are the *heads*; they always train. Every function 
 
 import copy
 import difflib
+import json
 import warnings
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -22,6 +23,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
+
+from modeling_collap.hub.folders import save_folder
 
 TOWERS = ("text", "music", "speech")
 ADAPTER_FOLDER = "adapter"
@@ -166,6 +169,7 @@ def save_model(
     processor: ProcessorMixin,
     folder: str | Path,
     state_dict: dict[str, torch.Tensor] | None = None,
+    results: dict | None = None,
 ) -> None:
     """Writes a folder that `AutoModel` and `AutoProcessor` load, without peft: LoRA's updates are added to the saved
     weights (the model's own are only read). With LoRA, `folder/adapter` also gets a peft adapter, which holds the
@@ -173,12 +177,16 @@ def save_model(
 
     Args:
         state_dict: of the model, if its parameters are sharded: `accelerator.get_state_dict(model)`.
+        results: of the model's evaluation, for its card.
     """
     state_dict = model.state_dict() if state_dict is None else state_dict
-    model.save_pretrained(folder, state_dict=merge_lora(model, state_dict))
-    processor.save_pretrained(folder)
+    save_folder(model, processor, folder, state_dict=merge_lora(model, state_dict))
     if _state(model) == "LoRA":
         _save_adapter(model, Path(folder) / ADAPTER_FOLDER, state_dict)
+    if results is not None:
+        evaluation = Path(folder) / "evaluation" / f"{results['split']}.json"
+        evaluation.parent.mkdir()
+        evaluation.write_text(json.dumps(results, indent=2) + "\n")
 
 
 def parameter_groups(

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from modeling_collap import CoLLAPConfig
 from modeling_collap.configuration_collap import max_segment_seconds
+from modeling_collap.hub.folders import load_config
 from processing.audio_text_data import open_dataset, row_texts, song_seconds
 from processing.processing_collap import text_positions
 from training.checkpoints import write_json
@@ -20,18 +21,10 @@ FILE = "plan.json"
 PLANNED_TEXTS = 256  # rows whose texts are counted
 
 
-def collap_config(name: str) -> CoLLAPConfig:
-    """Configuration of a CoLLAP folder or Hub id; a ValueError for another kind of model."""
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    if config.model_type != "collap":
-        raise ValueError(f"{name} is a {config.model_type} model; --model expects a CoLLAP model")
-    return config
-
-
 def planned_model(config: TrainConfig) -> CoLLAPConfig:
     """Configuration of the model that would be trained; without a named one, of the paper's parts."""
     if config.model is not None:
-        return collap_config(config.model)
+        return load_config(config.model)
     if config.music:
         names = (config.text, config.music, config.speech)
         parts = [AutoConfig.from_pretrained(name, trust_remote_code=False) for name in names]

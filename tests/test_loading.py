@@ -1,0 +1,157 @@
+"""`from_pretrained` loads all of a checkpoint or says what is wrong with it; older configurations load; int8 works."""
+
+import json
+import logging
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import REFERENCE, TEXTS, tiny_config, tiny_model, tiny_processor
+from transformers import AutoConfig, AutoModel, TorchAoConfig
+
+from modeling_collap import CoLLAPConfig, CoLLAPModel, configuration_collap
+
+
+@pytest.fixture
+def folder(model_folder, tmp_path):
+    return shutil.copytree(model_folder, tmp_path / "model")
+
+
+def change_weights(folder, change):
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def transformers_log(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    return caplog
+
+
+def test_missing_weights_are_an_error_that_names_them(folder):
+    change_weights(folder, lambda weights: weights.pop("text_projection.weight"))
+    with pytest.raises(ValueError, match="lacks 1 weights of this configuration .text_projection.weight."):
+        AutoModel.from_pretrained(folder)
+
+
+def test_missing_weights_are_initialised_when_asked_for(folder):
+    model, info = AutoModel.from_pretrained(
+        folder, structure_layers=1, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    assert info["missing_keys"] and all(key.startswith("structure_layers.") for key in info["missing_keys"])
+    assert torch.equal(model.audio_adapter.weight, tiny_model("gpt2").audio_adapter.weight)
+    with pytest.raises(ValueError, match="structure_layers"):
+        AutoModel.from_pretrained(folder, structure_layers=1)
+
+
+def test_weights_of_another_shape_are_an_error_unless_asked_for(folder, caplog, monkeypatch):
+    def widen(weights):
+        weights["text_projection.weight"] = torch.zeros(32, 48)
+
+    change_weights(folder, widen)
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        AutoModel.from_pretrained(folder)
+    with transformers_log(caplog, monkeypatch).at_level(logging.WARNING):
+        model = AutoModel.from_pretrained(folder, ignore_mismatched_sizes=True)
+    assert model.text_projection.weight.shape == (32, 32) and model.text_projection.weight.abs().sum() > 0
+    assert "text_projection.weight" in caplog.text and "MISMATCH" in caplog.text
+
+
+def test_unexpected_weights_are_reported(folder, caplog, monkeypatch):
+    change_weights(folder, lambda weights: weights.update({"another_head.weight": torch.zeros(2)}))
+    with transformers_log(caplog, monkeypatch).at_level(logging.WARNING):
+        AutoModel.from_pretrained(folder)
+    assert "another_head.weight" in caplog.text and "UNEXPECTED" in caplog.text
+
+
+def test_weights_of_the_other_variant_are_refused(folder):
+    save_file(tiny_model("roberta").state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks \d+ weights.*text_model.* it does not know"):
+        AutoModel.from_pretrained(folder)
+
+
+def test_pickled_weights_are_never_read(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save(tiny_model("gpt2").state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(OSError, match="no file named model.safetensors"):
+        AutoModel.from_pretrained(folder)
+    with pytest.raises(ValueError, match="safetensors only"):
+        AutoModel.from_pretrained(folder, use_safetensors=False)
+
+
+@pytest.mark.parametrize("where", ["../secret.safetensors", "absolute", "sub/../../secret.safetensors"])
+def test_shards_outside_of_the_folder_are_refused(folder, where):
+    secret = folder.parent / "secret.safetensors"
+    (folder / "model.safetensors").rename(secret)
+    shard = str(secret) if where == "absolute" else where
+    weight_map = dict.fromkeys(load_file(secret), shard)
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="expected the name of a file in the same folder"):
+        AutoModel.from_pretrained(folder)
+
+
+def test_shards_in_the_folder_load(tmp_path):
+    model = tiny_model("roberta")
+    model.save_pretrained(tmp_path, max_shard_size="50KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert all(torch.equal(weight, loaded.state_dict()[name]) for name, weight in model.state_dict().items())
+
+
+def test_a_configuration_from_before_versions_loads(tmp_path):
+    """tests/reference/config_version_0.json is what an earlier commit of this repository wrote."""
+    settings = json.loads((REFERENCE / "config_version_0.json").read_text())
+    assert "config_version" not in settings
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    config = AutoConfig.from_pretrained(tmp_path)
+    expected = tiny_config("gpt2", learn_attention_temperature=True, kernel_seconds=0.5, score_reduction="printed")
+    saved = {"architectures", "auto_map", "_name_or_path", "dtype", "transformers_version"}
+
+    def own(config):
+        return {name: value for name, value in config.to_diff_dict().items() if name not in saved}
+
+    assert own(config) == own(expected)
+    assert config.config_version == configuration_collap.CONFIG_VERSION
+
+
+def test_upgrades_run_one_after_the_other(tmp_path, monkeypatch):
+    def rename(settings):
+        settings["projection_dim"] = settings.pop("width")
+        return settings
+
+    def halve(settings):
+        return settings | {"projection_dim": settings["projection_dim"] // 2}
+
+    old = tiny_config().to_dict() | {"config_version": 5, "width": 64}
+    old.pop("projection_dim")
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    monkeypatch.setattr(configuration_collap, "CONFIG_VERSION", 7)
+    monkeypatch.setattr(configuration_collap, "UPGRADES", {5: rename, 6: halve})
+    config = CoLLAPConfig.from_pretrained(tmp_path)
+    assert (config.projection_dim, config.config_version) == (32, 7)
+    config.save_pretrained(tmp_path)
+    assert CoLLAPConfig.from_pretrained(tmp_path).projection_dim == 32  # is of this version now: not halved again
+    with pytest.raises(ValueError, match="version 8, and this code reads versions up to 7"):
+        CoLLAPConfig.from_dict(old | {"config_version": 8})
+
+
+def test_int8_weights_of_torchao_load_score_and_are_saved(model_folder, tmp_path):
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    audio = [0.1 * np.random.default_rng(0).standard_normal(80000).astype(np.float32)]
+    inputs = tiny_processor("gpt2")(text=TEXTS, audio=audio, sampling_rate=16000)
+    settings = TorchAoConfig(Int8WeightOnlyConfig())
+    quantised = CoLLAPModel.from_pretrained(model_folder, quantization_config=settings).eval()
+    assert type(quantised.audio_adapter.weight).__name__ == "Int8Tensor"
+    assert quantised.score_parameters.log_gamma_kernel.dtype == torch.float32
+    with torch.no_grad():
+        expected = CoLLAPModel.from_pretrained(model_folder).eval()(**inputs).logits_per_audio
+        scores = quantised(**inputs).logits_per_audio
+        quantised.save_pretrained(tmp_path)
+        again = AutoModel.from_pretrained(tmp_path).eval()(**inputs).logits_per_audio
+    torch.testing.assert_close(scores, expected, rtol=0, atol=0.1)
+    assert not torch.equal(scores, expected)
+    assert torch.equal(scores, again)
