@@ -121,6 +121,11 @@ class CoLLAPConfig(PreTrainedConfig):
         return frames // self.music_config.patch_size
 
     @property
+    def text_positions(self) -> int | None:
+        """Tokens that the text encoder can read; None if its configuration states no limit."""
+        return text_positions(self.text_config)
+
+    @property
     def token_seconds(self) -> float:
         """Seconds that one fused token covers: 0.16."""
         return self.music_config.patch_size / MUSIC_FRAMES_PER_SECOND
@@ -214,6 +219,17 @@ def check_settings(names: Iterable[str]) -> None:
             nearest = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean {nearest[0]}?" if nearest else f"expected one of {', '.join(known)}"
             raise ValueError(f"{name!r} is no setting of CoLLAPConfig; {hint}")
+
+
+def text_positions(text_config) -> int | None:
+    """Tokens that a text encoder can read; None if its configuration states no limit.
+
+    RoBERTa and its kin number positions from `pad_token_id + 1`, so two of RoBERTa's 514 are never used.
+    """
+    positions = getattr(text_config, "max_position_embeddings", None)
+    if positions is not None and text_config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        positions -= text_config.pad_token_id + 1
+    return positions
 
 
 def max_segment_seconds(speech_config: WhisperConfig) -> float:

@@ -157,11 +157,11 @@ class BeatsRelativePositionBias(nn.Module):
         self.max_distance = config.max_distance
         self.embedding = nn.Embedding(config.num_buckets, config.num_attention_heads)
 
-    def forward(self, num_patches: int) -> torch.Tensor:
+    def forward(self, num_patches: int, device: torch.device) -> torch.Tensor:
         """Returns the bias of every relative position `key - query + P - 1`, (heads, 2P - 1)."""
         buckets = relative_position_buckets(num_patches, self.num_buckets, self.max_distance)
         # Contiguous: the windows that attention takes of a row are then read without a stride.
-        return self.embedding(buckets.to(self.embedding.weight.device)).T.contiguous()  # (heads, 2P - 1)
+        return self.embedding(buckets.to(device)).T.contiguous()  # (heads, 2P - 1)
 
 
 class BeatsAttention(nn.Module):
@@ -337,7 +337,9 @@ class BeatsModel(BeatsPreTrainedModel):
         if not self.config.layer_norm_first:
             hidden_states = self.layer_norm(hidden_states)
         hidden_states = self.dropout(hidden_states)
-        position_bias = self.relative_position_bias(num_patches) if self.relative_position_bias is not None else None
+        position_bias = None
+        if self.relative_position_bias is not None:
+            position_bias = self.relative_position_bias(num_patches, hidden_states.device)
         for layer in self.layers:
             hidden_states = layer(hidden_states, position_bias, padding_bias)
         if self.config.layer_norm_first:

@@ -22,7 +22,7 @@ from transformers import AutoModel, PreTrainedModel, WhisperModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, ModelOutput
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, ModelOutput, cached_file
 
 from .configuration_collap import CoLLAPConfig, check_settings, max_segment_seconds
 from .loss_collap import contrastive_loss, gather_rows
@@ -35,6 +35,7 @@ from .scoring_collap import (
     unfold_frames,
 )
 
+LOCATION = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 MIN_TEMPERATURE = 0.01  # below it the attention is an argmax, and float32 logits lose their digits
 
 
@@ -162,6 +163,10 @@ class ScoreParameters(nn.Module):
         self.log_gamma_temporal = nn.Parameter(torch.empty(1))
         self.log_attention_temperature = nn.Parameter(torch.empty(1), requires_grad=config.learn_attention_temperature)
 
+    def forward(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """gamma_K, gamma_T and tau; a call, so that Accelerate fetches them if they are offloaded."""
+        return (*self.gammas(), self.temperature())
+
     def gammas(self) -> tuple[torch.Tensor, torch.Tensor]:
         """gamma_K and gamma_T of Eq. 7, each (1,), at most `gamma_max`."""
         ceiling = math.log(self.config.gamma_max)
@@ -217,7 +222,7 @@ class CoLLAPPreTrainedModel(PreTrainedModel):
             OSError: from transformers, for a folder, repository, revision or file that cannot be found.
         """
         name = pretrained_model_name_or_path
-        _check_weight_files(name, kwargs.get("subfolder", ""), use_safetensors)
+        _check_weight_files(name, kwargs, use_safetensors)
         model, info = super().from_pretrained(
             name,
             *model_args,
@@ -294,15 +299,23 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
 
         Returns:
             (B, D) float32, unit norm.
+
+        Raises:
+            ValueError: for more tokens than the text tower has positions for.
         """
+        limit = self.config.text_positions
+        if limit is not None and input_ids.shape[1] > limit:
+            raise ValueError(
+                f"found a text of {input_ids.shape[1]} tokens; the text tower reads {limit}: shorten it, or let "
+                "CoLLAPProcessor cut it"
+            )
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         # Real tokens first, whatever the side of the padding: positions count from the left.
         length = attention_mask.shape[1]
-        positions = torch.arange(length, device=attention_mask.device)
-        order = (positions + length * (attention_mask == 0)).argsort(
-            dim=1
-        )  # (B, L), without ties: ONNX has no stable sort
+        places = torch.arange(length, device=attention_mask.device)
+        places = places + length * (attention_mask == 0)  # (B, L), without ties, because ONNX has no stable sort
+        order = places.argsort(dim=1)  # (B, L)
         input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
         hidden_states = self.text_model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         pooled = pool_text(hidden_states, attention_mask, self.config.text_pooling)  # (B, hidden)
@@ -422,8 +435,8 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         Returns:
             (A, B) float32, see [`attention_pooled_scores`].
         """
-        gamma_kernel, gamma_temporal = self.score_parameters.gammas()
-        temperature = torch.inf if flat_attention else self.score_parameters.temperature()
+        gamma_kernel, gamma_temporal, temperature = self.score_parameters()
+        temperature = torch.inf if flat_attention else temperature
         with torch.autocast(text_embeds.device.type, enabled=False):
             return attention_pooled_scores(
                 text_embeds.float(),
@@ -454,7 +467,8 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         with torch.autocast(text_embeds.device.type, enabled=False):
             cosines = token_scores(text_embeds.float(), audio_embeds.float())  # (A, B, T)
         frames = unfold_frames(cosines, kernel_size, stride)  # (A, B, W, H)
-        scores = attended_scores(frames, mask.unsqueeze(1), self.score_parameters.temperature(), dim=-1)  # (A, B, W)
+        _, _, temperature = self.score_parameters()
+        scores = attended_scores(frames, mask.unsqueeze(1), temperature, dim=-1)  # (A, B, W)
         first = torch.arange(mask.shape[1], device=mask.device) * stride  # (W,)
         starts = self.token_start_seconds(max(audio_embeds.shape[1], kernel_size), mask.device)  # (T,)
         ends = starts[first + kernel_size - 1] + self.config.token_seconds
@@ -540,19 +554,22 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _check_weight_files(name: str | Path | None, subfolder: str, use_safetensors: bool | None):
-    """ValueError for pickled weights, and for an index of a local folder that names files elsewhere; of a Hub
-    repository, huggingface_hub refuses those."""
+def _check_weight_files(name: str | Path | None, arguments: dict, use_safetensors: bool | None):
+    """ValueError for pickled weights, and for an index that names pickled files or files elsewhere."""
     if use_safetensors is False:
         raise ValueError(
             "CoLLAP reads safetensors only, because a pickled file can run code; found use_safetensors=False"
         )
-    index = Path(name or "", subfolder, SAFE_WEIGHTS_INDEX_NAME)
-    if name is None or not index.is_file():
-        return
-    for shard in set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()):
-        if Path(shard).name != shard:
-            raise ValueError(f"{index} names the shard {shard!r}; expected the name of a file in the same folder")
+    where = {key: arguments[key] for key in LOCATION if arguments.get(key) is not None}
+    quiet = {f"_raise_exceptions_for_{case}": False for case in ("gated_repo", "missing_entries", "connection_errors")}
+    index = cached_file(str(name), SAFE_WEIGHTS_INDEX_NAME, **where, **quiet) if name is not None else None
+    shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values() if index else ()
+    for shard in set(shards):
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise ValueError(
+                f"{name}: {SAFE_WEIGHTS_INDEX_NAME} names the shard {shard!r}; expected the name of a safetensors "
+                "file in the same folder"
+            )
 
 
 def _without_pooler(text_model: PreTrainedModel) -> PreTrainedModel:

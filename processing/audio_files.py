@@ -17,8 +17,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import BinaryIO
 
-import av
 import numpy as np
+
+try:
+    import av
+except ImportError:  # where a model's code was fetched from the Hub
+    av = None
 
 AudioSource = str | os.PathLike | bytes | BinaryIO
 
@@ -280,6 +284,8 @@ def _decode(name: str, stream: av.AudioStream, packets: Iterator[av.Packet]) -> 
 
 @contextmanager
 def _open_container(file: BinaryIO, name: str) -> Iterator[av.container.InputContainer]:
+    if av is None:
+        raise AudioFileError(f"{name}: files are decoded by PyAV (pip install av), which is missing; or pass samples")
     if file.seek(0, os.SEEK_END) == 0:
         raise AudioFileError(f"{name}: is empty (0 bytes); {EXPECTED}")
     file.seek(0)

@@ -14,17 +14,6 @@ TEXT_KWARGS = ("max_length", "padding")
 NO_LIMIT = 2**31  # tokenizers without a limit say 1e30, which their own truncation and padding cannot hold
 
 
-def text_positions(text_config) -> int | None:
-    """Tokens that a text encoder can read; None if its configuration states no limit.
-
-    RoBERTa and its kin number positions from `pad_token_id + 1`, so two of RoBERTa's 514 are never used.
-    """
-    positions = getattr(text_config, "max_position_embeddings", None)
-    if positions is not None and text_config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        positions -= text_config.pad_token_id + 1
-    return positions
-
-
 def check_texts(text: str | list[str]) -> list[str]:
     """One text or several as a list.
 
@@ -67,13 +56,14 @@ class CoLLAPProcessor(ProcessorMixin):
                 raise ValueError("the tokenizer has neither pad_token nor eos_token; set one of them to pad batches")
             tokenizer.pad_token = tokenizer.eos_token
         tokenizer.padding_side = "right"
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]  # BERT's has token types, too
         super().__init__(feature_extractor, tokenizer)
         self.max_text_tokens = max_text_tokens
 
     @classmethod
     def from_model_config(cls, config, tokenizer) -> "CoLLAPProcessor":
         """The processor that fits a `CoLLAPConfig`; `tokenizer` is that of its text tower."""
-        limits = [limit for limit in (text_positions(config.text_config), tokenizer.model_max_length) if limit]
+        limits = [limit for limit in (config.text_positions, tokenizer.model_max_length) if limit]
         return cls(CoLLAPFeatureExtractor.from_model_config(config), tokenizer, max_text_tokens=min(limits))
 
     def __call__(

@@ -81,7 +81,7 @@ def test_pickled_weights_are_never_read(folder):
         AutoModel.from_pretrained(folder, use_safetensors=False)
 
 
-@pytest.mark.parametrize("where", ["../secret.safetensors", "absolute", "sub/../../secret.safetensors"])
+@pytest.mark.parametrize("where", ["../secret.safetensors", "absolute", "sub/../../secret.safetensors", "secret.bin"])
 def test_shards_outside_of_the_folder_are_refused(folder, where):
     secret = folder.parent / "secret.safetensors"
     (folder / "model.safetensors").rename(secret)
@@ -89,7 +89,7 @@ def test_shards_outside_of_the_folder_are_refused(folder, where):
     weight_map = dict.fromkeys(load_file(secret), shard)
     index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="expected the name of a file in the same folder"):
+    with pytest.raises(ValueError, match="expected the name of a safetensors file in the same folder"):
         AutoModel.from_pretrained(folder)
 
 

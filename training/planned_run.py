@@ -12,7 +12,6 @@ from modeling_collap import CoLLAPConfig
 from modeling_collap.configuration_collap import max_segment_seconds
 from modeling_collap.hub.folders import load_config
 from processing.audio_text_data import open_dataset, row_texts, song_seconds
-from processing.processing_collap import text_positions
 from training.checkpoints import write_json
 from training.plan import COMPARED, PAPER, Workload, paper_config, plan
 from training.settings import TrainConfig
@@ -53,7 +52,7 @@ def planned_workload(config: TrainConfig, model_config: CoLLAPConfig) -> Workloa
     if not seconds:
         raise ValueError(f"{config.dataset}: none of the {len(rows)} files of {config.train_split} can be read")
     tokenizer = AutoTokenizer.from_pretrained(config.model or config.text, trust_remote_code=False)
-    positions = text_positions(model_config.text_config) or math.inf
+    positions = model_config.text_positions or math.inf
     sample = rows.select(range(min(PLANNED_TEXTS, len(rows))))[config.text_column]
     texts = [text for row, entry in enumerate(sample) for text in row_texts(entry, row)]
     return Workload(

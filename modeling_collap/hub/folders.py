@@ -1,12 +1,16 @@
 """Model folders: what a saved CoLLAP holds, and how this package loads one."""
 
+import json
+import shutil
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
+import processing
 from modeling_collap import CoLLAPConfig, CoLLAPModel
 from processing import CoLLAPProcessor
+from processing.pipeline_collap import add_pipeline
 
 
 def load_config(name: str | Path, **kwargs) -> CoLLAPConfig:
@@ -46,6 +50,18 @@ def load_folder(
         raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
 
 
+def add_sentence_transformers(folder: str | Path) -> None:
+    """Adds to a saved model with its pipeline what `SentenceTransformer(folder, trust_remote_code=True)` reads."""
+    file = Path(processing.__file__).with_name("sentence_collap.py")
+    shutil.copyfile(file, Path(folder) / file.name)
+    parts = {
+        "modules.json": [{"idx": 0, "name": "0", "path": "", "type": f"{file.stem}.CoLLAPEmbedder"}],
+        "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
+    }
+    for name, content in parts.items():
+        (Path(folder) / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
 def save_folder(
     model: CoLLAPModel,
     processor: CoLLAPProcessor,
@@ -53,7 +69,8 @@ def save_folder(
     max_shard_size: str = "5GB",
     state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """Writes all that loads a model by name: weights, configuration, processor, and the code of both.
+    """Writes all that loads a model by name: weights, configuration, processor, their code, and what `pipeline` and
+    sentence-transformers read.
 
     Args:
         max_shard_size: weights above it are split into several safetensors files.
@@ -61,3 +78,5 @@ def save_folder(
     """
     model.save_pretrained(folder, state_dict=state_dict, max_shard_size=max_shard_size)
     processor.save_pretrained(folder)
+    add_pipeline(folder)
+    add_sentence_transformers(folder)

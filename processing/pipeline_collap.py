@@ -1,0 +1,263 @@
+"""The pipeline `music-text-retrieval`: embeddings of songs and texts, and the songs that a text describes best.
+
+This file travels with a model, so `pipeline(model=ID, trust_remote_code=True)` works where CoLLAP is not installed.
+
+Dimensions: `A` audios, `B` texts, `T` fused tokens of an audio, `W` frames of the score, `D` shared width.
+"""
+
+import json
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import BatchFeature, Pipeline
+from transformers.dynamic_module_utils import custom_object_save
+
+from .embed_audio import embed_audio
+from .processing_collap import check_texts
+
+TASK = "music-text-retrieval"
+Audio = str | PathLike | bytes | np.ndarray | torch.Tensor | Mapping
+
+
+def is_file(audio: Audio) -> bool:
+    """Whether it is a path or the bytes of a file, not samples."""
+    return isinstance(audio, (str, PathLike, bytes))
+
+
+def pooled_tokens(audio_embeds: torch.Tensor) -> torch.Tensor:
+    """The mean over a song's moments as a unit vector, whose cosine with a text is `mean_pooled_scores`.
+
+    Args:
+        audio_embeds: (..., T, D) as `get_audio_features` returns them: zero where the mask is False.
+
+    Returns:
+        (..., D).
+    """
+    return F.normalize(audio_embeds.sum(-2), dim=-1)
+
+
+def waveform_features(
+    feature_extractor, audio: Audio, sampling_rate: int | None, index: int, device: str | torch.device = "cpu"
+) -> BatchFeature:
+    """Model inputs of one audio in memory.
+
+    Args:
+        audio: samples; a dict of samples (`array` or `raw`) and `sampling_rate`; or a decoder of torchcodec, to which
+            `datasets` decodes an audio column.
+        sampling_rate: Hz of samples without a rate of their own.
+        index: place of the audio in the caller's list, for messages.
+
+    Raises:
+        ValueError: for a dict of other keys, or as the feature extractor.
+    """
+    if isinstance(audio, Mapping):
+        samples = audio.get("array", audio.get("raw"))
+        if samples is None or "sampling_rate" not in audio:
+            raise ValueError(
+                f"audio[{index}] is a dict of {', '.join(map(str, audio)) or 'nothing'}; expected array (or raw) and "
+                "sampling_rate"
+            )
+        audio, sampling_rate = samples, audio["sampling_rate"]
+    elif hasattr(audio, "get_all_samples"):
+        decoded = audio.get_all_samples()
+        audio, sampling_rate = decoded.data, decoded.sample_rate
+    try:
+        return feature_extractor([audio], sampling_rate=sampling_rate, device=device)
+    except ValueError as error:
+        # The extractor was given this audio alone.
+        raise ValueError(str(error).replace("audio[0]", f"audio[{index}]")) from error
+
+
+class MusicTextRetrievalPipeline(Pipeline):
+    """Embeds songs and texts, or ranks songs by how well they fit a text.
+
+    ```python
+    retrieve = pipeline("music-text-retrieval", model="you/collap-gpt2", trust_remote_code=True)
+    retrieve("a choir over strings, then a loud guitar", ["one.mp3", "two.flac"], return_moments=True)
+    # [{"index": 1, "score": 5.3, "start": 64.8, "end": 74.7}, {"index": 0, "score": 2.1, "start": 0.0, "end": 9.9}]
+    library = retrieve(audio=["one.mp3", "two.flac"], return_tokens=True)  # embedded once
+    retrieve("a slow song with piano", library)
+    ```
+    """
+
+    _load_processor = True
+    _load_tokenizer = _load_feature_extractor = _load_image_processor = _load_video_processor = False
+
+    def __call__(
+        self,
+        text: str | list[str] | None = None,
+        audio: Audio | list[Audio] | None = None,
+        sampling_rate: int | None = None,
+        return_tokens: bool = False,
+        return_moments: bool = False,
+        top_k: int | None = None,
+        batch_size: int | None = None,
+    ) -> dict[str, torch.Tensor] | list[dict] | list[list[dict]]:
+        """
+        Args:
+            text: one text or several.
+            audio: one audio or a list of them, each the path or the bytes of a file, samples, or a dict of samples
+                (`array` or `raw`) and `sampling_rate`; or what a call with `return_tokens` returned. Files are decoded
+                by PyAV (`pip install av`) and embedded block by block, so their length is not limited by memory.
+            sampling_rate: Hz of samples that come without a dict.
+            return_tokens: whether to return the embeddings of every moment of the songs too.
+            return_moments: whether to say where each song fits the text best.
+            top_k: songs to return for a text; all if None.
+            batch_size: texts to embed at a time.
+
+        Returns:
+            Only text: `text_embeds` (B, D). Only audio: `pooled_audio_embeds` (A, D), for fast search by cosine, and
+            with `return_tokens` what the score reads, `audio_embeds` (A, T, D) and `audio_token_mask` (A, T). All unit
+            vectors, float32, on the CPU.
+            Text and audio: for each text the songs from the best to the worst, each a dict of `index` in `audio`,
+            `score` of the model, and with `return_moments` `start` and `end` in seconds of the frame that fits best;
+            a single list for a single text.
+
+        Raises:
+            ValueError: without text and audio, and for a text or audio that cannot be embedded.
+            AudioFileError: names a file that cannot be read.
+        """
+        if text is None and audio is None:
+            raise ValueError("found neither text nor audio; expected at least one of them")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k must be at least 1, found {top_k}")
+        if text is not None:
+            texts = [{"text": one} for one in check_texts(text)]
+            text_embeds = torch.cat([out["text_embeds"] for out in self._run(texts, batch_size=batch_size)])  # (B, D)
+            if audio is None:
+                return {"text_embeds": text_embeds}
+        songs = list_songs(audio)
+        if text is None:
+            embedded = self._run(songs, sampling_rate=sampling_rate)
+            return join_songs([out["audio_embeds"] for out in embedded], return_tokens)
+        scored = self._run(songs, text_embeds=text_embeds, sampling_rate=sampling_rate, return_moments=return_moments)
+        rankings = [ranking(scored, i, top_k) for i in range(len(text_embeds))]
+        return rankings[0] if isinstance(text, str) else rankings
+
+    def _run(self, inputs: list[dict], batch_size: int | None = 1, **forward) -> list[dict]:
+        return super().__call__(inputs, batch_size=batch_size, **forward)
+
+    def _sanitize_parameters(self, **kwargs):
+        names = ("text_embeds", "sampling_rate", "return_moments")
+        return {}, {name: kwargs[name] for name in names if name in kwargs}, {}
+
+    def preprocess(self, inputs: dict):
+        return self.processor(text=inputs["text"]) if "text" in inputs else inputs
+
+    def _forward(
+        self,
+        inputs: dict,
+        text_embeds: torch.Tensor | None = None,
+        sampling_rate: int | None = None,
+        return_moments: bool = False,
+    ) -> dict[str, torch.Tensor]:
+        """Embeds texts or one song; a song is scored at once, so that only one song's moments are held."""
+        if "input_ids" in inputs:
+            return {"text_embeds": self.model.get_text_features(inputs["input_ids"], inputs["attention_mask"])}
+        tokens = inputs.get("audio_embeds")
+        if tokens is None:
+            tokens = self._embed(inputs["audio"], sampling_rate, inputs["index"])  # (T, D)
+        if text_embeds is None:
+            return {"audio_embeds": tokens}
+        text_embeds, song = text_embeds.to(tokens.device), tokens.unsqueeze(0)  # (B, D), (1, T, D)
+        mask = torch.ones(song.shape[:2], dtype=torch.bool, device=song.device)  # (1, T)
+        scores = {"scores": self.model.score(text_embeds, song, mask)[0]}  # (B,)
+        if return_moments:
+            scores["moments"] = best_moments(self.model, text_embeds, song, mask)  # (B, 2)
+        return scores
+
+    def _embed(self, audio: Audio, sampling_rate: int | None, index: int) -> torch.Tensor:
+        """One song's real tokens, (T, D)."""
+        if is_file(audio):
+            embeds, mask = embed_audio(self.model, self.feature_extractor, audio)  # (1, T, D), (1, T)
+        else:
+            inputs = waveform_features(self.feature_extractor, audio, sampling_rate, index, self.device)
+            embeds, mask = self.model.get_audio_features(**inputs)  # (1, T, D), (1, T)
+        return embeds[mask]  # (T, D)
+
+    def postprocess(self, outputs: dict) -> dict:
+        return outputs
+
+    def save_pretrained(self, save_directory: str | PathLike, **kwargs):
+        """Model, processor and this pipeline; the base class would leave out the processor."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
+        add_pipeline(save_directory)
+
+
+def list_songs(audio: Audio | list[Audio]) -> list[dict]:
+    """The argument `audio` as inputs of the pipeline, one for each song.
+
+    Raises:
+        ValueError: for an empty list, or embeddings that were returned without their tokens.
+    """
+    if isinstance(audio, Mapping) and "pooled_audio_embeds" in audio:
+        if "audio_embeds" not in audio:
+            raise ValueError("the score reads every moment of a song: embed the songs with return_tokens=True")
+        songs = zip(audio["audio_embeds"], audio["audio_token_mask"], strict=True)
+        return [{"audio_embeds": embeds[mask]} for embeds, mask in songs]  # (T, D)
+    songs = audio if isinstance(audio, (list, tuple)) else [audio]
+    if not songs:
+        raise ValueError("found an empty list of audios; expected at least one")
+    return [{"audio": song, "index": index} for index, song in enumerate(songs)]
+
+
+def join_songs(songs: list[torch.Tensor], return_tokens: bool) -> dict[str, torch.Tensor]:
+    """Songs of (T, D) each as the result of the pipeline; its padding is zero."""
+    joined = {"pooled_audio_embeds": torch.stack([pooled_tokens(song) for song in songs])}  # (A, D)
+    if return_tokens:
+        real = [torch.ones(len(song), dtype=torch.bool) for song in songs]
+        joined["audio_embeds"] = torch.nn.utils.rnn.pad_sequence(songs, batch_first=True)  # (A, T, D)
+        joined["audio_token_mask"] = torch.nn.utils.rnn.pad_sequence(real, batch_first=True)  # (A, T)
+    return joined
+
+
+def best_moments(
+    model, text_embeds: torch.Tensor, audio_embeds: torch.Tensor, audio_token_mask: torch.Tensor
+) -> torch.Tensor:
+    """Start and end in seconds of the frame of one song that each text fits best.
+
+    Args:
+        text_embeds: (B, D).
+        audio_embeds, audio_token_mask: (1, T, D) and (1, T), without padding.
+
+    Returns:
+        (B, 2).
+    """
+    found = model.localize(text_embeds, audio_embeds, audio_token_mask)
+    best = found.scores[0].masked_fill(~found.frame_mask, -torch.inf).argmax(-1)  # (B,)
+    last_token = model.token_start_seconds(audio_embeds.shape[1], best.device)[-1]
+    # The only frame of a song shorter than a frame reaches beyond its end.
+    return found.frame_seconds[best].clamp(max=last_token + model.config.token_seconds)  # (B, 2)
+
+
+def ranking(songs: list[dict[str, torch.Tensor]], text: int, top_k: int | None) -> list[dict]:
+    """The songs, each with its `scores` (B,) and perhaps `moments` (B, 2), from the best for one text to the worst."""
+    scores = torch.stack([song["scores"][text] for song in songs])  # (A,)
+    hits = []
+    for index in scores.argsort(descending=True, stable=True)[:top_k].tolist():
+        hit = {"index": index, "score": scores[index].item()}
+        if "moments" in songs[index]:
+            # Tokens start at multiples of 0.02 s; float32 would print 11.4399.
+            hit["start"], hit["end"] = [round(seconds, 2) for seconds in songs[index]["moments"][text].tolist()]
+        hits.append(hit)
+    return hits
+
+
+def write_json(path: Path, content: dict | list):
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def add_pipeline(folder: str | PathLike):
+    """Adds to a saved model what `pipeline(model=folder, trust_remote_code=True)` reads: this file, those that it
+    imports, and the entry in config.json."""
+    custom_object_save(MusicTextRetrievalPipeline, folder)
+    path = Path(folder) / "config.json"
+    config = json.loads(path.read_text())
+    implementation = f"{Path(__file__).stem}.{MusicTextRetrievalPipeline.__name__}"
+    config["custom_pipelines"] = {TASK: {"impl": implementation, "pt": ["AutoModel"]}}
+    write_json(path, config)
