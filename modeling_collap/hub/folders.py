@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 import processing
@@ -39,10 +40,13 @@ def load_folder(
 
     Raises:
         OSError: there is no such model.
-        ValueError: it is another model, weights are missing, or the device is not there.
+        ValueError: it is another model, weights are missing or damaged, or the device is not there.
     """
     load_config(name, **kwargs)
-    model = AutoModel.from_pretrained(name, dtype=dtype, trust_remote_code=False, **kwargs)
+    try:
+        model = AutoModel.from_pretrained(name, dtype=dtype, trust_remote_code=False, **kwargs)
+    except (SafetensorError, RuntimeError) as error:  # RuntimeError: a weight of another shape, or a conversion
+        raise ValueError(f"{name}: its weights cannot be loaded ({' '.join(str(error).split())})") from error
     processor = AutoProcessor.from_pretrained(name, trust_remote_code=False, **kwargs)
     try:
         return model.to(device).eval(), processor
