@@ -21,6 +21,7 @@ setup(
         "transformers>=5.23,<6",
         "safetensors>=0.5",
         "huggingface_hub>=2",
+        "jinja2>=3",
         "numpy>=1.26",
         "av>=14",
     ],

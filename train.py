@@ -9,6 +9,7 @@ Settings come from YAML files, in order, and then from the command line (`python
 are contrasted with one another over all processes; `micro_batch_size` bounds memory without changing the gradients.
 Writes to `output_dir`: `best/` and `last/`, model folders that `AutoModel` and `AutoProcessor` load; `checkpoints/`,
 from which `--resume latest` continues a killed run exactly; metrics.jsonl, summary.json, and the trackers' logs.
+`--push_to_hub` publishes `best/` at the end, with a card that says what was measured.
 
 The loop is below; what it uses is in training/: settings, data, parts (what trains), gradient_cache (one step),
 evaluation, checkpoints, tracking and plan.
@@ -34,6 +35,8 @@ from transformers import AutoTokenizer, get_scheduler
 
 from modeling_collap import CoLLAPModel
 from modeling_collap.hub.folders import load_folder
+from modeling_collap.hub.golden import write_golden
+from modeling_collap.publish import check_can_publish, publish
 from processing import CoLLAPProcessor
 from processing.audio_text_data import worker_message
 from training.batches import BadFiles
@@ -166,6 +169,20 @@ def check_output_dir(config: TrainConfig):
         raise OSError(f"output_dir {config.output_dir} is read-only; name another")
 
 
+def hub_settings(config: TrainConfig) -> dict:
+    """Of [`publish`] and [`check_can_publish`]."""
+    name = config.hub_model_id or Path(config.output_dir).resolve().name
+    return {"repo_id": name, "private": config.hub_private, "license": config.license}
+
+
+def finish(run: Run):
+    """Golden vectors for the best model, as it is on disk, and the Hub if it is to go there."""
+    best = Path(run.config.output_dir) / "best"
+    write_golden(*load_folder(best), best)
+    if run.config.push_to_hub:
+        run.accelerator.print(f"published: {publish(best, **hub_settings(run.config)).commit_url}")
+
+
 def build_optimizer(config: TrainConfig, model, steps: int):
     """AdamW over what trains, and the schedule of its learning rates."""
     groups = parameter_groups(
@@ -183,6 +200,8 @@ def build_run(config: TrainConfig) -> Run:
         ValueError, OSError: for settings, folders and files that cannot work; says which.
     """
     check_output_dir(config)
+    if config.push_to_hub:
+        check_can_publish(**hub_settings(config))
     output_dir = Path(config.output_dir)
     # The others wait while the main process measures all songs, computes features, or evaluates.
     waiting = InitProcessGroupKwargs(timeout=timedelta(hours=6))
@@ -339,10 +358,13 @@ def main(arguments: list[str]) -> None:
         return
     run = build_run(config)
     start_or_resume(run)
-    if train(run):
+    is_finished = train(run)
+    if is_finished:
         run.evaluations.save("last")
     run.write_summary()
     run.accelerator.end_training()
+    if is_finished and run.accelerator.is_main_process:
+        finish(run)
 
 
 def run_script(arguments: list[str]) -> None:

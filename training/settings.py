@@ -19,7 +19,10 @@ from training.tracking import check_trackers
 FREE_ON_RESUME = (
     "checkpoint_every",
     "compile",
+    "hub_model_id",
+    "hub_private",
     "keep_checkpoints",
+    "license",
     "log_every",
     "max_bad_share",
     "max_skipped_steps",
@@ -27,6 +30,7 @@ FREE_ON_RESUME = (
     "output_dir",
     "plan",
     "plan_tflops",
+    "push_to_hub",
     "resume",
     "trackers",
 )
@@ -104,6 +108,10 @@ class TrainConfig:
     trackers: list[str] = field(
         default_factory=lambda: ["tensorboard"], metadata={"help": "any of tensorboard, trackio, wandb"}
     )
+    push_to_hub: bool = _help(False, "publish best/ at the end, with its card, metrics and logs")
+    hub_model_id: str | None = _help(None, "owner/name on the Hub; default: the name of output_dir, under your own")
+    hub_private: bool = _help(False, "make the repository private, if it is new")
+    license: str | None = _help(None, "of the published weights, e.g. apache-2.0")
     plan: bool = _help(False, "print parameters, memory and time of the run, and do not train")
     plan_tflops: float | None = _help(None, "sustained TFLOP/s of a device, for the plan's times")
 
