@@ -1,11 +1,13 @@
-"""The parts of benchmarks/train_step.py run, at sizes of seconds, and report ratios; their values are not checked."""
+"""The parts of the benchmarks run, at sizes of seconds, and report ratios; their values are not checked."""
 
 import json
 import math
 
 import pytest
+from tiny import tiny_config
 
 from benchmarks import train_step
+from benchmarks.export import measure as measure_export
 from benchmarks.gathering import measure_gathering
 from benchmarks.gpu import utilisation
 from benchmarks.loader import measure_loader, measure_wait_share
@@ -115,3 +117,9 @@ def test_what_cannot_be_measured_is_refused(arguments, reason, capsys, monkeypat
     with pytest.raises(SystemExit):
         train_step.main(arguments)
     assert reason in capsys.readouterr().err
+
+
+def test_export():
+    (report,) = measure_export(tiny_config(), ["score"], repeats=1)
+    assert report.pop("graph") == "score"
+    check(report, "seconds", "over_model", "megabytes")

@@ -1,0 +1,119 @@
+"""Sizes of exported graphs and their speed on a CPU: onnxruntime and `torch.export` against the model itself.
+
+    python -m benchmarks.export                             # GPT-2 and RoBERTa of base size, BEATs-base, Whisper-small
+    python -m benchmarks.export --variant gpt2 --repeats 9
+
+A graph and the model it was made from take turns, as in `benchmarks.encode`; what is reported is the median of the
+seconds, and the median of the ratios within a turn. The seconds are those of the processor, on one thread: time that
+other programs take does not count. Weights are random: they do not change the time.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import GPT2Config, RobertaConfig
+
+from benchmarks.encode import whisper_small
+from modeling_collap import CoLLAPConfig, CoLLAPModel
+from modeling_collap.export import SUFFIXES, Graph, build_graphs, load_graph, write_graph
+
+TEXT_CONFIGS = {
+    "gpt2": GPT2Config(),
+    "roberta": RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1),
+}
+# One segment of 30 s; texts of a long description; a song of five minutes scored with a hundred texts.
+SIZES = {
+    "text": {"texts": 1, "text_tokens": 128},
+    "audio": {"audios": 1, "segments": 1},
+    "score": {"texts": 100, "audios": 1, "tokens": 1870},
+}
+
+
+def base_config(variant: str) -> CoLLAPConfig:
+    return CoLLAPConfig(text_config=TEXT_CONFIGS[variant], speech_config=whisper_small())
+
+
+def example_inputs(graph: Graph, sizes: dict[str, int]) -> dict[str, torch.Tensor]:
+    """Random features, tokens and unit vectors of these sizes, nothing masked."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = {}
+    for name, (dtype, shape) in graph.inputs.items():
+        shape = [sizes.get(size, size) for size in shape]
+        inputs[name] = torch.ones(shape, dtype=getattr(torch, dtype))
+        if dtype == "float32":
+            inputs[name] = torch.nn.functional.normalize(torch.randn(shape, generator=generator), dim=-1)
+    return inputs
+
+
+def processor_seconds(contestants: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
+    """Of every run, taken in turns after one warm-up turn."""
+    seconds = {name: [] for name in contestants}
+    for turn in range(repeats + 1):
+        for name, run in contestants.items():
+            started = time.process_time()
+            run()
+            if turn > 0:
+                seconds[name].append(time.process_time() - started)
+    return seconds
+
+
+def measure_graph(model: CoLLAPModel, name: str, folder: Path, repeats: int) -> dict:
+    """Megabytes on disk, seconds of the processor for a run, and their ratios to the model's."""
+    graph, per_segment = build_graphs(model)[name], model.config.tokens_per_segment
+    sizes = SIZES[name] | {f"{per_segment}*segments": per_segment * SIZES["audio"]["segments"]}
+    inputs = example_inputs(graph, sizes)
+    methods = {"text": model.get_text_features, "audio": model.get_audio_features, "score": model.score}
+    contestants, megabytes = {"model": lambda: methods[name](**inputs)}, {}
+    for format, suffix in SUFFIXES.items():
+        path = folder / f"{name}{suffix}"
+        write_graph(graph, model.config, path)
+        megabytes[format] = round(sum(file.stat().st_size for file in folder.glob(f"{path.name}*")) / 1e6, 1)
+        run = load_graph(path, threads=1)
+        contestants[format] = lambda run=run: run(**inputs)
+    seconds = processor_seconds(contestants, repeats)
+    ratios = {
+        format: [found / eager for found, eager in zip(seconds[format], seconds["model"], strict=True)]
+        for format in SUFFIXES
+    }
+    return {
+        "graph": name,
+        "sizes": SIZES[name],
+        "megabytes": megabytes,
+        "seconds": {format: round(statistics.median(runs), 5) for format, runs in seconds.items()},
+        "over_model": {format: round(statistics.median(runs), 3) for format, runs in ratios.items()},
+        "range": {format: [round(min(runs), 3), round(max(runs), 3)] for format, runs in ratios.items()},
+    }
+
+
+@torch.no_grad()
+def measure(config: CoLLAPConfig, graphs: list[str], repeats: int) -> list[dict]:
+    """A report for each of the named graphs of a model of random weights."""
+    torch.manual_seed(0)
+    model, reports = CoLLAPModel(config).eval(), []
+    for name in graphs:
+        with tempfile.TemporaryDirectory() as folder:
+            reports.append(measure_graph(model, name, Path(folder), repeats))
+    return reports
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--variant", nargs="+", choices=TEXT_CONFIGS, default=list(TEXT_CONFIGS))
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"CPU, 1 thread, float32, {options.repeats} turns")
+    for i, variant in enumerate(options.variant):
+        graphs = list(SIZES) if i == 0 else ["text"]  # the variants differ in the text tower only
+        for report in measure(base_config(variant), graphs, options.repeats):
+            print(json.dumps({"variant": variant, **report}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
