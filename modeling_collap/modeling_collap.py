@@ -231,6 +231,11 @@ class CoLLAPPreTrainedModel(PreTrainedModel):
             use_safetensors=True,
             **kwargs,
         )
+        if getattr(model, "_hf_peft_config_loaded", False):
+            raise ValueError(
+                f"{name}: holds a peft adapter (adapter_config.json), beside which missing weights go unseen; load it "
+                "with PeftModel.from_pretrained(model, folder)"
+            )
         if info["missing_keys"] and not ignore_mismatched_sizes:
             missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
             raise ValueError(
@@ -349,7 +354,8 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         music = self.music_model(music_features, attention_mask=music_attention_mask).last_hidden_state
         speech = self.speech_model(speech_features.to(self.speech_model.conv1.weight.dtype)).last_hidden_state
         patches = self.config.music_config.frequency_patches
-        return fuse_segments(music, speech, patches, self.config.speech_tokens_per_patch)
+        # The encoders may be on two devices.
+        return fuse_segments(music, speech.to(music.device), patches, self.config.speech_tokens_per_patch)
 
     def encode_segments(
         self, music_features: torch.Tensor, speech_features: torch.Tensor, music_attention_mask: torch.Tensor | None
@@ -372,7 +378,8 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
             tokens = F.layer_norm(tokens, tokens.shape[-1:]) + positions.to(tokens.dtype)
             for layer in self.structure_layers:
                 tokens = layer(tokens, audio_token_mask)
-        return F.normalize(tokens.float(), dim=-1).masked_fill(~audio_token_mask.unsqueeze(-1), 0.0)
+        padding = ~audio_token_mask.to(tokens.device).unsqueeze(-1)  # (A, T, 1)
+        return F.normalize(tokens.float(), dim=-1).masked_fill(padding, 0.0)
 
     def get_audio_features(
         self,
@@ -414,7 +421,7 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
             music_features[segment_mask], speech_features[segment_mask], music_attention_mask
         )  # (N, K, D)
         tokens = encoded.new_zeros(num_audios, num_segments, *encoded.shape[1:])  # (A, S, K, D)
-        tokens[segment_mask] = encoded
+        tokens[segment_mask.to(encoded.device)] = encoded
         audio_token_mask = audio_token_mask.bool()
         return self.normalize_tokens(tokens.flatten(1, 2), audio_token_mask), audio_token_mask  # (A, T, D)
 
@@ -435,13 +442,14 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         Returns:
             (A, B) float32, see [`attention_pooled_scores`].
         """
-        gamma_kernel, gamma_temporal, temperature = self.score_parameters()
+        device = audio_embeds.device  # the parts of a model may be on several
+        gamma_kernel, gamma_temporal, temperature = (value.to(device) for value in self.score_parameters())
         temperature = torch.inf if flat_attention else temperature
-        with torch.autocast(text_embeds.device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False):
             return attention_pooled_scores(
-                text_embeds.float(),
+                text_embeds.to(device).float(),
                 audio_embeds.float(),
-                audio_token_mask,
+                audio_token_mask.to(device),
                 kernel_size=self.config.kernel_size,
                 stride=self.config.stride,
                 gamma_kernel=gamma_kernel,
@@ -462,13 +470,13 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         Returns:
             [`CoLLAPLocalization`]: per frame the terms that the kernel-wise attention sums.
         """
-        kernel_size, stride = self.config.kernel_size, self.config.stride
-        mask = frame_token_mask(audio_token_mask.bool(), kernel_size, stride)  # (A, W, H)
-        with torch.autocast(text_embeds.device.type, enabled=False):
-            cosines = token_scores(text_embeds.float(), audio_embeds.float())  # (A, B, T)
+        kernel_size, stride, device = self.config.kernel_size, self.config.stride, audio_embeds.device
+        mask = frame_token_mask(audio_token_mask.to(device).bool(), kernel_size, stride)  # (A, W, H)
+        with torch.autocast(device.type, enabled=False):
+            cosines = token_scores(text_embeds.to(device).float(), audio_embeds.float())  # (A, B, T)
         frames = unfold_frames(cosines, kernel_size, stride)  # (A, B, W, H)
         _, _, temperature = self.score_parameters()
-        scores = attended_scores(frames, mask.unsqueeze(1), temperature, dim=-1)  # (A, B, W)
+        scores = attended_scores(frames, mask.unsqueeze(1), temperature.to(device), dim=-1)  # (A, B, W)
         first = torch.arange(mask.shape[1], device=mask.device) * stride  # (W,)
         starts = self.token_start_seconds(max(audio_embeds.shape[1], kernel_size), mask.device)  # (T,)
         ends = starts[first + kernel_size - 1] + self.config.token_seconds
@@ -562,13 +570,19 @@ def _check_weight_files(name: str | Path | None, arguments: dict, use_safetensor
         )
     where = {key: arguments[key] for key in LOCATION if arguments.get(key) is not None}
     quiet = {f"_raise_exceptions_for_{case}": False for case in ("gated_repo", "missing_entries", "connection_errors")}
-    index = cached_file(str(name), SAFE_WEIGHTS_INDEX_NAME, **where, **quiet) if name is not None else None
-    shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values() if index else ()
-    for shard in set(shards):
-        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+    variant = arguments.get("variant")
+    file = SAFE_WEIGHTS_INDEX_NAME.replace(".json", f".{variant}.json") if variant else SAFE_WEIGHTS_INDEX_NAME
+    index = cached_file(str(name), file, **where, **quiet) if name is not None else None
+    try:
+        shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values() if index else ()
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{name}: {file} is damaged ({type(error).__name__}: {error}); fetch or save it again"
+        ) from error
+    for shard in shards:
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
             raise ValueError(
-                f"{name}: {SAFE_WEIGHTS_INDEX_NAME} names the shard {shard!r}; expected the name of a safetensors "
-                "file in the same folder"
+                f"{name}: {file} names the shard {shard!r}; expected the name of a safetensors file in the same folder"
             )
 
 

@@ -10,11 +10,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from healthy import healthy_folder
 from runs import REPOSITORY, command, settings
 from test_modeling_beats import inputs, variant
 from test_modeling_collap import lively_model, songs
 from tiny import TEXTS, tiny_processor
+from transformers import AutoModel
 
+from modeling_collap.doctor import diagnose
 from modeling_collap.modeling_beats import eager_attention, sdpa_attention, token_mask_from_frame_mask
 from processing import CoLLAPFeatureExtractor
 from processing.audio_text_data import AudioTextCollator, AudioTextSample
@@ -155,3 +158,24 @@ def test_a_run_trains_and_resumes(corpus, backbones, tmp_path, precision):
     assert "2 of 2 steps" in done.stdout
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["peak_memory_gb"] > 0 and summary["skipped_steps"] == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_doctor_finds_a_healthy_model_healthy(tmp_path, monkeypatch, dtype):
+    """Golden vectors of the CPU, with convolutions in a GPU's usual arithmetic."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    diagnosis = diagnose(healthy_folder(tmp_path / "model"), device=DEVICE, dtype=dtype)
+    assert diagnosis.healthy, str(diagnosis)
+    (execution,) = [check for check in diagnosis.checks if check.name == "execution"]
+    assert execution.status == "ok" and DEVICE in execution.detail and dtype in execution.detail
+
+
+def test_parts_on_several_devices_give_the_same_scores(model_folder):
+    inputs = tiny_processor()(text=TEXTS, audio=songs(5.0, 0.5), sampling_rate=16000)
+    parts = {"text_model": "cpu", "music_model": DEVICE, "speech_model": "cpu", "structure_layers": DEVICE}
+    parts |= {"text_projection": "cpu", "audio_adapter": DEVICE, "score_parameters": DEVICE}
+    model = AutoModel.from_pretrained(model_folder, device_map=parts).eval()
+    with torch.no_grad():
+        expected = AutoModel.from_pretrained(model_folder).eval()(**inputs).logits_per_audio
+        found = model(**inputs).logits_per_audio
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-3)

@@ -51,7 +51,8 @@ def test_every_block_was_run(walked):
     assert "R@5" in measure and re.search(r"\d\.\d \[\d", measure) and "/commit/" in measure
     assert re.search(r"tensor\(\[\[.*\]\]\)", load)
     assert "is healthy" in check and "ok       golden vectors" in check
-    assert "commit" in again
+    uploaded, published = re.findall(r"/commit/([0-9a-f]{40})", again)[-2:]
+    assert uploaded != published
     assert "R@5" in data
     assert "'value': 50.0" in metric
 
@@ -59,7 +60,7 @@ def test_every_block_was_run(walked):
 def test_the_published_card_has_the_figures_and_the_author_s_notes(walked):
     hub, folder, _ = walked
     card = ModelCard(hub.files("you/collap-gpt2")["README.md"].decode())
-    assert "The flute is found best." in card.content
+    assert "The flute is found best." in card.content and "0.1 kWh" in card.content
     splits = {result.dataset_split for result in card.data.eval_results}
     assert splits == {"validation", "test"}  # of train.py, and of evaluate_retrieval.py
     assert card.data.license == "apache-2.0"

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import REFERENCE, TEXTS, tiny_config, tiny_model, tiny_processor
 from transformers import AutoConfig, AutoModel, TorchAoConfig
@@ -91,6 +92,30 @@ def test_shards_outside_of_the_folder_are_refused(folder, where):
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="expected the name of a safetensors file in the same folder"):
         AutoModel.from_pretrained(folder)
+
+
+def test_shards_of_a_variant_are_looked_at_too(folder):
+    (folder / "model.safetensors").rename(folder.parent / "secret.safetensors")
+    index = {"metadata": {}, "weight_map": {"text_projection.weight": "../secret.safetensors"}}
+    (folder / "model.safetensors.index.fp16.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="index.fp16.json names the shard '../secret.safetensors'"):
+        AutoModel.from_pretrained(folder, variant="fp16")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": null}', '{"weight_map": ["a"]}'])
+def test_a_damaged_index_is_said(folder, content):
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(ValueError, match="model.safetensors.index.json is damaged"):
+        AutoModel.from_pretrained(folder)
+
+
+def test_an_adapter_does_not_hide_missing_weights(folder):
+    peft_model = get_peft_model(tiny_model("gpt2"), LoraConfig(target_modules=["text_projection"], r=2))
+    peft_model.save_pretrained(folder)
+    change_weights(folder, lambda weights: [weights.pop(key) for key in list(weights) if key.startswith("text_model.")])
+    with pytest.raises(ValueError, match="holds a peft adapter"):
+        CoLLAPModel.from_pretrained(folder)
 
 
 def test_shards_in_the_folder_load(tmp_path):

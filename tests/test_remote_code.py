@@ -4,16 +4,15 @@ The second part lints the files that travel, because transformers copies them by
 """
 
 import ast
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from elsewhere import run_elsewhere
 from safetensors.torch import load_file, save_file
 from tiny import TEXTS, tiny_model, tiny_processor
 from transformers import AutoModel, AutoProcessor
@@ -42,15 +41,6 @@ LONG = " ".join(300 * ["piano"])
 
 # Arguments: the file of inputs, then triples of where to load from, where to save again, where to write the results.
 FRESH_PROCESS = """
-import sys
-
-class Refuse:
-    "An installed CoLLAP is as good as none."
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("modeling_collap", "processing"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Refuse())
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor, AutoTokenizer
@@ -78,24 +68,6 @@ for name, again, results in zip(*[iter(triples)] * 3):
     processor.save_pretrained(again)
 assert not {"modeling_collap", "processing"} & set(sys.modules)
 """ % ([*TEXTS, LONG],)  # noqa: UP031 (braces belong to the script)
-
-
-def run_fresh(folder: Path, *arguments) -> None:
-    """Runs the script above in an empty working folder, with caches of its own and without a network."""
-    work = folder / "elsewhere"
-    work.mkdir(exist_ok=True)
-    environment = {
-        "HF_HOME": str(folder / "hf_home"),
-        "HF_HUB_OFFLINE": "1",
-        "HOME": str(folder),
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),
-        "PATH": os.environ.get("PATH", ""),
-    }
-    command = [sys.executable, "-c", FRESH_PROCESS, *map(str, arguments)]
-    done = subprocess.run(
-        command, cwd=work, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def python_files(folder: Path) -> set[str]:
@@ -132,8 +104,8 @@ def saved(tmp_path_factory) -> dict:
         second += [folder / "again" / name, folder / "third" / name, folder / f"{variant}.2.safetensors"]
     publish(folder / FOLDERS["gpt2"], folder / "hf_home", "some.one/collap-gpt2.v1.0")
     hub = ["some.one/collap-gpt2.v1.0", folder / "from_hub", folder / "gpt2.hub.safetensors"]
-    run_fresh(folder, folder / "audio.safetensors", *first)
-    run_fresh(folder, folder / "audio.safetensors", *second, *hub)
+    run_elsewhere(folder, FRESH_PROCESS, folder / "audio.safetensors", *first)
+    run_elsewhere(folder, FRESH_PROCESS, folder / "audio.safetensors", *second, *hub)
     return {"folder": folder, "expected": expected}
 
 
