@@ -16,7 +16,7 @@ demo: $(ENV)
 	PYTHON=$(PYTHON) bash demo/run.sh
 
 test: $(ENV)
-	$(PYTHON) -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 lint: $(ENV)
 	$(PYTHON) -m ruff check .

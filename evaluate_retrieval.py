@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from metrics.report import plot_localization, to_markdown, write_report
 from modeling_collap import mean_pooled_scores
-from modeling_collap.hub.folders import load_folder
+from modeling_collap.hub.folders import load_folder, weights_digest
 from processing.audio_text_data import (
     CACHED_COLUMN,
     audio_source,
@@ -164,7 +164,7 @@ def report_of(figures: dict[str, dict], **names: str | None) -> dict:
 
     Args:
         figures: score kind -> figures of both directions.
-        **names: model, dataset, config_name, revision, split and caption_column.
+        **names: model, dataset, config_name, revision, split and caption_column; weights, from `weights_digest`.
     """
     sizes = next(iter(figures.values()))["text_to_audio"]
     numbers = {"num_audios": sizes["pool_size"], "num_texts": sizes["num_queries"], "seed": sizes["seed"]}
@@ -226,6 +226,7 @@ def open_songs(options) -> tuple[Dataset, RetrievalSet]:
 
 def evaluate_model(model, processor, dataset, songs: RetrievalSet, options) -> dict:
     """Embeds, scores and measures; returns the results as `metrics.report` reads them."""
+    weights = weights_digest(options.model)  # now: training may write the folder again meanwhile
     text_embeds = embed_texts(model, processor, songs.texts)
     audios = (
         embed_row(model, processor, dataset, row, options.audio_column)
@@ -236,8 +237,9 @@ def evaluate_model(model, processor, dataset, songs: RetrievalSet, options) -> d
         kind: retrieval_figures(matrix, songs.song_of_text, songs.names, options.seed)
         for kind, matrix in scores.items()
     }
-    data = {"dataset": options.dataset, "config_name": options.config_name, "revision": options.revision}
-    return report_of(figures, model=options.model, **data, split=options.split, caption_column=options.text_column)
+    names = {"model": options.model, "weights": weights, "dataset": options.dataset}
+    names |= {"config_name": options.config_name, "revision": options.revision, "split": options.split}
+    return report_of(figures, **names, caption_column=options.text_column)
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:

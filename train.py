@@ -175,6 +175,19 @@ def hub_settings(config: TrainConfig) -> dict:
     return {"repo_id": name, "private": config.hub_private, "license": config.license}
 
 
+def check_hub(config: TrainConfig, accelerator: Accelerator):
+    """Makes the repository; all processes raise the ValueError if the main one cannot."""
+    problem = None
+    if accelerator.is_main_process:
+        try:
+            check_can_publish(**hub_settings(config))
+        except (OSError, ValueError) as error:
+            problem = str(error)
+    (problem, *_) = gather_object([problem])  # that of the main process
+    if problem is not None:
+        raise ValueError(problem)
+
+
 def finish(run: Run):
     """Golden vectors for the best model, as it is on disk, and the Hub if it is to go there."""
     best = Path(run.config.output_dir) / "best"
@@ -200,13 +213,13 @@ def build_run(config: TrainConfig) -> Run:
         ValueError, OSError: for settings, folders and files that cannot work; says which.
     """
     check_output_dir(config)
-    if config.push_to_hub:
-        check_can_publish(**hub_settings(config))
     output_dir = Path(config.output_dir)
     # The others wait while the main process measures all songs, computes features, or evaluates.
     waiting = InitProcessGroupKwargs(timeout=timedelta(hours=6))
     accelerator = Accelerator(mixed_precision=config.mixed_precision, project_dir=output_dir, kwargs_handlers=[waiting])
     check_processes(accelerator)
+    if config.push_to_hub:
+        check_hub(config, accelerator)
     set_seed(config.seed)
     model, processor = build_model_and_processor(config)
     data = build_train_data(config, model, processor, accelerator)

@@ -74,17 +74,19 @@ def build_contestants(dtype: torch.dtype, device: str, segments: int) -> dict[st
     }
 
 
-def take_turns(contestants: dict[str, Callable], repeats: int, device: str) -> dict[str, list[float]]:
-    """Seconds of every run, after one warm-up turn."""
+def take_turns(
+    contestants: dict[str, Callable], repeats: int, device: str, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Seconds of every run by a clock, after one warm-up turn."""
     seconds = {name: [] for name in contestants}
     for turn in range(repeats + 1):
         for name, run in contestants.items():
-            started = time.perf_counter()
+            started = clock()
             run()
             if device == "cuda":
                 torch.cuda.synchronize()
             if turn > 0:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return seconds
 
 

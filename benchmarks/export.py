@@ -10,16 +10,15 @@ other programs take does not count. Weights are random: they do not change the t
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from transformers import GPT2Config, RobertaConfig
 
-from benchmarks.encode import whisper_small
+from benchmarks.encode import take_turns, whisper_small
+from benchmarks.steps import median_ratio, medians, ratio_range
 from modeling_collap import CoLLAPConfig, CoLLAPModel
 from modeling_collap.export import SUFFIXES, Graph, build_graphs, load_graph, write_graph
 
@@ -51,18 +50,6 @@ def example_inputs(graph: Graph, sizes: dict[str, int]) -> dict[str, torch.Tenso
     return inputs
 
 
-def processor_seconds(contestants: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
-    """Of every run, taken in turns after one warm-up turn."""
-    seconds = {name: [] for name in contestants}
-    for turn in range(repeats + 1):
-        for name, run in contestants.items():
-            started = time.process_time()
-            run()
-            if turn > 0:
-                seconds[name].append(time.process_time() - started)
-    return seconds
-
-
 def measure_graph(model: CoLLAPModel, name: str, folder: Path, repeats: int) -> dict:
     """Megabytes on disk, seconds of the processor for a run, and their ratios to the model's."""
     graph, per_segment = build_graphs(model)[name], model.config.tokens_per_segment
@@ -76,18 +63,14 @@ def measure_graph(model: CoLLAPModel, name: str, folder: Path, repeats: int) -> 
         megabytes[format] = round(sum(file.stat().st_size for file in folder.glob(f"{path.name}*")) / 1e6, 1)
         run = load_graph(path, threads=1)
         contestants[format] = lambda run=run: run(**inputs)
-    seconds = processor_seconds(contestants, repeats)
-    ratios = {
-        format: [found / eager for found, eager in zip(seconds[format], seconds["model"], strict=True)]
-        for format in SUFFIXES
-    }
+    seconds = take_turns(contestants, repeats, "cpu", clock=time.process_time)
     return {
         "graph": name,
         "sizes": SIZES[name],
         "megabytes": megabytes,
-        "seconds": {format: round(statistics.median(runs), 5) for format, runs in seconds.items()},
-        "over_model": {format: round(statistics.median(runs), 3) for format, runs in ratios.items()},
-        "range": {format: [round(min(runs), 3), round(max(runs), 3)] for format, runs in ratios.items()},
+        "seconds": medians(seconds),
+        "over_model": {format: median_ratio(seconds, format, "model") for format in SUFFIXES},
+        "range": {format: ratio_range(seconds, format, "model") for format in SUFFIXES},
     }
 
 

@@ -23,6 +23,7 @@ from transformers import AutoModel, AutoProcessor
 from modeling_collap.hub.checks import (
     PICKLES,
     Check,
+    attempted,
     check_card,
     check_copies,
     check_execution,
@@ -68,9 +69,11 @@ def fetch(name: str, revision: str | None = None, **download) -> tuple[Path, lis
 
     Raises:
         OSError: no such folder, repository or revision; no access, or no network.
-        ValueError: `name` is neither a folder nor the id of a repository.
+        ValueError: `name` is neither a folder nor the id of a repository, or a folder with a `revision`.
     """
     if Path(name).is_dir():
+        if revision is not None:
+            raise ValueError(f"--revision {revision}: {name} is a folder, and has no revisions; leave it out")
         return Path(name), sorted(path.name for path in Path(name).iterdir()), False
     if Path(name).exists():
         raise ValueError(f"{name} is a file; expected a folder with a model, or a Hub id")
@@ -135,22 +138,22 @@ def diagnose(
     """
     check_device(device)
     folder, files, on_hub = fetch(str(name), revision, **download)
-    checks = [check_files(folder, files), *([check_copies(folder)] if on_hub else []), check_card(folder, on_hub)]
+    checks = attempted("files", check_files, folder, files)
+    checks += attempted("copies", check_copies, folder) if on_hub else []
+    checks += attempted("card", check_card, folder, on_hub)
     try:
         model, processor, info = load(folder, device, dtype, attn_implementation)
     except Exception as error:  # whatever a damaged folder makes the loaders do is the finding
         checks.append(Check("loading", "failed", f"{error_line(error)}; nothing further can be checked"))
         return Diagnosis(str(name), tuple(checks))
-    checks.append(check_weights(model, info))
+    checks += attempted("weights", check_weights, model, info)
     if info["missing_keys"] or info["mismatched_keys"]:
         checks.append(Check("loading", "failed", "nothing further is checked: a part of the weights is random"))
         return Diagnosis(str(name), tuple(checks))
-    checks += [
-        check_processor(model, processor),
-        check_score_parameters(model),
-        check_execution(model, device, dtype, attn_implementation),
-        *check_probes(folder, model, processor),
-    ]
+    checks += attempted("processor", check_processor, model, processor)
+    checks += attempted("score parameters", check_score_parameters, model)
+    checks += attempted("execution", check_execution, model, device, dtype, attn_implementation)
+    checks += attempted("built-in set", check_probes, folder, model, processor)
     return Diagnosis(str(name), tuple(checks))
 
 
@@ -166,7 +169,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--revision", help="branch, tag or commit on the Hub")
     parser.add_argument("--device", default="cpu", help="where the model runs (cpu)")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"))
-    parser.add_argument("--attn_implementation", help="eager, sdpa, ...; what transformers chooses by default")
+    parser.add_argument("--attn_implementation", choices=("eager", "sdpa"), help="what transformers chooses by default")
     return parser.parse_args(argv)
 
 

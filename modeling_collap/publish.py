@@ -4,12 +4,13 @@ was built here, or a metric.
     python -m modeling_collap.publish runs/demo/collap-gpt2/best you/collap-gpt2 --license apache-2.0 \
         --results results/demo/collap-gpt2/results.json
     python -m modeling_collap.publish data/demo_songs you/demo-songs --repo_type dataset --license cc0-1.0
-    python -m modeling_collap.publish metrics/audio_text_retrieval you/audio-text-retrieval --repo_type space
+    python -m modeling_collap.publish metrics/audio_text_retrieval you/audio_text_retrieval --repo_type space
 
 What is published is put together in a temporary folder, checked by the doctor, and committed at once; the given folder
-is only read. Publishing again replaces it: text and metadata that users wrote on the card stay, files that are no part
-of the model any more go. Nothing but safetensors weights is sent. A publish that was cut off is repeated with the same
-command: what the Hub already has is not sent again.
+is only read. Publishing again replaces it: text and metadata that users wrote on the Hub's card stay, and the card of
+the folder adds to them; files of the former model that the new one lacks go, and are named. Nothing but safetensors
+weights is sent, and of a LoRA run not `adapter/`: the weights hold it already. A publish that was cut off is repeated
+with the same command: what the Hub already has is not sent again.
 """
 
 import argparse
@@ -22,16 +23,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from modeling_collap.doctor import diagnose
 from modeling_collap.hub.cards import plain_name
 from modeling_collap.hub.staging import (
-    MODEL_FILES,
+    Former,
     PublishSettings,
     check_model_folder,
     copy_files,
-    matches,
     own_files,
     read_former,
     space_sdk,
@@ -44,7 +44,9 @@ STATUS = {
     401: "not signed in, or the token is not valid: `hf auth login`, or set HF_TOKEN",
     403: "the token may not write there",
     404: "there is no such repository or revision, or the token may not see it",
+    412: "the repository has changed meanwhile, and nothing of that was replaced",
 }
+NETWORK = (HTTPError, ConnectionError, TimeoutError, LocalEntryNotFoundError)  # the last: nor is it in the cache
 
 
 class PublishError(OSError):
@@ -69,13 +71,10 @@ def reason(error: BaseException | None) -> str:
 
 @contextmanager
 def explained(settings: PublishSettings, advice: str = "") -> Iterator[None]:
-    """Turns failures of the network, and only those, into a [`PublishError`] of one line."""
+    """Turns failures of the network, and of an upload, which are RuntimeErrors, into a [`PublishError`] of one line."""
     try:
         yield
-    except Exception as error:
-        network = isinstance(error, HTTPError | ConnectionError | TimeoutError)
-        if isinstance(error, OSError | ValueError) and not network:
-            raise  # it says what is wrong with a file or a setting
+    except (*NETWORK, RuntimeError) as error:
         raise PublishError(f"{settings.repo_id} was not published: {reason(error)}{advice}") from error
 
 
@@ -104,6 +103,8 @@ def _make_repository(settings: PublishSettings, sdk: str | None = None) -> str:
     with explained(settings):
         url = api.create_repo(**settings.place(), private=settings.private or None, exist_ok=True, space_sdk=sdk)
         settings = replace(settings, repo_id=url.repo_id)
+        if not settings.create_pr:
+            api.auth_check(**settings.place(), write=True)
         if settings.private and not api.repo_info(**settings.place()).private:
             raise ValueError(f"{url.repo_id} exists and is public: make it private in its settings, or drop --private")
         if settings.revision and not settings.revision.startswith("refs/"):
@@ -111,31 +112,29 @@ def _make_repository(settings: PublishSettings, sdk: str | None = None) -> str:
     return url.repo_id
 
 
-def check_health(staging: Path, anyway: bool) -> None:
-    """ValueError with what the doctor found wrong; with `anyway` only said."""
+def check_health(staging: Path, folder: Path, settings: PublishSettings) -> None:
+    """ValueError with what the doctor found wrong; with `--anyway` only said."""
     diagnosis = diagnose(staging)
     failed = "; ".join(f"{check.name}: {check.detail}" for check in diagnosis.checks if check.status == "failed")
-    if failed and not anyway:
-        raise ValueError(f"the doctor finds the model unhealthy ({failed}); publish it with --anyway if that is meant")
+    if failed and not settings.anyway:
+        command = replace(settings, anyway=True).command(folder)
+        raise ValueError(
+            f"the doctor finds the model unhealthy ({failed}); if that is meant, publish it with: {command}"
+        )
     if failed:
         print(f"warning: published although the doctor finds it unhealthy ({failed})", file=sys.stderr)
 
 
-def stage(folder: Path, staging: Path, settings: PublishSettings) -> list[str]:
+def stage(folder: Path, staging: Path, settings: PublishSettings, former: Former) -> list[str]:
     """Puts together what is published; returns the files of the repository that are to go."""
     if settings.repo_type == "space":
         copy_files(own_files(folder), staging)
         return []
-    with tempfile.TemporaryDirectory(prefix="collap-former-") as temporary:
-        former = read_former(settings, Path(temporary))
-        if settings.repo_type == "dataset":
-            stage_corpus(folder, staging, settings, former)
-            return stale_files(former, staging, ["data/*.parquet"])
-        stale = stage_model(folder, staging, settings, former)
-    check_health(staging, settings.anyway)
-    for path in stale:
-        if not matches(path, MODEL_FILES):
-            print(f"{path} was of other weights and is removed from {settings.repo_id}", file=sys.stderr)
+    if settings.repo_type == "dataset":
+        stage_corpus(folder, staging, settings, former)
+        return stale_files(former, staging, ["data/*.parquet"])
+    stale = stage_model(folder, staging, settings, former)
+    check_health(staging, folder, settings)
     return stale
 
 
@@ -156,18 +155,25 @@ def publish(folder: str | Path, repo_id: str, **settings) -> CommitInfo:
     folder, settings = Path(folder), PublishSettings(repo_id, **settings)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
-    sdk = space_sdk(folder) if settings.repo_type == "space" else None
+    sdk = space_sdk(folder, repo_id) if settings.repo_type == "space" else None
     if settings.repo_type == "model":
         check_model_folder(folder)
     settings = replace(settings, repo_id=_make_repository(settings, sdk))
     advice = f"; {folder} is untouched; repeat with: {settings.command(folder)}"
-    with tempfile.TemporaryDirectory(prefix="collap-publish-") as staging, explained(settings, advice):
-        stale = stage(folder, Path(staging), settings)
+    with tempfile.TemporaryDirectory(prefix="collap-publish-") as temporary, explained(settings, advice):
+        kept, staging = Path(temporary) / "former", Path(temporary) / "staging"
+        kept.mkdir()
+        staging.mkdir()
+        former = read_former(settings, kept)
+        stale = stage(folder, staging, settings, former)
+        for path in stale:
+            print(f"{path} is of the former {settings.repo_type} and goes from {settings.repo_id}", file=sys.stderr)
         return HfApi(token=settings.token).upload_folder(
             **settings.place(),
             folder_path=staging,
             revision=settings.revision,
             create_pr=settings.create_pr,
+            parent_commit=former.commit,  # fails if anyone has changed the repository since
             delete_patterns=[glob.escape(path) for path in stale] or None,
             commit_message=f"Publish {plain_name(settings.repo_id)}",
         )

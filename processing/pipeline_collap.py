@@ -7,6 +7,7 @@ Dimensions: `A` audios, `B` texts, `T` fused tokens of an audio, `W` frames of t
 
 import json
 from collections.abc import Mapping
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 
@@ -92,22 +93,23 @@ class MusicTextRetrievalPipeline(Pipeline):
         text: str | list[str] | None = None,
         audio: Audio | list[Audio] | None = None,
         sampling_rate: int | None = None,
-        return_tokens: bool = False,
-        return_moments: bool = False,
+        return_tokens: bool | None = None,
+        return_moments: bool | None = None,
         top_k: int | None = None,
         batch_size: int | None = None,
     ) -> dict[str, torch.Tensor] | list[dict] | list[list[dict]]:
-        """
+        """All but text and audio may be given to `pipeline(...)`, too, for the calls that leave them out.
+
         Args:
             text: one text or several.
             audio: one audio or a list of them, each the path or the bytes of a file, samples, or a dict of samples
                 (`array` or `raw`) and `sampling_rate`; or what a call with `return_tokens` returned. Files are decoded
                 by PyAV (`pip install av`) and embedded block by block, so their length is not limited by memory.
             sampling_rate: Hz of samples that come without a dict.
-            return_tokens: whether to return the embeddings of every moment of the songs too.
-            return_moments: whether to say where each song fits the text best.
-            top_k: songs to return for a text; all if None.
-            batch_size: texts to embed at a time.
+            return_tokens: whether to return the embeddings of every moment of the songs too; not by default.
+            return_moments: whether to say where each song fits the text best; not by default.
+            top_k: songs to return for a text; all by default.
+            batch_size: texts to embed at a time; 1 by default.
 
         Returns:
             Only text: `text_embeds` (B, D). Only audio: `pooled_audio_embeds` (A, D), for fast search by cosine, and
@@ -118,13 +120,15 @@ class MusicTextRetrievalPipeline(Pipeline):
             a single list for a single text.
 
         Raises:
-            ValueError: without text and audio, and for a text or audio that cannot be embedded.
+            ValueError: without text and audio, for a text or audio that cannot be embedded, and for another `top_k`.
             AudioFileError: names a file that cannot be read.
         """
         if text is None and audio is None:
             raise ValueError("found neither text nor audio; expected at least one of them")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k must be at least 1, found {top_k}")
+        _, forward, of_all = self._sanitize_parameters(
+            sampling_rate=sampling_rate, return_moments=return_moments, return_tokens=return_tokens, top_k=top_k
+        )
+        of_all = {**self._postprocess_params, **of_all}
         if text is not None:
             texts = [{"text": one} for one in check_texts(text)]
             text_embeds = torch.cat([out["text_embeds"] for out in self._run(texts, batch_size=batch_size)])  # (B, D)
@@ -132,18 +136,25 @@ class MusicTextRetrievalPipeline(Pipeline):
                 return {"text_embeds": text_embeds}
         songs = list_songs(audio)
         if text is None:
-            embedded = self._run(songs, sampling_rate=sampling_rate)
-            return join_songs([out["audio_embeds"] for out in embedded], return_tokens)
-        scored = self._run(songs, text_embeds=text_embeds, sampling_rate=sampling_rate, return_moments=return_moments)
-        rankings = [ranking(scored, i, top_k) for i in range(len(text_embeds))]
+            embedded = self._run(songs, **forward)
+            return join_songs([out["audio_embeds"] for out in embedded], of_all.get("return_tokens", False))
+        scored = self._run(songs, text_embeds=text_embeds, **forward)
+        rankings = [ranking(scored, i, of_all.get("top_k")) for i in range(len(text_embeds))]
         return rankings[0] if isinstance(text, str) else rankings
 
     def _run(self, inputs: list[dict], batch_size: int | None = 1, **forward) -> list[dict]:
         return super().__call__(inputs, batch_size=batch_size, **forward)
 
-    def _sanitize_parameters(self, **kwargs):
-        names = ("text_embeds", "sampling_rate", "return_moments")
-        return {}, {name: kwargs[name] for name in names if name in kwargs}, {}
+    def _sanitize_parameters(
+        self, text_embeds=None, sampling_rate=None, return_moments=None, return_tokens=None, top_k=None
+    ) -> tuple[dict, dict, dict]:
+        """What is not None of the options of `pipeline()` or of a call: nothing for `preprocess`, those of `_forward`,
+        and those of the joined results."""
+        if top_k is not None and not (isinstance(top_k, Integral) and top_k >= 1):
+            raise ValueError(f"top_k must be a whole number of at least 1, found {top_k}")
+        forward = {"text_embeds": text_embeds, "sampling_rate": sampling_rate, "return_moments": return_moments}
+        of_all = {"return_tokens": return_tokens, "top_k": top_k}
+        return {}, *({name: value for name, value in some.items() if value is not None} for some in (forward, of_all))
 
     def preprocess(self, inputs: dict):
         return self.processor(text=inputs["text"]) if "text" in inputs else inputs
@@ -179,7 +190,7 @@ class MusicTextRetrievalPipeline(Pipeline):
             embeds, mask = self.model.get_audio_features(**inputs)  # (1, T, D), (1, T)
         return embeds[mask]  # (T, D)
 
-    def postprocess(self, outputs: dict) -> dict:
+    def postprocess(self, outputs: dict, **of_all) -> dict:
         return outputs
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs):
@@ -196,8 +207,12 @@ def list_songs(audio: Audio | list[Audio]) -> list[dict]:
         ValueError: for an empty list, or embeddings that were returned without their tokens.
     """
     if isinstance(audio, Mapping) and "pooled_audio_embeds" in audio:
-        if "audio_embeds" not in audio:
-            raise ValueError("the score reads every moment of a song: embed the songs with return_tokens=True")
+        missing = [name for name in ("audio_embeds", "audio_token_mask") if name not in audio]
+        if missing:
+            raise ValueError(
+                f"found embedded songs without {', '.join(missing)}; the score reads every moment of a song: embed "
+                "them with return_tokens=True, and keep all that it returns"
+            )
         songs = zip(audio["audio_embeds"], audio["audio_token_mask"], strict=True)
         return [{"audio_embeds": embeds[mask]} for embeds, mask in songs]  # (T, D)
     songs = audio if isinstance(audio, (list, tuple)) else [audio]

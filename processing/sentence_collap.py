@@ -8,6 +8,8 @@ the best moment alone (MaxSim), which is not CoLLAP's score either.
 Dimensions: `A` songs, `B` texts, `T` fused tokens of a song, `D` shared width.
 """
 
+import os
+
 import torch
 from sentence_transformers.base.modality import infer_batch_modality
 from sentence_transformers.base.modules import InputModule
@@ -16,6 +18,28 @@ from transformers import AutoModel, AutoProcessor
 from .audio_files import load_audio
 from .embed_audio import check_samples
 from .pipeline_collap import is_file, pooled_tokens, waveform_features
+from .processing_collap import check_texts
+
+AUDIO_SUFFIXES = (
+    *(".wav", ".aif", ".aiff", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aac"),
+    *(".m4a", ".mp4", ".mov", ".webm", ".mka", ".mkv"),
+)
+
+
+def check_is_description(text: str):
+    """Refuses a text that is meant as a file: sentence-transformers takes for audio only what ends in wav, mp3, ogg,
+    flac or aac and is there, and any other path for a text.
+
+    Raises:
+        ValueError: the text is a file, or a single word that ends as one.
+    """
+    if os.path.isfile(text):
+        found = "is a file"
+    elif len(text.split()) == 1 and text.strip().lower().endswith(AUDIO_SUFFIXES):
+        found = "is the name of an audio file that is not there"
+    else:
+        return
+    raise ValueError(f'{text!r} {found}, and would be read as a description; for its sound give {{"audio": path}}')
 
 
 class CoLLAPEmbedder(InputModule):
@@ -92,11 +116,13 @@ class CoLLAPEmbedder(InputModule):
             processing_kwargs: `{"audio": {"sampling_rate": Hz}}` for samples without a rate of their own.
 
         Raises:
-            ValueError: as `CoLLAPProcessor`.
+            ValueError: as `CoLLAPProcessor`, and for a path that would be read as a text.
             AudioFileError: names a file that cannot be read.
         """
         if infer_batch_modality(inputs, self.modalities) == "text":
-            return dict(self.processor(text=[(prompt or "") + one for one in inputs]))
+            for text in check_texts(inputs):
+                check_is_description(text)
+            return dict(self.processor(text=[(prompt or "") + text for text in inputs]))
         rate = (processing_kwargs or {}).get("audio", {}).get("sampling_rate")
         songs = [self._song_features(song, rate, index) for index, song in enumerate(inputs)]
         return {

@@ -6,6 +6,7 @@ Calls it speaks, for models, datasets and spaces:
     GET   /api/whoami-v2                            POST /api/validate-yaml, /api/repos/create
     GET   /api/{type}s/{id}[/revision/{rev}]        with siblings, and their sizes and hashes with ?blobs=1
     GET   /api/{type}s/{id}/tree/{rev}[/{path}]     with ?recursive and ?expand
+    GET   /api/{type}s/{id}/auth-check[/write]
     GET   /api/{type}s/{id}/refs, /commits/{rev}    POST .../branch/{name}, /tag/{rev}, /paths-info/{rev}
     POST  /api/{type}s/{id}/preupload/{rev}, /commit/{rev}[?create_pr=1]
     POST  /{id}.git/info/lfs/objects/batch, /verify PUT to the storage (basic transfer)
@@ -42,8 +43,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
-OWNER_TOKEN = "token-of-you"
-USERS = {OWNER_TOKEN: "you", "token-of-somebody": "somebody"}
+OWNER_TOKEN, READ_TOKEN = "token-of-you", "token-of-you-that-may-only-read"
+USERS = {OWNER_TOKEN: "you", READ_TOKEN: "you", "token-of-somebody": "somebody"}
 LFS_SUFFIXES = {".safetensors", ".bin", ".pt", ".onnx", ".parquet", ".arrow", ".flac", ".mp3", ".wav", ".npy", ".gz"}
 MAX_REGULAR_BYTES = 10 * 2**20
 
@@ -380,6 +381,7 @@ ROUTES = [  # method of HTTP, pattern of the path, method of `HubHandler`, which
     ("GET", API + "(?:/revision/(?P<revision>[^/]+))?", "info"),
     ("GET", API + "/tree/(?P<revision>[^/]+)(?P<folder>/.*)?", "tree"),
     ("POST", API + "/paths-info/(?P<revision>[^/]+)", "paths_info"),
+    ("GET", API + "/auth-check(?:/write)?", "auth_check"),
     ("GET", API + "/refs", "refs"),
     ("GET", API + "/commits/(?P<revision>[^/]+)", "commits"),
     ("POST", API + "/branch/(?P<name>[^/]+)", "branch"),
@@ -418,13 +420,17 @@ class HubHandler(_Handler):
             raise HubError(401, "Invalid credentials in Authorization header")
         return USERS.get(token)
 
+    def may_write(self, owner: str) -> bool:
+        return self.user() == owner and READ_TOKEN not in self.headers["Authorization"]
+
     def visible(self, kind: str, name: str) -> Repository:
         """The repository, if the user may read it and, for a change, write to it."""
         user, repository = self.user(), self.hub.repositories.get((kind, name))
-        is_owner = user == name.split("/")[0]
-        if repository is None or (repository.private and not is_owner):
+        owner = name.split("/")[0]
+        if repository is None or (repository.private and user != owner):
             raise HubError(401 if user is None else 404, "Repository not found", "RepoNotFound")
-        if not (is_owner or self.command in ("GET", "HEAD") or "/paths-info/" in self.path):
+        only_reads = self.command in ("GET", "HEAD") or "/paths-info/" in self.path
+        if not (self.may_write(owner) or (only_reads and not self.path.endswith("/auth-check/write"))):
             raise HubError(401 if user is None else 403, f"no permission to write to {name}")
         return repository
 
@@ -441,7 +447,7 @@ class HubHandler(_Handler):
         asked, user = self.json(), self.user()
         owner, kind = asked.get("organization") or user, asked.get("type", "model")
         name = f"{owner}/{asked['name']}"
-        if user is None or owner != user:
+        if not self.may_write(owner):
             raise HubError(401 if user is None else 403, f"no permission to create a {kind} under {owner}")
         status = 409 if (kind, name) in self.hub.repositories else 200
         if status == 200:
@@ -486,6 +492,10 @@ class HubHandler(_Handler):
         asked = {path.strip("/") for path in form.get("paths", [])}
         expand = form.get("expand") == ["true"]
         self.reply([self.path_info(commit, path, expand) for path in with_folders(commit.files) if path in asked])
+
+    def auth_check(self, repository: Repository):
+        """[`visible`] has checked it."""
+        self.reply({})
 
     def refs(self, repository: Repository):
         def listed(start: str, cut: str) -> list[dict]:

@@ -2,11 +2,13 @@
 
 import json
 import math
+import time
 
 import pytest
 from tiny import tiny_config
 
 from benchmarks import train_step
+from benchmarks.encode import take_turns
 from benchmarks.export import measure as measure_export
 from benchmarks.gathering import measure_gathering
 from benchmarks.gpu import utilisation
@@ -40,6 +42,14 @@ def bench():
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     return build_demo(tmp_path_factory.mktemp("demo"), songs=4, min_seconds=12.0, max_seconds=20.0, batch_size=2)
+
+
+def test_time_is_that_of_the_clock_without_the_warm_up():
+    asleep = {"asleep": lambda: time.sleep(0.05)}
+    passed = take_turns(asleep, 2, "cpu")["asleep"]
+    of_processor = take_turns(asleep, 2, "cpu", clock=time.process_time)["asleep"]
+    assert len(passed) == len(of_processor) == 2
+    assert min(passed) >= 0.05 and max(of_processor) < 0.025
 
 
 def test_gradient_caching(bench):

@@ -13,6 +13,7 @@ from modeling_collap.hub.cards import (
     ModelFacts,
     dataset_card,
     hub_id,
+    lost_sections,
     merge_cards,
     model_card,
     parse_card,
@@ -261,6 +262,10 @@ def test_training_and_limits_are_those_of_this_model():
             "songs/s and/or http://a.b/c/d hf://x/y data/demo eval/R@1",
         ),
         ({"a": ["/x/y", 3, None]}, {"a": [".../y", 3, None]}),
+        ("see file:///home/al/x and file:/a/b, or me@host:/home/al/y", "see .../x and .../b, or me@host:.../y"),
+        ("PYTHONPATH=.:/home/al/lib ~al/x of ~5/6 in a:b", "PYTHONPATH=.:.../lib .../x of ~5/6 in a:b"),
+        ("/home/al/my songs/a b", ".../a b"),
+        ("http://a.b:80/c/d cuda:0", "http://a.b:80/c/d cuda:0"),
     ],
 )
 def test_absolute_paths_are_shortened_and_nothing_else(given, expected):
@@ -300,12 +305,16 @@ def test_a_card_without_text_gets_all_of_it():
     assert merged.text == make_card(**NEW).text and merged.data.license == "mit"
 
 
-def test_the_folders_card_leads_and_sections_of_the_hubs_are_kept():
-    local = edited(make_card(), "## Cite", "## Notes\n\nlocal notes\n\n## Cite")
-    hub = edited(make_card(), "## Cite", "## Notes\n\nhub notes\n\n## Thanks\n\n```\n## code\n```\n\n## Cite")
-    text = merge_cards(make_card(**NEW), [local, hub]).text
-    assert "local notes" in text and "hub notes" not in text and "## Thanks\n\n```\n## code\n```\n" in text
+def test_the_first_card_leads_and_sections_that_only_the_other_has_are_added():
+    hub = edited(make_card(), "## Cite", "## Notes\n\nhub notes\n\n## Cite")
+    hub = edited(hub, "<!-- /collap:usage -->", "<!-- /collap:usage -->\n\nhub usage")
+    local = edited(make_card(), "## Cite", "## Notes\n\nlocal notes\n\n## Thanks\n\n```\n## code\n```\n\n## Cite")
+    text = merge_cards(make_card(**NEW), [hub, local]).text
+    assert "hub notes" in text and "hub usage" in text and "local notes" not in text
+    assert "## Thanks\n\n```\n## code\n```\n" in text
     assert text.count("## Cite") == text.count("## Thanks") == text.count("<!-- collap:usage -->") == 1
+    assert lost_sections(hub.text, local.text) == ["## Notes"] and lost_sections(text, hub.text) == []
+    assert lost_sections(hub.text, edited(local, "# collap-tiny", "# Mine").text) == ["the text at its top", "## Notes"]
 
 
 def test_metadata_of_users_is_kept_and_what_is_measured_is_refreshed():

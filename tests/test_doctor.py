@@ -15,10 +15,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_tokenizer
+from transformers import AutoModel, TorchAoConfig
 
 from modeling_collap import doctor
-from modeling_collap.hub import checks, render_probes
-from modeling_collap.hub.folders import load_folder
+from modeling_collap.hub import checks, golden, render_probes
+from modeling_collap.hub.folders import load_folder, save_folder
 from modeling_collap.hub.golden import GOLDEN_FILE, probe_vectors, write_golden
 from modeling_collap.hub.probes import PROBES_FOLDER, load_probes
 from processing import load_audio
@@ -294,6 +295,9 @@ def test_missing_damaged_and_foreign_golden_vectors(patient, capsys):
     save_file(vectors, path, metadata={"golden": json.dumps({**metadata, "probes": "0" * 64})})
     check = examine(patient, capsys)[1]["golden vectors"]
     assert check["status"] == "failed" and "probes 00000000" in check["detail"]
+    del metadata["dtype"]
+    save_file(vectors, path, metadata={"golden": json.dumps(metadata)})
+    assert "cannot be read as golden vectors ('dtype')" in examine(patient, capsys)[1]["golden vectors"]["detail"]
     path.unlink()
     code, checks = examine(patient, capsys)
     assert code == 0 and checks["golden vectors"]["status"] == "warning"
@@ -334,6 +338,65 @@ def test_what_cannot_be_loaded_is_a_finding(patient, capsys):
     assert "expected a CoLLAP model" in examine(patient, capsys)[1]["loading"]["detail"]
     (patient / "config.json").write_text("{")
     assert failed(examine(patient, capsys)[1]) == {"loading"}
+
+
+def edit_config(**changes):
+    return lambda folder: edit_json(folder / "config.json", lambda config: config.update(changes))
+
+
+def edit_processor(**changes):
+    return lambda folder: edit_json(folder / "processor_config.json", lambda processor: processor.update(changes))
+
+
+def edit_extractor(**changes):
+    return lambda folder: edit_json(
+        folder / "processor_config.json", lambda processor: processor["feature_extractor"].update(changes)
+    )
+
+
+def edit_index(content):
+    def damage(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(json.dumps(content))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (edit_config(auto_map=None), {"files"}),
+        (edit_config(auto_map={"AutoModel": ["a.B", None]}), {"files"}),
+        (edit_processor(feature_extractor=None), {"files"}),
+        (edit_processor(processor_class="WhisperProcessor"), {"processor"}),
+        (edit_processor(max_text_tokens="many"), {"processor"}),
+        (edit_extractor(fbank_std="wide"), {"processor"}),
+        (edit_index({"weight_map": None}), {"files", "loading"}),
+        (edit_index({"weight_map": ["model.safetensors"]}), {"files", "loading"}),
+        (edit_index({"weight_map": {"a": 3}}), {"files", "loading"}),
+        (lambda folder: (folder / "scoring_collap.py").write_bytes(b"\xff\xfe"), {"files"}),
+    ],
+)
+def test_settings_of_another_kind_are_findings(patient, capsys, damage, named):
+    damage(patient)
+    code, checks = examine(patient, capsys)
+    assert code == 1 and named <= failed(checks)
+
+
+def test_a_model_quantised_by_torchao_is_healthy(healthy, tmp_path, capsys):
+    """Its golden vectors may be those of the model that it was made from."""
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    settings = TorchAoConfig(Int8WeightOnlyConfig())
+    _, processor = load_folder(healthy["gpt2"])
+    save_folder(AutoModel.from_pretrained(healthy["gpt2"], quantization_config=settings), processor, tmp_path)
+    shutil.copy(healthy["gpt2"] / GOLDEN_FILE, tmp_path)
+    code, found = examine(tmp_path, capsys)
+    assert code == 0 and " of 0.1 (" in found["golden vectors"]["detail"]
+    weights = AutoModel.from_pretrained(tmp_path)
+    weights.audio_adapter.weight.scale.fill_(torch.nan)
+    nothing = dict.fromkeys(("missing_keys", "mismatched_keys", "unexpected_keys"), ())
+    assert "1 not finite (audio_adapter.weight)" in checks.check_weights(weights, nothing).detail
 
 
 def write_card(folder: Path, **changes) -> None:
@@ -387,12 +450,32 @@ def test_a_model_of_the_hub_from_the_cache(healthy, tmp_path):
         (["nobody/nothing"], "nobody/nothing"),
         ([__file__], "is a file"),
         ([str(ROOT), "--device", "abacus"], "--device abacus"),
+        ([str(ROOT), "--revision", "v1"], "--revision v1"),
     ],
 )
 def test_what_is_no_model_at_all(capsys, arguments, message):
     assert doctor.main([*arguments, "--json"]) == 2
     printed = capsys.readouterr()
     assert message in json.loads(printed.out)["error"] and printed.err.startswith("error: ")
+
+
+def test_an_attention_that_no_part_has_is_a_wrong_command(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        doctor.main([str(ROOT), "--attn_implementation", "nonsense"])
+    assert "choose from" in capsys.readouterr().err
+
+
+def test_golden_vectors_that_cannot_be_written_leave_the_old_ones(patient, monkeypatch):
+    def fail(tensors, path, metadata):
+        Path(path).write_bytes(b"half")
+        raise OSError("no space left")
+
+    model, processor = load_folder(patient)
+    before = (patient / GOLDEN_FILE).read_bytes()
+    monkeypatch.setattr(golden, "save_file", fail)
+    with pytest.raises(OSError, match="no space left"):
+        write_golden(model, processor, patient)
+    assert (patient / GOLDEN_FILE).read_bytes() == before
 
 
 # --------------------------------------------------------------------------------------------------------------------

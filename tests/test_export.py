@@ -13,7 +13,9 @@ import onnxruntime
 import pytest
 import soundfile
 import torch
+from elsewhere import REFUSE_INSTALLED
 from hub_server import HubServer
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from tiny import (
     TEXTS,
     tiny_beats_config,
@@ -28,7 +30,9 @@ from modeling_collap import export
 from modeling_collap.export import (
     TOLERANCE,
     Graph,
+    build_graphs,
     export_model,
+    free_dimensions,
     largest_difference,
     load_graph,
     main,
@@ -37,6 +41,7 @@ from modeling_collap.export import (
 from modeling_collap.hub.folders import save_folder
 
 ROOT = Path(__file__).parent.parent
+DOCUMENTATION = ROOT / "docs" / "export.md"
 GRAPHS = {
     "text": ("input_ids", "attention_mask"),
     "audio": ("music_features", "speech_features", "music_attention_mask", "segment_mask", "audio_token_mask"),
@@ -48,17 +53,6 @@ SETTINGS = {
     "roberta": {"kernel_seconds": 3.0, "score_reduction": "printed"},
 }
 EXPORTS = {"gpt2": ".onnx", "roberta": ".onnx", "archive": ".pt2"}
-REFUSE = """
-import sys
-
-class Refuse:
-    "An installed CoLLAP is as good as none."
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("modeling_collap", "processing"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Refuse())
-"""
 
 
 def small(variant: str) -> dict:
@@ -221,22 +215,30 @@ def test_a_graph_holds_the_weights_of_its_part_only(folder):
         assert sum(tensor.nbytes for tensor in program.state_dict().values()) == expected
 
 
-def test_an_archive_refuses_texts_that_the_tower_cannot_read(folder):
-    run = loaded(folder / "exported" / "archive" / "text.pt2")
-    with pytest.raises(AssertionError, match="128"):
-        run(input_ids=torch.zeros(1, 129, dtype=torch.long), attention_mask=torch.ones(1, 129, dtype=torch.long))
+@pytest.mark.parametrize("name", EXPORTS)
+def test_texts_that_the_tower_cannot_read_are_an_error(folder, name):
+    run = loaded(folder / "exported" / name / f"text{EXPORTS[name]}")
+    longest = {"input_ids": torch.full((1, 128), 7), "attention_mask": torch.ones(1, 128, dtype=torch.long)}
+    assert run(**longest).isfinite().all()
+    error, message = (AssertionError, "128") if name == "archive" else (InvalidArgument, "out of data bounds")
+    with pytest.raises(error, match=message):
+        run(**{key: torch.cat([value, value[:, :1]], dim=1) for key, value in longest.items()})
 
 
 def test_the_documented_code_runs_where_collap_is_not_installed(folder):
     """docs/export.md as it is printed, in a fresh process, on a stereo file at 22.05 kHz."""
-    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL)[1]
+    text, code = re.search(
+        r"## Use without.*?\n\n(.*?)```python\n(.*?)```", DOCUMENTATION.read_text(), re.DOTALL
+    ).groups()
+    imported = re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE)
+    assert imported and all(name in text for name in imported)
     work = folder / "elsewhere"
     work.mkdir()
     (work / "exported").symlink_to(folder / "exported" / "gpt2")
     waveform = 0.1 * np.random.default_rng(0).standard_normal((3 * 22_050, 2)).astype(np.float32)
     soundfile.write(work / "song.flac", waveform, 22_050)
     done = subprocess.run(
-        [sys.executable, "-c", f"{REFUSE}\n{code}"],
+        [sys.executable, "-c", f"{REFUSE_INSTALLED}\n{code}"],
         cwd=work,
         env={"HF_HOME": str(work), "HOME": str(work), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         stdin=subprocess.DEVNULL,
@@ -256,12 +258,59 @@ def test_the_documented_code_runs_where_collap_is_not_installed(folder):
     assert torch.allclose(found, expected, atol=TOLERANCE)
 
 
-def test_a_graph_that_differs_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
+@pytest.fixture
+def no_graphs(monkeypatch):
+    """Nothing is traced: a graph is what the test says."""
+    monkeypatch.setattr(export, "write_graph", lambda graph, config, path: path.write_text("half of it"))
+    return lambda run: monkeypatch.setattr(export, "load_graph", run)
+
+
+@pytest.mark.parametrize("place", ["new", "in/new", "link", "."])
+def test_a_graph_that_differs_is_refused_and_leaves_nothing(tmp_path, monkeypatch, no_graphs, place):
     model, processor = build("gpt2")
-    monkeypatch.setattr(export, "load_graph", lambda path: lambda **inputs: model.get_text_features(**inputs) + 1e-3)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    monkeypatch.chdir(tmp_path / ("empty" if place == "." else ""))
+    no_graphs(lambda path: lambda **inputs: model.get_text_features(**inputs) + 1e-3)
     with pytest.raises(ValueError, match=r"text.pt2 differs from the model by .*e-0[34], expected at most 1e-04"):
-        export_model(model, processor, tmp_path / "new", "torch_export")
-    assert not (tmp_path / "new").exists()
+        export_model(model, processor, place, "torch_export")
+    assert not Path("new").exists() and not Path("in/new").exists()
+    assert (tmp_path / "link").is_symlink() and not any((tmp_path / "empty").iterdir())
+
+
+def test_an_empty_folder_behind_a_link_is_filled(tmp_path, no_graphs):
+    model, processor = build("gpt2")
+    outputs = {"text": model.get_text_features, "audio": lambda **inputs: model.get_audio_features(**inputs)[0]}
+    no_graphs(lambda path: outputs.get(path.stem, model.score))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    export_model(model, processor, tmp_path / "link", "torch_export")
+    found = {path.name for path in (tmp_path / "empty").iterdir()}
+    assert {"text.pt2", "audio.pt2", "score.pt2", "export.json", "processor_config.json"} <= found
+    assert not [name for name in found if name.startswith("unfinished")]
+
+
+def test_every_free_size_is_checked_below_and_above_the_traced_one(tmp_path, no_graphs):
+    model, processor = build("gpt2")
+    outputs = {"text": model.get_text_features, "audio": lambda **inputs: model.get_audio_features(**inputs)[0]}
+    traced = {name: size for name, (_, size) in free_dimensions(model.config).items()}
+    graphs, directions = build_graphs(model), {}
+
+    def load(path):
+        def run(**inputs):
+            for name, value in inputs.items():
+                for free, size in zip(graphs[path.stem].inputs[name][1], value.shape, strict=True):
+                    if free in traced:
+                        seen = directions.setdefault((path.stem, name, free), set())
+                        seen.add((size > traced[free]) - (size < traced[free]))
+            return outputs.get(path.stem, model.score)(**inputs)
+
+        return run
+
+    no_graphs(load)
+    export_model(model, processor, tmp_path / "new", "torch_export")
+    assert {free for *_, free in directions} == set(traced)
+    assert set(map(frozenset, directions.values())) == {frozenset({-1, 1})}, directions
 
 
 class DependsOnData(torch.nn.Module):
@@ -280,14 +329,14 @@ def test_differences_that_no_number_states_are_infinite():
     assert largest_difference(one, one) == 0
     assert largest_difference(torch.full((2, 2), 101.0), torch.full((2, 2), 100.0)) == pytest.approx(1 / 101)
     for found in (torch.full((2, 2), torch.nan), torch.full((2, 2), torch.inf), torch.ones(2), torch.ones(1, 2)):
-        assert largest_difference(found, one) == float("inf")
+        assert largest_difference(found, one) == float("inf") == largest_difference(one, found)
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
 def test_missing_packages_are_named_before_anything_is_loaded(folder, tmp_path, capsys, monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
     assert main([str(tmp_path / "no such model"), str(tmp_path / "new")]) == 1
-    assert f"error: exporting to ONNX needs {missing}: pip install 'collap[export]'" in capsys.readouterr().err
+    assert f"error: exporting to ONNX needs {missing}: pip install {missing}\n" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 
@@ -300,6 +349,8 @@ def test_folders_that_cannot_be_used_are_named(folder, tmp_path, capsys):
         assert main([str(folder / "gpt2"), str(used)]) == 1
         assert f"error: {used} exists and is not an empty folder" in capsys.readouterr().err
     assert sorted(path.name for path in exported.iterdir()) == before
+    assert main([str(folder / "gpt2"), str(tmp_path / "new"), "--revision", "v1.0"]) == 1
+    assert f"error: --revision v1.0: {folder / 'gpt2'} is a folder" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     for model in (tmp_path / "empty", "nobody/nothing"):
         assert main([str(model), str(tmp_path / "new")]) == 1

@@ -20,11 +20,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from elsewhere import REFUSE_INSTALLED
 from hub_server import HubServer
 from safetensors.torch import load_file, save, save_file
 from tiny import TEXTS, tiny_model, tiny_processor, tiny_text_config
 
-from modeling_collap import CoLLAPModel
+from modeling_collap import CoLLAPModel, mean_pooled_scores
+from modeling_collap.hub.folders import save_folder
+from modeling_collap.modeling_collap import CoLLAPOutput
 
 MODES = ("installed", "remote")
 PARTS = ("AutoModel", "AutoConfig", "AutoProcessor", "AutoFeatureExtractor", "AutoTokenizer")
@@ -96,32 +99,38 @@ assert "model-00002-of-00003.safetensors" in api.list_repo_files("you/sharded")
 assert api.model_info("you/private").private and not api.model_info("you/sharded").private
 """
 
-# Arguments: "installed" or "remote", and a JSON file of the texts and of {label: [Auto class, name, arguments]}.
+BEFORE = {"installed": "import modeling_collap, processing\n", "remote": REFUSE_INSTALLED}
+# Arguments: a JSON file of the texts and of {label: [kind, name, arguments]}; an Auto class is a kind, too.
 LOAD = """
 import json, sys
 from pathlib import Path
-
-class Refuse:
-    "An installed CoLLAP is as good as none."
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("modeling_collap", "processing"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-mode, calls = sys.argv[1], Path(sys.argv[2])
-if mode == "remote":
-    sys.meta_path.insert(0, Refuse())
-else:
-    import modeling_collap, processing
 import torch
 import transformers
 from safetensors.torch import load_file
 
+calls = Path(sys.argv[1])
+
 texts, calls_by_label = json.loads(calls.read_text())
 inputs = load_file(calls.parent / "inputs.safetensors")
+songs = [{"array": song.numpy(), "sampling_rate": 16000} for song in inputs.pop("waveforms")]
+
+def loaded(kind, name, arguments):
+    if kind == "pipeline":
+        return transformers.pipeline(model=name, **arguments)
+    if kind == "SentenceTransformer":
+        from sentence_transformers import SentenceTransformer
+        return SentenceTransformer(name, **arguments)
+    return getattr(transformers, kind).from_pretrained(name, **arguments)
 
 def described(part):
     about = {"class": type(part).__name__, "module": type(part).__module__}
-    if isinstance(part, transformers.PreTrainedModel):
+    if isinstance(part, transformers.Pipeline):
+        hits = [{hit["index"]: hit["score"] for hit in ranking} for ranking in part(texts, songs)]
+        about["scores"] = [[of_text[index] for of_text in hits] for index in range(len(songs))]
+    elif type(part).__name__ == "SentenceTransformer":
+        about["module"] = type(part[0]).__module__
+        about["scores"] = part.similarity(part.encode(songs), part.encode(texts)).tolist()
+    elif isinstance(part, transformers.PreTrainedModel):
         with torch.no_grad():
             about["scores"] = part.eval()(**inputs).logits_per_audio.float().tolist()
         of_score = {name: "score_parameters" in name for name, _ in part.named_parameters()}
@@ -140,9 +149,9 @@ def described(part):
     return about
 
 results = {}
-for label, (auto, name, arguments) in calls_by_label.items():
+for label, call in calls_by_label.items():
     try:
-        results[label] = described(getattr(transformers, auto).from_pretrained(name, **arguments))
+        results[label] = described(loaded(*call))
     except Exception as error:
         results[label] = {"error": f"{type(error).__name__}: {error}"}
 calls.with_suffix(".results").write_text(json.dumps(results, default=str))
@@ -237,6 +246,19 @@ def commit_attacks(hub: HubServer, folder: Path):
             (folder / name / path).write_bytes(data)
 
 
+def commit_whole(hub: HubServer, folder: Path):
+    """Folders with all that is published: one whose main branch has other code and weights than its tag v1, and a
+    private one."""
+    files = read(folder / "whole")
+    hub.commit("you/whole", files)
+    repository = hub.repository("you/whole")
+    repository.refs["refs/tags/v1"] = repository.at("main")
+    weights = read(folder / "seed1")["model.safetensors"]
+    hub.commit("you/whole", {**with_code(files, "made-by-main"), "model.safetensors": weights})
+    hub.create("model", "you/private-whole", private=True)
+    hub.commit("you/private-whole", files)
+
+
 def random_weights(seed: int, numbers: int = 100_000) -> bytes:
     """A safetensors file that is in no other repository."""
     return save({"weight": torch.from_numpy(np.random.default_rng(seed).standard_normal(numbers))})
@@ -248,22 +270,30 @@ def saved(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("hub")
     waveforms = 0.1 * np.random.default_rng(0).standard_normal((2, 50000)).astype(np.float32)
     inputs = tiny_processor()(text=TEXTS, audio=list(waveforms), sampling_rate=16000)
-    save_file(dict(inputs), folder / "inputs.safetensors")
+    save_file({**inputs, "waveforms": torch.from_numpy(waveforms)}, folder / "inputs.safetensors")
     for name, model, size in (
         *((f"seed{seed}", model_of(seed), "5GB") for seed in range(3)),
         ("shards", model_of(0), "150KB"),
     ):
         model.save_pretrained(folder / name, max_shard_size=size)
         tiny_processor().save_pretrained(folder / name)
+    save_folder(model_of(0), tiny_processor(), folder / "whole")
     return folder
 
 
 @pytest.fixture(scope="module")
-def scores(saved) -> dict[int, torch.Tensor]:
-    """(A, B) scores of the inputs by seed of the weights, computed here."""
+def outputs(saved) -> dict[int, CoLLAPOutput]:
+    """What the model makes of the inputs, by seed of the weights, computed here."""
     inputs = load_file(saved / "inputs.safetensors")
+    del inputs["waveforms"]
     with torch.no_grad():
-        return {seed: model_of(seed)(**inputs).logits_per_audio for seed in range(3)}
+        return {seed: model_of(seed)(**inputs) for seed in range(3)}
+
+
+@pytest.fixture(scope="module")
+def scores(outputs) -> dict[int, torch.Tensor]:
+    """(A, B) by seed of the weights."""
+    return {seed: output.logits_per_audio for seed, output in outputs.items()}
 
 
 @pytest.fixture(scope="module")
@@ -273,6 +303,7 @@ def hub(saved):
         code, _, errors = run(PUSH, saved, environment=server.environment(saved), folder=saved)
         assert code == 0, errors
         commit_attacks(server, saved)
+        commit_whole(server, saved)
         text = tiny_text_config()
         text.vocab_size = 150_000
         tiny_model(seed=3, structure_layers=1, text_config=text).save_pretrained(saved / "big")
@@ -282,7 +313,7 @@ def hub(saved):
         yield server
 
 
-def loading(commit: str, token: str, elsewhere: Path) -> dict[str, list]:
+def loading(commit: str, whole: str, token: str, elsewhere: Path) -> dict[str, list]:
     """What loads, by label."""
     parts = ("AutoConfig", "AutoProcessor", "AutoFeatureExtractor", "AutoTokenizer")
     offload = {"device_map": "auto", "max_memory": {"cpu": "200KB"}, "offload_folder": str(elsewhere / "offload")}
@@ -304,8 +335,11 @@ def loading(commit: str, token: str, elsewhere: Path) -> dict[str, list]:
         "token": ["you/private", {"token": token}],
         "cut off": ["you/big", {}],
     }
-    of_subfolder = {"subfolder, processor": ["AutoProcessor", "you/collap", {"subfolder": "other"}]}
     calls = {label: ["AutoModel", *call] for label, call in models.items()}
+    for kind in ("pipeline", "SentenceTransformer"):
+        calls[f"{kind}, commit"] = [kind, "you/whole", {"revision": whole, "trust_remote_code": True}]
+        calls[f"{kind}, token"] = [kind, "you/private-whole", {"token": token, "trust_remote_code": True}]
+    of_subfolder = {"subfolder, processor": ["AutoProcessor", "you/collap", {"subfolder": "other"}]}
     return {**calls, **{part: [part, "you/collap", {}] for part in parts}, **of_subfolder}
 
 
@@ -338,7 +372,7 @@ def load(mode: str, calls: dict, environment: dict, folder: Path, saved: Path) -
     trust = {"trust_remote_code": True} if mode == "remote" else {}
     calls = {label: [auto, name, {**trust, **arguments}] for label, (auto, name, arguments) in calls.items()}
     (folder / "calls.json").write_text(json.dumps([TEXTS, calls]))
-    code, _, errors = run(LOAD, mode, folder / "calls.json", environment=environment, folder=folder)
+    code, _, errors = run(BEFORE[mode] + LOAD, folder / "calls.json", environment=environment, folder=folder)
     assert code == 0, errors
     return json.loads((folder / "calls.results").read_text())
 
@@ -348,7 +382,8 @@ def loaded(request, hub, saved, tmp_path_factory) -> SimpleNamespace:
     """What somebody without a token got, and the requests that took."""
     mode, folder = request.param, tmp_path_factory.mktemp(request.param)
     # Refused first: what a token has loaded is in the cache for everybody on this machine.
-    calls = {**refused(saved), **loading(hub.repository("you/collap").at("v1").id, hub.token, folder / "elsewhere")}
+    commits = [hub.repository(name).at("v1").id for name in ("you/collap", "you/whole")]
+    calls = {**refused(saved), **loading(*commits, hub.token, folder / "elsewhere")}
     untrusted = {"trust_remote_code": None}
     calls |= {f"untrusted {auto}": [auto, "you/code", untrusted] for auto in PARTS}
     calls["trusted"] = ["AutoModel", "you/trusted-code", {"trust_remote_code": True}]
@@ -384,6 +419,24 @@ def test_code_comes_from_the_repository_or_from_the_package(loaded, hub):
     result, commit = loaded.found["tag"], hub.repository("you/collap").at("v1").id
     remote = f"transformers_modules.you.collap.{commit}.modeling_collap"
     assert result["module"] == {"remote": remote, "installed": "modeling_collap.modeling_collap"}[loaded.mode]
+
+
+@pytest.mark.parametrize(
+    "way, name, module", [("commit", "you/whole", "whole"), ("token", "you/private-whole", "private_hyphen_whole")]
+)
+def test_pipeline_and_sentence_transformer_load_the_commit_asked_for(loaded, hub, outputs, way, name, module):
+    """Their code always comes from the repository; that of main would have left a folder `made-by-main`."""
+    expected, commit = outputs[0], hub.repository(name).at("v1" if way == "commit" else "main").id
+    cosines = mean_pooled_scores(expected.text_embeds, expected.audio_embeds, expected.audio_token_mask)
+    of_kind = {
+        "pipeline": ("pipeline_collap", expected.logits_per_audio, 1e-4),
+        "SentenceTransformer": ("sentence_collap", cosines, 1e-5),
+    }
+    for kind, (file, scores, atol) in of_kind.items():
+        found = loaded.found[f"{kind}, {way}"]
+        assert_scores(found, scores, atol=atol)
+        assert found["module"] == f"transformers_modules.you.{module}.{commit}.{file}"
+    assert not (loaded.folder / "made-by-main").exists()
 
 
 def test_config_processor_extractor_and_tokenizer_load(loaded):
@@ -478,7 +531,7 @@ def test_offline_from_the_cache(loaded, scores, saved):
     """The Hub is gone. Without HF_HUB_OFFLINE the same loads, after 23 s of tries for each optional file."""
     with HubServer() as gone:
         environment = {**gone.environment(loaded.folder, token=None), "HF_HUB_OFFLINE": "1"}
-    calls = loading("", "", Path())
+    calls = loading("", "", "", Path())
     kept = ("main", "tag", "branch", "subfolder", "sharded", "token", "AutoProcessor", "AutoTokenizer", "AutoConfig")
     found = load(loaded.mode, {label: calls[label] for label in kept}, environment, loaded.folder, saved)
     for label in kept[:6]:

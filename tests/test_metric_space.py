@@ -1,4 +1,4 @@
-"""The retrieval metric as a Space: pushed by the code of its card, loaded by id and by folder, and shown by its app."""
+"""The retrieval metric as a Space: published by the command of its card, loaded by id and folder, shown by its app."""
 
 import json
 import re
@@ -34,10 +34,10 @@ for name in sys.argv[1:]:
 """
 
 
-def run(code: str, *arguments, environment: dict, cwd: Path) -> str:
-    # evaluate counts downloads at another address than the Hub's.
-    environment = {**environment, "HF_UPDATE_DOWNLOAD_COUNTS": "0"}
-    command = [sys.executable, "-c", code, *map(str, arguments)]
+def run(*command, environment: dict, cwd: Path) -> str:
+    # evaluate counts downloads at another address than the Hub's; `python` is this one.
+    path = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    environment = {**environment, "HF_UPDATE_DOWNLOAD_COUNTS": "0", "PATH": path}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -49,12 +49,11 @@ def figures(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("space")
     with HubServer() as hub:
         environment = hub.environment(folder)
-        push = re.search(r"## Publish.*?```python\n(.*?)```", (FOLDER / "README.md").read_text(), re.DOTALL)[1]
-        run(push, environment=environment, cwd=ROOT)
-        run(push, environment=environment, cwd=ROOT)  # a second time, as after a change
+        publish = re.search(r"## Publish.*?```bash\n(.*?)```", (FOLDER / "README.md").read_text(), re.DOTALL)[1]
+        run("bash", "-ec", publish, environment=environment, cwd=ROOT)
         repository, files = hub.repository(SPACE, "space"), hub.files(SPACE, kind="space")
-        loaded = run(LOAD, SPACE, FOLDER, environment=environment, cwd=folder)
-    offline = run(LOAD, SPACE, environment={**environment, "HF_EVALUATE_OFFLINE": "1"}, cwd=folder)
+        loaded = run("python", "-c", LOAD, SPACE, FOLDER, environment=environment, cwd=folder)
+    offline = run("python", "-c", LOAD, SPACE, environment={**environment, "HF_EVALUATE_OFFLINE": "1"}, cwd=folder)
     results = [json.loads(line) for line in (loaded + offline).splitlines()]
     return {**dict(zip(("id", "folder", "cache"), results, strict=True)), "files": files, "sdk": repository.sdk}
 

@@ -2,16 +2,14 @@
 and in a fresh process without it, from a folder and from the Hub's cache."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from elsewhere import run_elsewhere
 from safetensors.torch import save_file
 from test_remote_code import publish
 from tiny import TEXTS, tiny_model, tiny_processor
@@ -26,18 +24,6 @@ VARIANTS = ("gpt2", "roberta")
 RATE = 16000
 SECONDS = (7, 2, 13, 0.2)  # segments are 2 s long
 LABELS = ["a slow song with piano", "a loud guitar", "a choir over strings"]
-
-REFUSE_INSTALLED = """
-import sys
-
-class Refuse:
-    "An installed CoLLAP is as good as none."
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("modeling_collap", "processing"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Refuse())
-"""
 
 # Arguments: the waveforms, the folder of their files, where to save again, then pairs of a model folder and its Hub id.
 FRESH_PROCESS = """
@@ -80,23 +66,8 @@ print(json.dumps(results))
 
 
 def run_fresh(folder: Path, script: str, *arguments) -> dict:
-    """What a script prints as JSON, run without the installed packages, without a network, with caches of its own."""
-    work = folder / "elsewhere"
-    work.mkdir(exist_ok=True)
-    environment = {
-        "HF_HOME": str(folder / "hf_home"),
-        "HF_HUB_OFFLINE": "1",
-        "HOME": str(folder),
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),
-        "PATH": os.environ.get("PATH", ""),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    command = [sys.executable, "-c", REFUSE_INSTALLED + script, *map(str, arguments)]
-    done = subprocess.run(
-        command, cwd=work, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    """What a script prints as JSON where the packages are not installed."""
+    return json.loads(run_elsewhere(folder, script, *arguments).splitlines()[-1])
 
 
 def waveforms() -> list[np.ndarray]:
@@ -240,6 +211,34 @@ def test_retrieval_says_where_each_song_fits_best(retrieve, files):
             assert (hit["start"], hit["end"]) == (round(start, 2), round(end, 2))
 
 
+def test_options_of_the_pipeline_are_the_defaults_of_its_calls(retrieve, published, monkeypatch):
+    options = {"sampling_rate": RATE, "return_tokens": True, "return_moments": True, "top_k": 2, "batch_size": 2}
+    call = pipeline(TASK, model=published["gpt2"], pipeline_class=MusicTextRetrievalPipeline, **options)
+    in_call = {"sampling_rate": RATE, "return_moments": True, "top_k": 2, "batch_size": 2}
+    expected = retrieve["gpt2"](TEXTS, waveforms(), **in_call)
+    assert call(TEXTS, waveforms()) == expected and all(len(hits) == 2 for hits in expected)
+    assert set(call(audio=waveforms())) == {"pooled_audio_embeds", "audio_embeds", "audio_token_mask"}
+    other = {"return_moments": False, "top_k": 1}
+    expected = [[{name: hits[0][name] for name in ("index", "score")}] for hits in expected]
+    assert call(TEXTS, waveforms(), **other) == expected
+    assert set(call(audio=waveforms(), return_tokens=False)) == {"pooled_audio_embeds"}
+    sizes, embed = [], call.model.get_text_features
+    monkeypatch.setattr(
+        call.model, "get_text_features", lambda ids, mask: (sizes.append(len(ids)), embed(ids, mask))[1]
+    )
+    call(LABELS)
+    assert sizes == [2, 1]
+
+
+def test_options_that_the_pipeline_does_not_have_are_refused(published):
+    for options, error, message in (
+        ({"topk": 2}, TypeError, "topk"),
+        ({"top_k": 0}, ValueError, "top_k must be a whole number of at least 1, found 0"),
+    ):
+        with pytest.raises(error, match=message):
+            pipeline(TASK, model=published["gpt2"], pipeline_class=MusicTextRetrievalPipeline, **options)
+
+
 def test_the_best_moment_is_where_the_text_is_heard():
     model = tiny_model()
     texts = torch.eye(32)[:2]  # (B, D)
@@ -274,15 +273,19 @@ def test_retrieval_refuses_what_it_cannot_embed(retrieve, files, tmp_path):
     call = retrieve["gpt2"]
     short = {"array": np.zeros(100, np.float32), "sampling_rate": RATE}
     song = {"array": waveforms()[1], "sampling_rate": RATE}
+    library = call(audio=song, return_tokens=True)
+    del library["audio_token_mask"]
     cases = [
         ({}, "neither text nor audio"),
-        ({"text": TEXTS, "audio": files, "top_k": 0}, "top_k must be at least 1, found 0"),
+        ({"text": TEXTS, "audio": files, "top_k": 0}, "top_k must be a whole number of at least 1, found 0"),
+        ({"text": TEXTS, "audio": files, "top_k": 1.5}, "top_k must be a whole number of at least 1, found 1.5"),
         ({"text": ["piano", " "]}, r"text\[1\] is empty"),
         ({"audio": []}, "empty list of audios"),
         ({"audio": [song, short]}, r"audio\[1\] is 0.006 s long; expected at least 0.1 s"),
         ({"audio": [song, {"path": "a.wav"}]}, r"audio\[1\] is a dict of path; expected array .or raw. and sampling_"),
         ({"audio": waveforms()}, "sampling_rate is missing"),
-        ({"text": TEXTS, "audio": call(audio=song)}, "return_tokens=True"),
+        ({"text": TEXTS, "audio": call(audio=song)}, "without audio_embeds, audio_token_mask.*return_tokens=True"),
+        ({"text": TEXTS, "audio": library}, "without audio_token_mask.*return_tokens=True"),
     ]
     for arguments, message in cases:
         with pytest.raises(ValueError, match=message):

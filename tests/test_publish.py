@@ -7,6 +7,7 @@ this package, run in processes of their own.
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -17,19 +18,26 @@ import time
 from pathlib import Path
 
 import pytest
+import runs
 import torch
+from elsewhere import REFUSE_INSTALLED
 from healthy import healthy_folder
-from hub_server import HubServer
+from hub_server import READ_TOKEN, HubServer
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from test_cards import make_results, make_summary
 from torch.utils.tensorboard import SummaryWriter
+from transformers import AutoModel, TorchAoConfig
 
+import evaluate_retrieval
+import train
 from modeling_collap import publish as publishing
+from modeling_collap.hub.folders import load_folder, save_folder
 from modeling_collap.hub.staging import PublishSettings, own_files
 from processing.corpora.synthetic_songs import build_corpus
 
 ROOT = Path(__file__).parent.parent
+METRIC = str(ROOT / "metrics" / "audio_text_retrieval")
 FILES = {
     "README.md",
     "config.json",
@@ -58,15 +66,6 @@ for line in sys.stdin:
     print(json.dumps([code, out.getvalue(), err.getvalue()]), file=answers, flush=True)
 """
 LOADER = """
-import sys
-
-class Refuse:
-    "An installed CoLLAP is as good as none."
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("modeling_collap", "processing"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, Refuse())
 import torch
 from pathlib import Path
 from transformers import AutoModel, AutoProcessor
@@ -136,8 +135,6 @@ def run_folder(tmp_path_factory):
     (run / "best" / "golden.safetensors").unlink()
     config = json.loads((run / "best" / "config.json").read_text())
     config["text_config"]["_name_or_path"] = "/home/alice/gpt2"
-    (run / "best" / "adapter").mkdir()
-    (run / "best" / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "/home/alice/base"}')
     (run / "best" / "config.json").write_text(json.dumps(config))
     (run / "summary.json").write_text(json.dumps(make_summary()))
     (run / "metrics.jsonl").write_text('{"step": 450, "eval/mAP": 42.9, "file": "/home/alice/x"}\n')
@@ -227,7 +224,11 @@ def test_the_usage_block_of_the_card_runs_as_printed(hub, publish, published, tm
     without_package, with_package = re.findall(r"```python\n(.*?)```", usage, re.S)
     (tmp_path / "block.py").write_text(without_package)
     done = subprocess.run(
-        [sys.executable, "-c", LOADER], cwd=tmp_path, env=hub.environment(tmp_path), capture_output=True, text=True
+        [sys.executable, "-c", REFUSE_INSTALLED + LOADER],
+        cwd=tmp_path,
+        env=hub.environment(tmp_path),
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     scores = torch.load(tmp_path / "scores.pt")
@@ -281,13 +282,15 @@ def test_weights_above_the_size_are_sharded_and_old_shards_go(hub, publish, publ
     assert len(shards) > 2 and "model.safetensors.index.json" in hub.files("you/sharded")
     index = json.loads(hub.files("you/sharded")["model.safetensors.index.json"])
     assert set(index["weight_map"].values()) == shards
-    hub.commit("you/sharded", {"photo.png": b"of a user", "tokenizer_old.model": b"x", "stale.py": b"x = 1"})
-    publish.succeed(model, "you/sharded")
+    of_users = {"photo.png": b"x", "handler.py": b"x = 1", "probe.safetensors": b"x"}
+    former = {"tokenizer_old.model": b"x", "publish.py": b"x = 1", "pytorch_model.bin": b"x"}
+    hub.commit("you/sharded", of_users | former)
+    _, _, err = publish(model, "you/sharded")
     files = set(hub.files("you/sharded"))
-    assert "model.safetensors" in files and "photo.png" in files
-    assert not {
-        name for name in files if name.startswith(("model-", "model.safetensors.index", "stale", "tokenizer_old"))
-    }
+    assert "model.safetensors" in files and files >= of_users.keys()
+    gone = {*former, *shards, "model.safetensors.index.json"}
+    assert not files & gone
+    assert {line.split(" is of the former model and goes from ")[0] for line in err.splitlines()} == gone
 
 
 def test_private_repositories_branches_and_pull_requests(hub, publish, run_folder):
@@ -328,24 +331,84 @@ def test_handwritten_text_is_kept_from_the_hub_and_from_the_folder(hub, publish,
     (tmp_path / "new.json").write_text(json.dumps(make_results(90.0)))
     publish.succeed(model, "you/again", "--results", tmp_path / "new.json")  # what is given now wins
     assert "90.0 [86.5, 94.0]" in hub.files("you/again")["README.md"].decode()
-    (model / "README.md").write_text(text.replace("## Thanks", "## Local\n\nFrom my disk.\n\n## Thanks"))
-    publish.succeed(model, "you/again")
-    assert "From my disk." in hub.files("you/again")["README.md"].decode()
+    local = text.replace("## Thanks", "## Local\n\nFrom my disk.\n\n## Thanks").replace("To the singers.", "To nobody.")
+    (model / "README.md").write_text(local)
+    _, _, err = publish(model, "you/again")
+    text = hub.files("you/again")["README.md"].decode()
+    assert "From my disk." in text and "To the singers." in text and "To nobody." not in text
+    assert err.strip() == f"{model}/README.md: ## Thanks is not as on the Hub, where it stays as it is; edit it there"
     assert card_of(hub, "you/again").data["mood"] == "blue"
 
 
 def test_figures_of_other_weights_are_not_kept(hub, publish, published, run_folder, tmp_path):
-    hub.commit("you/newer", {**published, "onnx/text.onnx": b"x", "photo.png": b"of a user"})
+    former = {"onnx/text.onnx": b"x", "adapter/adapter_config.json": b"{}", "photo.png": b"of a user"}
+    hub.commit("you/newer", {**published, **former})
     model = copy_model(run_folder, tmp_path)
-    weights = load_file(model / "model.safetensors")
-    weights["text_projection.bias"] += 1e-6
-    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    (model / "adapter").mkdir()
+    (model / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "runs/demo/base"}')
+    publish.succeed(model, "you/newer")
+    assert former.items() <= hub.files("you/newer").items()
+    change_weights(model)
     _, _, err = publish(model, "you/newer")
-    assert "evaluation/my_songs-test-captions.json was of other weights and is removed from you/newer" in err
-    assert {Path(name).parts[0] for name in hub.files("you/newer") if "/" in name} == {"adapter"}
+    assert "evaluation/my_songs-test-captions.json is of the former model and goes from you/newer" in err
+    assert not [name for name in hub.files("you/newer") if "/" in name]
     assert "photo.png" in hub.files("you/newer")
     assert card_of(hub, "you/newer").data.eval_results is None
     assert "No evaluation has been published" in card_of(hub, "you/newer").text
+
+
+def test_what_the_former_weights_were_made_from_leaves_the_card(hub, publish, run_folder, tmp_path):
+    for name in ("you/old-text", "you/new-text"):
+        hub.create("model", name)
+    for name in ("you/old-songs", "you/new-songs"):
+        hub.create("dataset", name)
+    run = Path(shutil.copytree(run_folder, tmp_path / "run"))
+    (run / "summary.json").write_text(json.dumps(make_summary(text="you/old-text", dataset="you/old-songs")))
+    publish.succeed(run / "best", "you/remade", "--license", "mit")
+    change_weights(run / "best")
+    (run / "summary.json").unlink()
+    publish.succeed(run / "best", "you/remade")  # it does not say, so that what was said stays
+    assert card_of(hub, "you/remade").data.datasets == ["you/old-songs"]
+    change_weights(run / "best")
+    (run / "summary.json").write_text(json.dumps(make_summary(text="you/new-text", dataset="you/new-songs")))
+    publish.succeed(run / "best", "you/remade")
+    data = card_of(hub, "you/remade").data
+    assert (data.base_model, data.datasets, data.license) == (["you/new-text"], ["you/new-songs"], "mit")
+
+
+def change_weights(model: Path) -> None:
+    weights = {name: weight.clone() for name, weight in load_file(model / "model.safetensors").items()}
+    weights["text_projection.bias"] += 1e-6
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_evaluations_of_others_on_the_hub_stay(hub, publish, published, run_folder):
+    hub.commit("you/shared", {**published, "evaluation/mine.json": b'{"a": 1}', "evaluation/bytes.json": b"\xff"})
+    publish.succeed(run_folder / "best", "you/shared")
+    assert {"evaluation/mine.json", "evaluation/bytes.json"} <= set(hub.files("you/shared"))
+    assert "20.0 [16.5, 24.0]" in hub.files("you/shared")["README.md"].decode()
+
+
+def test_what_others_write_while_it_is_put_together_is_not_replaced(hub, publish, published, run_folder):
+    hub.commit("you/raced", published)
+    card = published["README.md"] + b"\n## Meanwhile\n\nWritten on the Hub.\n"
+    command = [str(run_folder / "best"), "you/raced", "--license", "cc0-1.0"]
+    script = f"""
+from huggingface_hub import HfApi
+from modeling_collap import publish
+original = publish.check_health
+def meanwhile(*arguments):
+    publish.check_health = original
+    HfApi().upload_file(path_or_fileobj={card!r}, path_in_repo="README.md", repo_id="you/raced")
+publish.check_health = meanwhile
+print(publish.main({command!r}))
+"""
+    _, out, err = publish.ask(script)
+    assert out.strip() == "1" and hub.files("you/raced")["README.md"] == card
+    assert "the Hub answered 412: the repository has changed meanwhile" in one_line(err)
+    publish.succeed(*shlex.split(err.split("repeat with: python -m modeling_collap.publish ")[1]))
+    text = hub.files("you/raced")["README.md"].decode()
+    assert "Written on the Hub." in text and "license: cc0-1.0" in text
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -410,13 +473,53 @@ def test_a_failed_push_keeps_the_folder_and_says_how_to_repeat_it(hub, publish, 
         ("POST", "/commit/", {"status": 500}, "the Hub answered 500"),
         ("POST", "/commit/", {"status": 403}, "the Hub answered 403: the token may not write there"),
         ("POST", "/commit/", {"cut_after": 100}, "the connection broke off"),
+        ("HEAD", "README.md", {"status": 403}, "the Hub answered 403"),  # of the card that is there
     ],
 )
-def test_failures_of_the_commit_are_one_line(hub, publish, run_folder, method, part, fault, message):
-    hub.fail(method, part, **fault)
+def test_failures_on_the_way_are_one_line(hub, publish, published, run_folder, method, part, fault, message):
+    card = b"---\nlicense: mit\n---\n# Mine\n"
+    hub.commit("you/failing-commit", {"README.md": card})
+    hub.fail(method, part, **fault, times=None)
     code, _, err = publish(run_folder / "best", "you/failing-commit")
+    hub.faults.clear()
     assert code == 1 and message in one_line(err) and "repeat with: python -m modeling_collap.publish" in err
-    assert not hub.files("you/failing-commit")
+    assert hub.files("you/failing-commit") == {"README.md": card}
+
+
+def test_a_bug_is_no_failure_of_the_network():
+    with pytest.raises(KeyError), publishing.explained(PublishSettings("you/x")):
+        {}["a bug"]
+
+
+def test_permission_to_write_is_asked_for_before_anything_else(hub, publish):
+    """Where the repository exists, making it again does not tell."""
+    hub.create("model", "somebody/theirs")
+    hub.create("model", "you/mine")
+    script = f"""
+from modeling_collap.publish import PublishError, check_can_publish
+for name, settings in [("somebody/theirs", {{}}), ("you/mine", {{"token": {READ_TOKEN!r}}})]:
+    print(check_can_publish(name, **settings, create_pr=True))
+    try:
+        print(check_can_publish(name, **settings))
+    except PublishError as error:
+        print(error)
+print(check_can_publish("mine"))
+"""
+    theirs, refused, mine, read_only, allowed = publish.run(script).splitlines()
+    assert (theirs, mine, allowed) == ("somebody/theirs", "you/mine", "you/mine")
+    for name, line in (("somebody/theirs", refused), ("you/mine", read_only)):
+        assert line.startswith(f"{name} was not published: the Hub answered 403: the token may not write there")
+
+
+def test_every_process_of_a_training_run_ends_if_it_cannot_be_published(corpus, backbones, tmp_path, monkeypatch):
+    def refuse(**settings):
+        print("asked by", os.environ["RANK"], flush=True)
+        raise publishing.PublishError("no token")
+
+    monkeypatch.setattr(train, "check_can_publish", refuse)
+    run = runs.train(tmp_path, runs.settings(corpus, backbones), num_processes=2, push_to_hub=True)
+    assert run.returncode == 1 and run.stdout.count("asked by") == 1 and "asked by 0" in run.stdout
+    assert run.stdout.count("error: no token") == 2 and "Traceback" not in run.stdout
 
 
 def test_an_unhealthy_model_is_refused_unless_anyway(hub, publish, run_folder, tmp_path):
@@ -425,9 +528,11 @@ def test_an_unhealthy_model_is_refused_unless_anyway(hub, publish, run_folder, t
     weights["text_projection.weight"].zero_()
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     code, _, err = publish(model, "you/sick")
-    assert code == 1 and "unhealthy" in one_line(err) and "--anyway" in err and "text" in err
+    assert code == 1 and "unhealthy" in one_line(err) and "text" in err
     assert not hub.files("you/sick")
-    code, _, err = publish(model, "you/sick", "--anyway")
+    _, repeated = err.split("publish it with: python -m modeling_collap.publish ")
+    assert shlex.split(repeated) == [str(model), "you/sick", "--anyway"]
+    code, _, err = publish(*shlex.split(repeated))
     assert code == 0 and "unhealthy" in err and "model.safetensors" in hub.files("you/sick")
 
 
@@ -442,6 +547,10 @@ def test_an_unhealthy_model_is_refused_unless_anyway(hub, publish, run_folder, t
         (["{run}/best", "you/x", "--results", "{run}/summary.json"], "not a results.json"),
         (["{run}/best", "you/x", "--repo_type", "space"], "no sdk and no tags"),
         (["{run}/best", "you/x", "--repo_type", "dataset"], "corpus.json: not found"),
+        (
+            [METRIC, "you/audio-text-retrieval", "--repo_type", "space"],
+            "no audio-text-retrieval.py, which",
+        ),
     ],
 )
 def test_wrong_arguments_are_one_line(publish, published, run_folder, arguments, message):
@@ -449,12 +558,37 @@ def test_wrong_arguments_are_one_line(publish, published, run_folder, arguments,
     assert code == 1 and message.format(run=run_folder) in one_line(err)
 
 
-def test_results_of_another_model_are_refused(publish, run_folder, tmp_path):
-    other = copy_model(run_folder, tmp_path)
-    (other / "model.safetensors").write_bytes(b"other weights")
-    (tmp_path / "results.json").write_text(json.dumps(make_results(model=str(other))))
-    code, _, err = publish(run_folder / "best", "you/x", "--results", tmp_path / "results.json")
-    assert code == 1 and "which has other weights" in one_line(err)
+def test_results_of_other_weights_are_refused(hub, publish, run_folder, corpus, tmp_path):
+    """Told by the weights that were evaluated; in results that do not say, by the folder that they name."""
+    model, results = copy_model(run_folder, tmp_path), tmp_path / "results.json"
+    command = ["--model", str(model), "--dataset", str(corpus), "--text_column", "captions"]
+    assert evaluate_retrieval.main([*command, "--output_dir", str(tmp_path)]) == 0
+    publish.succeed(model, "you/measured", "--results", results, "--max_shard_size", "50KB")
+    digest = "from modeling_collap.hub.folders import load_folder, weights_digest\nload_folder('you/measured')\n"
+    printed = publish.run(digest + "print(weights_digest('you/measured'))")
+    assert printed.strip() == json.loads(results.read_text())["weights"]
+    change_weights(model)
+    refused = f"is about {model}, which had other weights than"
+    code, _, err = publish(model, "you/measured", "--results", results)
+    assert code == 1 and refused in one_line(err)
+    results.write_text(json.dumps(make_results(model=str(model))))
+    code, _, err = publish(run_folder / "best", "you/x", "--results", results)
+    assert code == 1 and refused in one_line(err)
+    (model / "model.safetensors").write_bytes(b"damaged")
+    code, _, err = publish(run_folder / "best", "you/x", "--results", results)
+    assert code == 1 and f"{model}/model.safetensors: cannot be read" in one_line(err)
+
+
+def test_a_quantised_model_is_refused_before_anything_is_made(hub, publish, run_folder, tmp_path):
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    settings = TorchAoConfig(Int8WeightOnlyConfig())
+    _, processor = load_folder(run_folder / "best")
+    quantised = AutoModel.from_pretrained(run_folder / "best", quantization_config=settings)
+    save_folder(quantised, processor, tmp_path / "int8")
+    code, _, err = publish(tmp_path / "int8", "you/int8")
+    assert code == 1 and "its weights are quantised" in one_line(err)
+    assert ("model", "you/int8") not in hub.repositories
 
 
 @pytest.mark.parametrize(

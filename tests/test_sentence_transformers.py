@@ -1,6 +1,7 @@
 """A published folder is a `SentenceTransformer`: in a fresh process, with and without the installed packages."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,22 @@ def test_what_cannot_be_encoded_is_refused(published, models, files, tmp_path):
         SentenceTransformer(published["gpt2"])
     with pytest.raises(ValueError, match="backend='torch' only, found 'onnx'"):
         SentenceTransformer(published["gpt2"], trust_remote_code=True, backend="onnx")
+
+
+def test_a_file_that_would_be_read_as_text_is_refused(models, files, tmp_path):
+    """sentence-transformers takes any other name, and any path without a file, for a text."""
+    model = models["gpt2"]
+    other_name, no_suffix = tmp_path / "a song.m4a", tmp_path / "a song"
+    for path in (other_name, no_suffix):
+        path.write_bytes(Path(files[0]).read_bytes())
+    for text in (str(other_name), str(no_suffix), "gone.flac", "songs/Gone.WEBM", "https://a.b/gone.opus"):
+        with pytest.raises(ValueError, match=rf"{re.escape(repr(text))} .*give \{{\"audio\": path\}}"):
+            model.encode(["piano", text])
+    np.testing.assert_allclose(model.encode({"audio": str(other_name)}), model.encode(files[0]), atol=1e-6)
+    with pytest.raises(ValueError, match="gone.flac.*cannot be opened"):
+        model.encode({"audio": str(tmp_path / "gone.flac")})
+    for text in ("the sound of an old mp3", "it ends like take one.mp3", "piano " * 2000, "flac"):
+        assert np.isfinite(model.encode(text)).all()
 
 
 def test_a_model_saved_by_sentence_transformers_is_a_whole_folder(models, tmp_path, files):

@@ -34,12 +34,13 @@ DIRECTIONS = {"text_to_audio": "text-to-audio-retrieval", "audio_to_text": "audi
 QUERIES_AND_POOL = {"text_to_audio": ("texts", "songs"), "audio_to_text": ("songs", "texts")}
 REQUIRED = ("model", "dataset", "split", "caption_column", "num_audios", "num_texts", "seed", "command", "scores")
 PART = re.compile(r"<!-- collap:(?P<name>\w+) -->.*?<!-- /collap:(?P=name) -->", re.DOTALL)
+ROOT = r"(?:~(?:[A-Za-z_][\w.-]*)?|[A-Za-z]:|file:(?://[^/\s]*)?)?[/\\]"
 # A quoted absolute path, or one without blanks that does not continue a word or an address.
-ABSOLUTE_PATH = re.compile(
-    r"""'(?:~|[A-Za-z]:)?[/\\][^'\n]+'|(?<![\w.:/\\@%*])(?:~|[A-Za-z]:)?[/\\][\w.~][^\s'"=,;]*"""
-)
+ABSOLUTE_PATH = re.compile(rf"""'{ROOT}[^'\n]+'|(?<![\w./\\@%*]){ROOT}[\w.~][^\s'"=,;]*""")
+WHOLE_PATH = re.compile(rf"""{ROOT}[\w.~][^'"\n]*""")  # with blanks
 QUOTE = "'"
 MEASURED = ("configs", "size_categories")  # of a corpus
+DATA_FILES = "data/{split}-*.parquet"  # where its repository holds a split
 COLUMNS = {  # of the corpora in processing/corpora
     "audio": "the song, mono",
     "song_id": "its name",
@@ -59,6 +60,8 @@ def without_local_paths(value: Any) -> Any:
         return {key: without_local_paths(item) for key, item in value.items()}
     if isinstance(value, list):
         return [without_local_paths(item) for item in value]
+    if isinstance(value, str) and WHOLE_PATH.fullmatch(value):
+        return f".../{plain_name(value)}"
     return ABSOLUTE_PATH.sub(_last_name, value) if isinstance(value, str) else value
 
 
@@ -332,14 +335,11 @@ def read_corpus(folder: Path) -> tuple[dict, dict[str, list[dict]]]:
     return settings, rows
 
 
-def dataset_card(
-    folder: str | Path, repo_id: str, license: str | None = None, data_files: str = "data/{split}-*.parquet"
-) -> DatasetCard:
+def dataset_card(folder: str | Path, repo_id: str, license: str | None = None) -> DatasetCard:
     """The card of a corpus built here, which nobody has written on yet.
 
     Args:
         folder: of `processing.corpora.synthetic_songs`.
-        data_files: where the repository holds a split.
 
     Raises:
         ValueError: as [`read_corpus`].
@@ -347,7 +347,7 @@ def dataset_card(
     settings, rows = read_corpus(Path(folder))
     everything = [row for split in rows.values() for row in split]
     words = [len(text.split()) for row in everything for text in row["captions"]]
-    files = [{"split": split, "path": data_files.format(split=split)} for split in rows]
+    files = [{"split": split, "path": DATA_FILES.format(split=split)} for split in rows]
     data = DatasetCardData(
         pretty_name=plain_name(repo_id),
         license=license,
@@ -391,8 +391,8 @@ def parse_card(card_class: type[RepoCard], text: str, where: str) -> RepoCard:
         ) from error
 
 
-def handwritten_sections(text: str) -> dict[str, str]:
-    """Sections (from one `## ` heading to the next, by heading) without any generated part."""
+def sections_of(text: str) -> dict[str, str]:
+    """From one `## ` heading to the next, by heading; the first is what stands above them, named by nothing."""
     sections, name, fenced = {"": ""}, "", False
     for line in text.splitlines(keepends=True):
         fenced ^= line.startswith("```")
@@ -400,7 +400,21 @@ def handwritten_sections(text: str) -> dict[str, str]:
             name = line.strip()
             sections[name] = ""
         sections[name] += line
-    return {name: section for name, section in sections.items() if name and "<!-- collap:" not in section}
+    return sections
+
+
+def handwritten_sections(text: str) -> dict[str, str]:
+    """Sections with a heading and without any generated part."""
+    return {name: part for name, part in sections_of(text).items() if name and "<!-- collap:" not in part}
+
+
+def lost_sections(leading: str, other: str) -> list[str]:
+    """Headings under which users have written something else in `other`, which [`merge_text`] leaves out."""
+    kept, own = (
+        {name: set(PART.sub("", part).splitlines()) for name, part in sections_of(text).items()}
+        for text in (leading, other)
+    )
+    return [name or "the text at its top" for name in own if name in kept and own[name] - kept[name]]
 
 
 def merge_text(fresh: str, older: Iterable[str]) -> str:
@@ -421,12 +435,12 @@ def merge_text(fresh: str, older: Iterable[str]) -> str:
 def merge_cards(fresh: RepoCard, older: Iterable[RepoCard], given: Iterable[str] = ()) -> RepoCard:
     """The card to publish, from the one of today and those that users may have written on.
 
-    Text: see [`merge_text`]. Metadata: what an older card has is kept, but for the fields that the user has given now
-    and the figures measured by CoLLAP; lists, such as tags and base models, are joined.
+    Text: see [`merge_text`]. Metadata: what an older card has is kept, but for the fields that are `given` and the
+    figures measured by CoLLAP; lists, such as tags and base models, are joined.
 
     Args:
-        older: the card of the folder, then that of the Hub; the first says more.
-        given: names of metadata fields that the user has given.
+        older: the card of the Hub, then that of the folder; the first leads.
+        given: names of metadata fields in which the card of today is right.
     """
     older, data, given = list(older), fresh.data, set(given)
     kept: dict[str, Any] = {}

@@ -1,12 +1,14 @@
 """Model folders: what a saved CoLLAP holds, and how this package loads one."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers.utils import cached_file
 
 import processing
 from modeling_collap import CoLLAPConfig, CoLLAPModel
@@ -52,6 +54,25 @@ def load_folder(
         return model.to(device).eval(), processor
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
         raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
+
+
+def weights_digest(name: str | Path) -> str:
+    """What the weights of a folder, or of a Hub id that is in the cache, are told by: of every tensor's name and bytes,
+    however they are spread over files.
+
+    Raises:
+        OSError, ValueError: there is no such model, or its weights are damaged.
+    """
+    folder, found = Path(cached_file(name, "config.json", local_files_only=True)).parent, {}
+    for path in folder.glob("model*.safetensors"):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 (not a dict)
+                    tensor = file.get_tensor(key).reshape(-1).view(torch.uint8)  # (bytes,)
+                    found[key] = hashlib.sha256(tensor.numpy()).hexdigest()
+        except SafetensorError as error:
+            raise ValueError(f"{path}: cannot be read ({error})") from error
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def add_sentence_transformers(folder: str | Path) -> None:

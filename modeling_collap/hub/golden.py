@@ -21,6 +21,7 @@ from .probes import SAMPLING_RATE, load_probes, probe_digest
 
 GOLDEN_FILE = "golden.safetensors"
 GOLDEN_VERSION = 1  # raised when the vectors change their meaning
+METADATA = ("version", "probes", "dtype", "torch", "transformers")
 PARTS = {
     "tokenizer": ("input_ids", "attention_mask"),
     "text tower": ("text_embeds",),
@@ -33,7 +34,7 @@ VECTORS = tuple(name for names in PARTS.values() for name in names)
 
 @dataclass(frozen=True)
 class Golden:
-    """Vectors as `probe_vectors` returns them, and metadata: version, probes; dtype, torch, transformers then used."""
+    """Vectors as `probe_vectors` returns them, and `METADATA`: dtype, torch and transformers are those then used."""
 
     vectors: dict[str, torch.Tensor]
     metadata: dict
@@ -80,9 +81,10 @@ def write_golden(model, processor, folder: str | Path) -> Path:
         "transformers": transformers.__version__,
     }
     path = Path(folder) / GOLDEN_FILE
+    temporary = path.with_name(f"{GOLDEN_FILE}.partial")
     # One entry: safetensors writes several in any order.
-    save_file(probe_vectors(model, processor), path, metadata={"golden": json.dumps(metadata, sort_keys=True)})
-    return path
+    save_file(probe_vectors(model, processor), temporary, metadata={"golden": json.dumps(metadata, sort_keys=True)})
+    return temporary.replace(path)
 
 
 def read_golden(folder: str | Path) -> Golden | None:
@@ -99,9 +101,10 @@ def read_golden(folder: str | Path) -> Golden | None:
             # Copies: the file stays mapped otherwise, and may be written again.
             vectors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
             metadata = json.loads((file.metadata() or {})["golden"])
-        version, probes = metadata["version"], metadata["probes"]
+        metadata = {name: metadata[name] for name in METADATA}
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as golden vectors ({error}); fetch or write it again") from error
+    version, probes = metadata["version"], metadata["probes"]
     if version != GOLDEN_VERSION or probes != probe_digest():
         raise ValueError(
             f"{path} has version {version} and probes {str(probes)[:8]}; this package has version {GOLDEN_VERSION} and "

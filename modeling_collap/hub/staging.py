@@ -1,11 +1,13 @@
 """What a repository is to hold, put together in a temporary folder: a model, a corpus or a Space."""
 
+import contextlib
 import hashlib
 import json
 import math
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatch
@@ -15,9 +17,12 @@ from huggingface_hub import DatasetCard, HfApi, ModelCard, RepoCard
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
 
+import modeling_collap
+import processing
 from modeling_collap.hub.cards import (
     ModelFacts,
     dataset_card,
+    lost_sections,
     merge_cards,
     model_card,
     parse_card,
@@ -26,7 +31,7 @@ from modeling_collap.hub.cards import (
     read_evaluation,
     without_local_paths,
 )
-from modeling_collap.hub.folders import load_folder, save_folder
+from modeling_collap.hub.folders import load_config, load_folder, save_folder, weights_digest
 from modeling_collap.hub.golden import GOLDEN_FILE, write_golden
 
 CARD = "README.md"
@@ -35,9 +40,14 @@ NEVER_SENT = [
     f"*.{suffix}" for suffix in ("bin", "pt", "pth", "pt2", "pkl", "pickle", "ckpt", "joblib", "npy", "npz", "pyc")
 ]
 NEVER_SENT += [".*", "*/.*", "__pycache__/*", "*/__pycache__/*"]
-# What the model decides, and a former model may have left in the repository.
-MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", "*.py", "*.bin", "*.pt", "*.pth", "*.ckpt"]
-MODEL_FILES += ["tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json"]
+# What is written anew, and not copied from the folder.
+PICKLES = ["*.bin", "*.pt", "*.pth", "*.ckpt"]
+TOKENIZER = ["tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json"]
+MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", "*.py", *PICKLES, *TOKENIZER]
+# What a former model may have left in the repository; other code and weights there are of its users.
+FORMER_FILES = ["model*.safetensors", "model*.safetensors.index.json", *PICKLES, *TOKENIZER]
+PACKAGES = [Path(package.__file__).parent for package in (modeling_collap, processing)]
+FORMER_FILES += [path.name for folder in PACKAGES for path in folder.glob("*.py")]
 SUMMARY = "training/summary.json"
 SUMMARY_KEYS = ("finished", "steps", "epochs", "songs", "hours_of_audio", "wall_seconds", "peak_memory_gb", "best")
 SUMMARY_KEYS += ("hardware", "settings")
@@ -45,6 +55,7 @@ RUN_FOLDERS = ("best", "last")  # of train.py
 # What belongs to the weights: it stays with them, and goes when others take their place.
 EXPORTS = ["*.onnx", "*.onnx.data", "onnx/*"]
 LOGS = ["evaluation/*", "training/*", "runs/*"]
+ADAPTER = "adapter"  # of a LoRA run: it is in the weights, and names a base that is on the machine only
 SHARD_BYTES = 500 * 10**6  # of a corpus
 
 
@@ -103,17 +114,20 @@ class PublishSettings:
 
 @dataclass
 class Former:
-    """What the repository held before: its files, and a folder with card, evaluations and training log."""
+    """What the repository held before: the commit, its files, and a folder with card, evaluations and training log."""
 
+    commit: str | None
     files: dict[str, RepoFile]
     folder: Path
 
+    def weights(self) -> dict[str, str]:
+        """sha256 by file."""
+        return {path: file.lfs.sha256 for path, file in self.files.items() if file.lfs and _is_weights(path)}
+
     def has_weights_of(self, staging: Path) -> bool:
         """Whether the weights are, byte for byte, those that are published now."""
-        found = {path: file.lfs.sha256 for path, file in self.files.items() if file.lfs and _is_weights(path)}
-        return bool(found) and found == {
-            path.name: _sha256(path) for path in staging.iterdir() if _is_weights(path.name)
-        }
+        staged = {path.name: _sha256(path) for path in staging.iterdir() if _is_weights(path.name)}
+        return bool(staged) and self.weights() == staged
 
 
 def _is_weights(path: str) -> bool:
@@ -127,17 +141,23 @@ def _sha256(path: Path) -> str:
 
 def read_former(settings: PublishSettings, folder: Path) -> Former:
     """What the revision to publish to holds; its card and logs go to `folder`."""
-    api, place = HfApi(token=settings.token), {**settings.place(), "revision": settings.revision}
+    api, place = HfApi(token=settings.token), settings.place()
+    place["revision"] = commit = api.repo_info(**place, revision=settings.revision).sha
     tree = {item.path: item for item in api.list_repo_tree(recursive=True, **place) if isinstance(item, RepoFile)}
     if any(matches(path, [CARD, *LOGS]) for path in tree):
         api.snapshot_download(allow_patterns=[CARD, *LOGS], local_dir=folder, **place)
-    return Former(tree, folder)
+    return Former(commit, tree, folder)
 
 
 def older_cards(card_class: type[RepoCard], folder: Path, former: Former) -> list[RepoCard]:
-    """The card of the folder, then that of the repository, where there is one."""
-    paths = [path for path in (folder / CARD, former.folder / CARD) if path.is_file()]
-    return [parse_card(card_class, path.read_text(encoding="utf-8"), str(path)) for path in paths]
+    """The card of the repository, then that of the folder, where there is one. Text of the second that the first, which
+    leads, does not let through is said."""
+    paths = [path for path in (former.folder / CARD, folder / CARD) if path.is_file()]
+    cards = [parse_card(card_class, path.read_text(encoding="utf-8"), str(path)) for path in paths]
+    if len(cards) == 2 and (lost := lost_sections(*(card.text for card in cards))):
+        left = f"{folder / CARD}: {', '.join(lost)} is not as on the Hub, where it stays as it is; edit it there"
+        print(left, file=sys.stderr)
+    return cards
 
 
 def matches(path: str, patterns: Iterable[str]) -> bool:
@@ -179,8 +199,13 @@ def copy_files(files: dict[str, Path], folder: Path) -> None:
 
 
 def check_model_folder(folder: Path) -> None:
-    """ValueError unless it holds a model; names the one within a training run."""
+    """ValueError unless it holds a model that can be saved again; names the one within a training run."""
     if (folder / "config.json").is_file():
+        if getattr(load_config(folder), "quantization_config", None) is not None:
+            raise ValueError(
+                f"{folder}: its weights are quantised, and transformers cannot save them again; publish the model that "
+                "they were made from: whoever loads it may quantise it (quantization_config=)"
+            )
         return
     inside = [name for name in ("best", "last") if (folder / name / "config.json").is_file()]
     hint = f"; {folder / inside[0]} is one" if inside else ", as train.py writes it to best/ and last/"
@@ -188,8 +213,8 @@ def check_model_folder(folder: Path) -> None:
 
 
 def scrub_config_names(staging: Path) -> None:
-    """transformers and peft note where a configuration came from, which may be a path of this machine."""
-    for path in staging.rglob("*config.json"):
+    """transformers notes where a configuration came from, which may be a path of this machine."""
+    for path in staging.glob("*config.json"):
         text = path.read_text(encoding="utf-8")
         found = re.sub(r'"(\w*name_or_path)": ("[^"]*")', _scrubbed_name, text)
         path.write_text(found, encoding="utf-8")
@@ -266,7 +291,7 @@ def stage_evaluations(paths: Iterable[Path], model: Path, staging: Path) -> None
     sources: dict[str, Path] = {}
     for path in paths:
         results = read_evaluation(path)
-        check_is_about(results["model"], path, model)
+        check_is_about(results, path, model)
         parts = (
             plain_name(results["dataset"]),
             results.get("config_name"),
@@ -281,16 +306,15 @@ def stage_evaluations(paths: Iterable[Path], model: Path, staging: Path) -> None
         write_json(staging / "evaluation" / name, without_local_paths(results))
 
 
-def check_is_about(name: str, results: Path, model: Path) -> None:
-    """ValueError if results name a folder that is here and holds other weights than `model`."""
-    other = Path(name)
-    if not (other / "config.json").is_file() or other.resolve() == model.resolve():
-        return
-    weights = [{path.name: _sha256(path) for path in folder.glob("model*.safetensors")} for folder in (other, model)]
-    if weights[0] != weights[1]:
-        raise ValueError(
-            f"{results}: is about {name}, which has other weights than {model}; evaluate the one you publish"
-        )
+def check_is_about(results: dict, path: Path, model: Path) -> None:
+    """ValueError if results are of other weights than those of `model`: by the digest in them, or, in results without
+    one, by the folder that they name, if it is here."""
+    name = results["model"]
+    weights = results.get("weights")
+    if weights is None and (Path(name) / "config.json").is_file():
+        weights = weights_digest(name)
+    if weights is not None and weights != weights_digest(model):
+        raise ValueError(f"{path}: is about {name}, which had other weights than {model}; evaluate the one you publish")
 
 
 def stage_records(folder: Path, staging: Path, results: Iterable[str]) -> None:
@@ -309,8 +333,8 @@ def stage_model(folder: Path, staging: Path, settings: PublishSettings, former: 
         OSError, ValueError: the folder holds no whole model, or a file that does not fit it.
     """
     model, processor = load_folder(folder, dtype="auto")
-    extras = {name: path for name, path in own_files(folder).items() if not matches(name, MODEL_FILES) or "/" in name}
-    copy_files({name: path for name, path in extras.items() if not name.startswith("evaluation/")}, staging)
+    extras = {name: path for name, path in own_files(folder).items() if not matches(name, MODEL_FILES)}
+    copy_files({name: extras[name] for name in extras if not name.startswith(("evaluation/", f"{ADAPTER}/"))}, staging)
     save_folder(model, processor, staging, max_shard_size=settings.max_shard_size)
     scrub_config_names(staging)
     if (folder / GOLDEN_FILE).is_file():
@@ -329,8 +353,10 @@ def stage_model(folder: Path, staging: Path, settings: PublishSettings, former: 
     older = older_cards(ModelCard, folder, former)
     fresh = model_card(model_facts(model, processor, staging, settings, [card.data for card in older]))
     given = [name for name in ("license", "language", "base_model", "datasets") if getattr(settings, name)]
+    if former.weights() and not same:  # what the former ones were made from is not what these were
+        given += [name for name in ("base_model", "datasets") if fresh.data.get(name)]
     merge_cards(fresh, older, given).save(staging / CARD)
-    return stale_files(former, staging, MODEL_FILES if same else [*MODEL_FILES, *EXPORTS, *LOGS])
+    return stale_files(former, staging, FORMER_FILES if same else [*FORMER_FILES, *EXPORTS, *LOGS, f"{ADAPTER}/*"])
 
 
 def is_on_hub(name: str, repo_type: str, token: str | None) -> bool:
@@ -341,6 +367,15 @@ def is_on_hub(name: str, repo_type: str, token: str | None) -> bool:
         if error.response.status_code >= 500:
             raise
         return False
+
+
+def read_evaluations(staging: Path) -> dict[str, dict]:
+    """By the name of their file. Those of the folder were checked before; others may be on the Hub, and stay there."""
+    found = {}
+    for path in sorted((staging / "evaluation").glob("*.json")):
+        with contextlib.suppress(ValueError):
+            found[f"evaluation/{path.name}"] = read_evaluation(path)
+    return found
 
 
 def model_facts(model, processor, staging: Path, settings: PublishSettings, older: list) -> ModelFacts:
@@ -359,9 +394,7 @@ def model_facts(model, processor, staging: Path, settings: PublishSettings, olde
         config=model.config,
         max_text_tokens=processor.max_text_tokens or processor.tokenizer.model_max_length,
         num_parameters=model.num_parameters(),
-        evaluations={
-            f"evaluation/{path.name}": read_evaluation(path) for path in sorted((staging / "evaluation").glob("*.json"))
-        },
+        evaluations=read_evaluations(staging),
         summary=summary or None,
         base_models=settings.base_model,
         datasets=settings.datasets,
@@ -399,12 +432,17 @@ def stage_corpus(folder: Path, staging: Path, settings: PublishSettings, former:
     merge_cards(card, older, ["license"] if settings.license else []).save(staging / CARD)
 
 
-def space_sdk(folder: Path) -> str:
-    """Of a metric or another Space; ValueError unless its card has what the Hub needs."""
+def space_sdk(folder: Path, repo_id: str) -> str:
+    """Of a metric or another Space; ValueError unless its card has what the Hub needs, and a metric its script."""
     card = parse_card(RepoCard, (folder / CARD).read_text("utf-8") if (folder / CARD).is_file() else "", folder / CARD)
     missing = [name for name in ("sdk", "tags") if not card.data.get(name)]
     if missing:
         raise ValueError(
             f"{folder / CARD}: no {' and no '.join(missing)} in its metadata, without which a Space does not run"
+        )
+    script = f"{plain_name(repo_id)}.py"
+    if "metric" in card.data.tags and not (folder / script).is_file():
+        raise ValueError(
+            f"{folder}: no {script}, which evaluate.load({repo_id!r}) reads; name the Space like the metric's script"
         )
     return card.data.sdk
