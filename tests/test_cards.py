@@ -202,8 +202,8 @@ def test_metadata_names_what_the_run_was_made_from():
     data = make_card(summary=make_summary(dataset="you/songs"), license="mit", language=["en"]).data
     assert data.base_model == ["gpt2", "openai/whisper-small"] and data.base_model_relation == "finetune"
     assert (data.datasets, data.license, data.language) == (["you/songs"], "mit", ["en"])
-    assert (data.library_name, data.pipeline_tag) == ("transformers", "zero-shot-audio-classification")
-    assert {"collap", "audio-text-retrieval", "music", "feature-extraction"} <= set(data.tags)
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "feature-extraction")
+    assert {"collap", "audio-text-retrieval", "music", "zero-shot-audio-classification"} <= set(data.tags)
     assert make_card(summary=make_summary(model="openai/whisper-small")).data.base_model == ["openai/whisper-small"]
 
 
@@ -320,7 +320,7 @@ def test_the_first_card_leads_and_sections_that_only_the_other_has_are_added():
 def test_metadata_of_users_is_kept_and_what_is_measured_is_refreshed():
     old = make_card(evaluations={"evaluation/a.json": make_results()})
     old.data["co2_eq_emissions"] = {"emissions": 5}
-    old.data["pipeline_tag"] = "feature-extraction"
+    old.data["pipeline_tag"] = "text-to-audio"
     old.data.tags.append("jazz")
     old.data.license, old.data.base_model = "mit", ["you/beats"]
     other = EvalResult(
@@ -328,7 +328,7 @@ def test_metadata_of_users_is_kept_and_what_is_measured_is_refreshed():
     )
     old.data.eval_results.append(other)
     data = merge_cards(make_card(**NEW), [ModelCard(str(old))]).data
-    assert data["co2_eq_emissions"] == {"emissions": 5} and data.pipeline_tag == "feature-extraction"
+    assert data["co2_eq_emissions"] == {"emissions": 5} and data.pipeline_tag == "text-to-audio"
     assert "jazz" in data.tags and "collap" in data.tags and len(set(data.tags)) == len(data.tags)
     assert data.license == "mit" and data.base_model == ["you/beats", "gpt2", "openai/whisper-small"]
     assert other in data.eval_results and len(data.eval_results) == 1 + 4 * len(NAMES)

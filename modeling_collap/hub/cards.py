@@ -28,7 +28,7 @@ from modeling_collap import CoLLAPConfig
 
 MODEL_TEMPLATE = Path(__file__).with_name("model_card_template.md")
 DATASET_TEMPLATE = Path(__file__).with_name("dataset_card_template.md")
-MODEL_TAGS = ["collap", "audio-text-retrieval", "music", "long-form-audio", "feature-extraction"]
+MODEL_TAGS = ["collap", "audio-text-retrieval", "music", "long-form-audio", "zero-shot-audio-classification"]
 DATASET_TAGS = ["collap", "audio-text-retrieval", "music", "synthetic"]
 DIRECTIONS = {"text_to_audio": "text-to-audio-retrieval", "audio_to_text": "audio-to-text-retrieval"}
 QUERIES_AND_POOL = {"text_to_audio": ("texts", "songs"), "audio_to_text": ("songs", "texts")}
@@ -261,7 +261,7 @@ def model_card(facts: ModelFacts) -> ModelCard:
         license=facts.license,
         language=facts.language,
         library_name="transformers",
-        pipeline_tag="zero-shot-audio-classification",
+        pipeline_tag="feature-extraction",
         tags=list(MODEL_TAGS),
         datasets=facts.dataset_ids() or None,
         base_model=base_models or None,
