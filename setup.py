@@ -14,7 +14,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["modeling_collap", "modeling_collap.*", "processing", "processing.*"]),
-    package_data={"modeling_collap.hub": ["*.md", "probes/*"]},
+    package_data={"modeling_collap.hub": ["*.md", "probe_clips/*"]},
     install_requires=[
         "torch>=2.11",
         "torchaudio>=2.11",

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"modeling_collap", "modeling_collap/hub", "processing", "processing/corpora"}
-DATA = {"modeling_collap/hub/*.md", "modeling_collap/hub/probes/*"}
+DATA = {"modeling_collap/hub/*.md", "modeling_collap/hub/probe_clips/*"}
 LEFT_OUT = (".*", "__pycache__", "*.egg-info", "build", "dist", "data", "runs", "results")
 
 

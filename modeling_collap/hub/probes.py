@@ -14,7 +14,7 @@ import numpy as np
 
 from processing import load_audio
 
-PROBES_FOLDER = Path(__file__).with_name("probes")
+PROBES_FOLDER = Path(__file__).with_name("probe_clips")
 SAMPLING_RATE = 16_000
 
 
