@@ -205,6 +205,10 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:  # tensorboard for the curves of a run, datasets for a corpus
+        package = error.name.split(".")[0]
+        print(f"error: {options['folder']} is not published without {package}: pip install {package}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("error: interrupted; the same command goes on where it was", file=sys.stderr)
         return 130

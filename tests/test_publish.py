@@ -666,3 +666,20 @@ def test_a_command_repeats_all_settings_but_the_token():
     assert vars(publishing.parse_arguments(["f", "you/x"])).keys() | {"token"} == {
         "folder", *(field.name for field in dataclasses.fields(settings))
     }  # fmt: skip
+
+
+def test_a_missing_package_is_said(hub, publish, run_folder):
+    script = f"""
+import sys
+from modeling_collap import publish
+name = "tensorboard.backend.event_processing.event_file_loader"
+loader = sys.modules.pop(name, None)
+sys.modules[name] = None  # as where it is not installed
+print(publish.main([{str(run_folder / "best")!r}, "you/no-tensorboard"]))
+del sys.modules[name]
+sys.modules |= {{name: loader}} if loader else {{}}
+"""
+    _, out, err = publish.ask(script)
+    assert out.strip() == "1" and one_line(err).endswith(
+        "is not published without tensorboard: pip install tensorboard"
+    )
