@@ -34,7 +34,7 @@ from modeling_collap.hub.checks import (
     check_weights,
     error_line,
 )
-from modeling_collap.hub.folders import load_config
+from modeling_collap.hub.folders import load_config, naming_device
 
 NOT_FETCHED = (*(f"*{suffix}" for suffix in PICKLES), "*.onnx*", "*.pt2", "runs/*")
 
@@ -109,14 +109,6 @@ def load(folder: Path, device: str, dtype: str, attn_implementation: str | None)
     return model.to(device).eval(), processor, info
 
 
-def check_device(device: str) -> None:
-    """ValueError unless tensors can be put there."""
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
-        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
-
-
 def diagnose(
     name: str | Path,
     revision: str | None = None,
@@ -136,7 +128,8 @@ def diagnose(
     Raises:
         OSError, ValueError: as [`fetch`], or the device is not there. What is wrong with the model itself is a check.
     """
-    check_device(device)
+    with naming_device(device):
+        torch.empty(1, device=device)
     folder, files, on_hub = fetch(str(name), revision, **download)
     checks = attempted("files", check_files, folder, files)
     checks += attempted("copies", check_copies, folder) if on_hub else []

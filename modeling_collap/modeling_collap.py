@@ -239,8 +239,8 @@ class CoLLAPPreTrainedModel(PreTrainedModel):
         if info["missing_keys"] and not ignore_mismatched_sizes:
             missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
             raise ValueError(
-                f"{name}: the checkpoint lacks {len(missing)} weights of this configuration ({_some(missing)})"
-                + (f" and has {len(unexpected)} that it does not know ({_some(unexpected)})" if unexpected else "")
+                f"{name}: the checkpoint lacks {len(missing)} weights of this configuration ({some_names(missing)})"
+                + (f" and has {len(unexpected)} that it does not know ({some_names(unexpected)})" if unexpected else "")
                 + "; they would be drawn at random. Is config.json that of these weights? "
                 "ignore_mismatched_sizes=True loads the rest, to train them"
             )
@@ -558,7 +558,8 @@ def _check_sides(has_text: bool, has_audio: bool, has_features: bool, return_los
         )
 
 
-def _some(names: list[str]) -> str:
+def some_names(names: list[str]) -> str:
+    """The first three, for a message."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 

@@ -263,10 +263,6 @@ def ranking(songs: list[dict[str, torch.Tensor]], text: int, top_k: int | None) 
     return hits
 
 
-def write_json(path: Path, content: dict | list):
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-
-
 def add_pipeline(folder: str | PathLike):
     """Adds to a saved model what `pipeline(model=folder, trust_remote_code=True)` reads: this file, those that it
     imports, and the entry in config.json."""
@@ -275,4 +271,4 @@ def add_pipeline(folder: str | PathLike):
     config = json.loads(path.read_text())
     implementation = f"{Path(__file__).stem}.{MusicTextRetrievalPipeline.__name__}"
     config["custom_pipelines"] = {TASK: {"impl": implementation, "pt": ["AutoModel"]}}
-    write_json(path, config)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -20,7 +20,7 @@ from modeling_collap.configuration_collap import TEXT_POOLING
 from modeling_collap.hub.cards import parse_card
 from modeling_collap.hub.golden import GOLDEN_FILE, golden_drift, probe_vectors, read_golden
 from modeling_collap.hub.probes import load_probes
-from modeling_collap.modeling_collap import MIN_TEMPERATURE
+from modeling_collap.modeling_collap import MIN_TEMPERATURE, some_names
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 FBANK = {"fbank_mean": 15.41663, "fbank_std": 6.55582}  # that BEATs was trained with
@@ -221,7 +221,7 @@ def check_weights(model, info: dict) -> Check:
             f"{name}.weight" for name in PROJECTIONS.values() if not _numbers(getattr(model, name).weight).any()
         ],
     }
-    found = [f"{len(names)} {what} ({_some(sorted(names))})" for what, names in problems.items() if names]
+    found = [f"{len(names)} {what} ({some_names(sorted(names))})" for what, names in problems.items() if names]
     if not found:
         return Check("weights", "ok", f"all {sum(1 for _ in model.parameters())} are in the files, and finite")
     lost = any(problems[what] for what in list(problems)[:3])
@@ -232,10 +232,6 @@ def check_weights(model, info: dict) -> Check:
 def _numbers(weight: torch.Tensor) -> torch.Tensor:
     """Of a quantised weight, what it stands for."""
     return weight if type(weight) in (torch.Tensor, torch.nn.Parameter) else weight.dequantize()
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def check_processor(model, processor) -> Check:

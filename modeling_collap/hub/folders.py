@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -32,6 +34,15 @@ def load_config(name: str | Path, **kwargs) -> CoLLAPConfig:
     return config
 
 
+@contextmanager
+def naming_device(device: str | torch.device) -> Iterator[None]:
+    """Turns what torch says of a device that is not there, or is full, into a ValueError of one line."""
+    try:
+        yield
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
+        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
+
+
 def load_folder(
     name: str | Path, device: str | torch.device = "cpu", dtype: str | torch.dtype = "float32", **kwargs
 ) -> tuple[CoLLAPModel, CoLLAPProcessor]:
@@ -50,10 +61,8 @@ def load_folder(
     except (SafetensorError, RuntimeError) as error:  # RuntimeError: a weight of another shape, or a conversion
         raise ValueError(f"{name}: its weights cannot be loaded ({' '.join(str(error).split())})") from error
     processor = AutoProcessor.from_pretrained(name, trust_remote_code=False, **kwargs)
-    try:
+    with naming_device(device):
         return model.to(device).eval(), processor
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
-        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
 
 
 def weights_digest(name: str | Path) -> str:

@@ -282,8 +282,11 @@ def copy_curves(source: Path, target: Path) -> None:
             writer.write(event.SerializeToString(deterministic=True))
 
 
-def stage_evaluations(paths: Iterable[Path], model: Path, staging: Path) -> None:
+def stage_evaluations(paths: Iterable[Path], model: Path, weights: str, staging: Path) -> None:
     """Results of evaluate_retrieval.py as `evaluation/{data set}-{split}-{captions}.json`.
+
+    Args:
+        weights: `weights_digest` of the folder `model`.
 
     Raises:
         ValueError: a file is none, two are of the same evaluation, or one is about another model.
@@ -291,7 +294,7 @@ def stage_evaluations(paths: Iterable[Path], model: Path, staging: Path) -> None
     sources: dict[str, Path] = {}
     for path in paths:
         results = read_evaluation(path)
-        check_is_about(results, path, model)
+        check_is_about(results, path, model, weights)
         parts = (
             plain_name(results["dataset"]),
             results.get("config_name"),
@@ -306,14 +309,14 @@ def stage_evaluations(paths: Iterable[Path], model: Path, staging: Path) -> None
         write_json(staging / "evaluation" / name, without_local_paths(results))
 
 
-def check_is_about(results: dict, path: Path, model: Path) -> None:
-    """ValueError if results are of other weights than those of `model`: by the digest in them, or, in results without
-    one, by the folder that they name, if it is here."""
+def check_is_about(results: dict, path: Path, model: Path, weights: str) -> None:
+    """ValueError if results are of other weights than these: by the digest in them, or, in results without one, by the
+    folder that they name, if it is here."""
     name = results["model"]
-    weights = results.get("weights")
-    if weights is None and (Path(name) / "config.json").is_file():
-        weights = weights_digest(name)
-    if weights is not None and weights != weights_digest(model):
+    measured = results.get("weights")
+    if measured is None and (Path(name) / "config.json").is_file():
+        measured = weights_digest(name)
+    if measured is not None and measured != weights:
         raise ValueError(f"{path}: is about {name}, which had other weights than {model}; evaluate the one you publish")
 
 
@@ -322,8 +325,9 @@ def stage_records(folder: Path, staging: Path, results: Iterable[str]) -> None:
     run = folder.resolve().parent
     if folder.resolve().name in RUN_FOLDERS and (run / "summary.json").is_file():
         stage_run(run, staging)
-    stage_evaluations(sorted((folder / "evaluation").glob("*.json")), folder, staging)
-    stage_evaluations([Path(path) for path in results], folder, staging)
+    weights = weights_digest(folder)
+    stage_evaluations(sorted((folder / "evaluation").glob("*.json")), folder, weights, staging)
+    stage_evaluations([Path(path) for path in results], folder, weights, staging)
 
 
 def stage_model(folder: Path, staging: Path, settings: PublishSettings, former: Former) -> list[str]:
