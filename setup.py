@@ -1,4 +1,4 @@
-"""Packaging of CoLLAP: the two import packages. The scripts (train.py, evaluate_retrieval.py) run from a clone."""
+"""Packaging of CoLLAP: its three packages and the command `collap`. The scripts (train.py, ...) run from a clone."""
 
 from pathlib import Path
 
@@ -13,8 +13,9 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["modeling_collap", "modeling_collap.*", "processing", "processing.*"]),
-    package_data={"modeling_collap.hub": ["*.md", "probe_clips/*"]},
+    packages=find_packages(include=["modeling_collap", "processing", "collap", "collap.*"]),
+    package_data={"collap.hub": ["*.md", "probe_clips/*", "spaces/*/*"]},
+    entry_points={"console_scripts": ["collap = collap.cli:main"]},
     install_requires=[
         "torch>=2.11",
         "torchaudio>=2.11",

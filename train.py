@@ -33,19 +33,20 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object, set_seed
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, get_scheduler
 
-from modeling_collap import CoLLAPModel
-from modeling_collap.hub.folders import load_folder
-from modeling_collap.hub.golden import write_golden
-from modeling_collap.publish import check_can_publish, publish
-from processing import CoLLAPProcessor
-from processing.audio_text_data import worker_message
-from training.batches import BadFiles
-from training.checkpoints import Checkpoints, whole_checkpoints, write_folder
-from training.data import StreamData, TableData, build_eval_data, build_train_data
-from training.distributed import check_processes, prepare, whole_model
-from training.evaluation import Evaluations
-from training.gradient_cache import ContrastiveStep, contrastive_step
-from training.parts import (
+from collap.data.batches import BadFiles, check_processes
+from collap.data.samples import worker_message
+from collap.files import write_folder
+from collap.hub.golden import write_golden
+from collap.hub.publish import check_can_publish, publish
+from collap.models import load_folder
+from collap.training.checkpoints import Checkpoints, whole_checkpoints
+from collap.training.distributed import prepare, whole_model
+from collap.training.loaders import StreamData, TableData, build_eval_data, build_train_data
+from collap.training.planned_run import plan_run, read_plan
+from collap.training.settings import TrainConfig, parse_config
+from collap.training.step import ContrastiveStep, contrastive_step
+from collap.training.tracking import RunSummary, StepMeter, start_trackers, step_metrics
+from collap.training.trainable import (
     add_lora,
     compile_encoders,
     enable_gradient_checkpointing,
@@ -54,9 +55,9 @@ from training.parts import (
     save_model,
     trainable_summary,
 )
-from training.planned_run import plan_run, read_plan
-from training.settings import TrainConfig, parse_config
-from training.tracking import RunSummary, StepMeter, start_trackers, step_metrics
+from collap.training.validation import Evaluations
+from modeling_collap import CoLLAPModel
+from processing import CoLLAPProcessor
 
 STATEFUL = ("evaluations", "bad_files", "summary")  # parts of a run with a state of their own
 

@@ -19,8 +19,8 @@ from transformers import GPT2Config, RobertaConfig
 
 from benchmarks.encode import take_turns, whisper_small
 from benchmarks.steps import median_ratio, medians, ratio_range
+from collap.hub.export import SUFFIXES, Graph, build_graphs, load_graph, write_graph
 from modeling_collap import CoLLAPConfig, CoLLAPModel
-from modeling_collap.export import SUFFIXES, Graph, build_graphs, load_graph, write_graph
 
 TEXT_CONFIGS = {
     "gpt2": GPT2Config(),

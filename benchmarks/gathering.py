@@ -14,9 +14,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from benchmarks.steps import Bench, build_bench, median_ratio, medians
+from collap.training.cost import PAPER, paper_config
+from collap.training.tracking import song_tokens
 from modeling_collap.loss_collap import gather_rows
-from training.plan import PAPER, paper_config
-from training.tracking import song_tokens
 
 PROCESSES = 2
 

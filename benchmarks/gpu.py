@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.encode import take_turns
 from benchmarks.steps import Bench
-from training.plan import Plan
+from collap.training.cost import Plan
 
 MATRIX = 8192
 PRODUCTS = 20

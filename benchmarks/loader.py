@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
 from benchmarks.stored_tokens import Demo, one_epoch
+from collap.corpora.synthetic.songs import compose_song, render_song
+from collap.data.samples import AudioTextCollator, AudioTextDataset
+from collap.training.cost import PAPER, TYPICAL_TFLOPS, plan
 from modeling_collap import CoLLAPConfig
 from processing import CoLLAPProcessor
-from processing.audio_text_data import AudioTextCollator, AudioTextDataset
-from processing.corpora.synthetic_songs import compose_song, render_song
-from training.plan import PAPER, TYPICAL_TFLOPS, plan
 
 SOURCE_RATE = 44_100
 KINDS = {  # what the loader makes of a song

@@ -2,11 +2,11 @@
 
 import numpy as np
 
+from collap.data.batches import deal_rows, epoch_plan, idle_share, padding_share
+from collap.data.samples import num_segments
+from collap.training.cost import paper_config
+from collap.training.tracking import song_tokens
 from modeling_collap import CoLLAPConfig
-from processing.audio_text_data import num_segments
-from training.batches import deal_rows, epoch_plan, idle_share, padding_share
-from training.plan import paper_config
-from training.tracking import song_tokens
 
 PROCESSES = 8
 

@@ -15,8 +15,8 @@ import time
 import numpy as np
 import soundfile
 
-from processing.corpora import synthetic_songs
-from processing.corpora.synthetic_songs import compose_song, render_song
+from collap.corpora.synthetic import songs as synthetic_songs
+from collap.corpora.synthetic.songs import compose_song, render_song
 
 SAMPLING_RATE = 16_000
 

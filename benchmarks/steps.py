@@ -12,12 +12,12 @@ from accelerate import Accelerator
 from transformers import GPT2Config, WhisperConfig
 
 from benchmarks.encode import take_turns
+from collap.data.samples import AudioTextBatch
+from collap.training.cost import Meter, Plan, Workload, paper_config, plan
+from collap.training.step import contrastive_step
+from collap.training.trainable import enable_gradient_checkpointing
 from modeling_collap import BeatsConfig, CoLLAPConfig, CoLLAPModel
 from processing import CoLLAPFeatureExtractor
-from processing.audio_text_data import AudioTextBatch
-from training.gradient_cache import contrastive_step
-from training.parts import enable_gradient_checkpointing
-from training.plan import Meter, Plan, Workload, paper_config, plan
 
 SAMPLING_RATE = 16_000
 TEXT_TOKENS = 333  # the paper's mean text: 257 words, by 1.3 tokens a word

@@ -13,18 +13,18 @@ import datasets
 import torch
 from tqdm.auto import tqdm
 
-import precompute_features
 from benchmarks.encode import take_turns
 from benchmarks.steps import SAMPLING_RATE, TEXT_TOKENS, median_ratio, medians
+from collap.corpora.synthetic.songs import build_corpus
+from collap.data import precompute as precompute_features
+from collap.data.samples import AudioTextBatch
+from collap.training.settings import parse_config
+from collap.training.tracking import song_tokens
+from collap.training.trainable import freeze
 from demo.small_backbones import write_beats, write_gpt2, write_whisper
 from modeling_collap import CoLLAPConfig, CoLLAPModel
 from processing import CoLLAPFeatureExtractor
-from processing.audio_text_data import AudioTextBatch
-from processing.corpora.synthetic_songs import build_corpus
 from train import Run, build_run, take_step
-from training.parts import freeze
-from training.settings import parse_config
-from training.tracking import song_tokens
 
 CONFIG = Path(__file__).parent.parent / "configs" / "demo.yaml"
 

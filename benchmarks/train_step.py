@@ -26,7 +26,7 @@ from benchmarks.loader import measure_loader, measure_wait_share
 from benchmarks.padding import measure_padding
 from benchmarks.steps import Bench, build_bench, measure_caching, measure_caching_memory, measure_plan
 from benchmarks.stored_tokens import build_demo, measure_song, measure_stored_tokens
-from training.plan import paper_config
+from collap.training.cost import paper_config
 
 
 def cpu_parts(folder: Path, repeats: int, songs: int) -> dict[str, Callable[[], dict]]:

@@ -5,9 +5,9 @@ Takes the arguments of `train.py`: `python -m demo.cache_features configs/demo.y
 
 import sys
 
-from processing.audio_text_data import cache_features, open_dataset
+from collap.data.samples import cache_features, open_dataset
+from collap.training.settings import parse_config
 from train import build_model_and_processor
-from training.settings import parse_config
 
 
 def main():

@@ -268,7 +268,7 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
 
         Args:
             text: folder or Hub id of a text encoder, for example `"gpt2"` or `"roberta-base"`.
-            music: folder or Hub id of a converted BEATs (`python -m modeling_collap.convert_beats_checkpoint`).
+            music: folder or Hub id of a converted BEATs (`collap convert-beats`).
             speech: folder or Hub id of a Whisper model; only its encoder is kept, its positions sliced to
                 `segment_seconds`.
             **config: settings of [`CoLLAPConfig`] other than those of the parts.

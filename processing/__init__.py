@@ -5,7 +5,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from modeling_collap import CoLLAPConfig
 
-from .audio_files import AudioFileError, load_audio, stream_audio
+from .decode_audio import AudioFileError, load_audio, stream_audio
 from .feature_extraction_collap import CoLLAPFeatureExtractor
 from .pipeline_collap import TASK, MusicTextRetrievalPipeline
 from .processing_collap import CoLLAPProcessor

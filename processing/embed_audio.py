@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
-from .audio_files import AudioFileError, AudioSource, source_name, stream_audio
+from .decode_audio import AudioFileError, AudioSource, source_name, stream_audio
 from .feature_extraction_collap import MAX_PEAK, MIN_SECONDS
 
 

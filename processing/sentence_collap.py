@@ -15,7 +15,7 @@ from sentence_transformers.base.modality import infer_batch_modality
 from sentence_transformers.base.modules import InputModule
 from transformers import AutoModel, AutoProcessor
 
-from .audio_files import load_audio
+from .decode_audio import load_audio
 from .embed_audio import check_samples
 from .pipeline_collap import is_file, pooled_tokens, waveform_features
 from .processing_collap import check_texts

@@ -13,7 +13,7 @@ import pytest
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     """A corpus of rendered songs of 12 to 20 s: 8 to train on, 4 to validate, 4 to test."""
-    from processing.corpora.synthetic_songs import build_corpus
+    from collap.corpora.synthetic.songs import build_corpus
 
     splits = {"train": 8, "validation": 4, "test": 4}
     folder = tmp_path_factory.mktemp("corpus") / "songs"

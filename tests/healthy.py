@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from tiny import tiny_model, tiny_processor
 
-from modeling_collap.hub.folders import save_folder
-from modeling_collap.hub.golden import write_golden
-from modeling_collap.hub.probes import SAMPLING_RATE, load_probes
+from collap.hub.golden import write_golden
+from collap.hub.probes import SAMPLING_RATE, load_probes
+from collap.models import save_folder
 
 STEPS = 60
 

@@ -1,0 +1,1 @@
+"""Corpora that are built here; synthetic songs are the first."""

@@ -1,0 +1,1 @@
+"""Data sets of audio and text: opening them, samples, batches, streams, caches."""

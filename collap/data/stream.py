@@ -1,0 +1,402 @@
+"""Streams of audio and text: data sets read shard by shard, never whole, as batches for training.
+
+A shard is a file of a data set (or a range of rows of a local folder of files). Every epoch the shards are shuffled and
+dealt to the processes, and of each process to its lanes: one lane for each worker. A lane reads its shards one after
+the other, a window of rows at a time, and goes on to its next epoch by itself. A position in a lane is (epoch, index of
+the shard in the lane's order of that epoch, row of the shard).
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch.utils.data import get_worker_info
+
+from processing.decode_audio import AudioFileError
+
+from .samples import (
+    MAX_REPLACEMENTS,
+    AudioTextBatch,
+    AudioTextCollator,
+    AudioTextSample,
+    SampleReader,
+    audio_source,
+    check_column,
+    header_seconds,
+    length_buckets,
+    no_replacement,
+    num_segments,
+    open_dataset,
+    parquet_shards,
+    resolve_path,
+    row_name,
+    split_name,
+)
+
+ROWS_READ = 16  # rows that `datasets` hands over at a time; a parquet reader holds a row group anyway
+WINDOW_BATCHES = 16
+MAX_FOLDER_SHARDS = 256  # ranges of rows that a local folder of files is cut into
+
+
+def open_stream(
+    source: str,
+    split: str,
+    audio_column: str = "audio",
+    text_column: str = "text",
+    config_name: str | None = None,
+    revision: str | None = None,
+) -> datasets.IterableDataset:
+    """Opens one split of a data set to be read shard by shard, its audio not decoded.
+
+    Args:
+        source: one of
+            - a folder of parquet shards, or a .parquet file: `train-00000-of-00008.parquet`, `data/train-*.parquet` or
+              `train/*.parquet`; audio as bytes, or as paths in the folder of the shard;
+            - any other local source of [`open_dataset`], such as a folder of files with their metadata;
+            - a Hub id; its shards hold the bytes of the audio.
+        split: `"train"`, ...; a slice only of a local source that is not parquet.
+        audio_column, text_column: their names.
+        config_name, revision: of a Hub data set.
+
+    Returns:
+        Rows of these two columns, in the format of Arrow.
+
+    Raises:
+        FileNotFoundError: if a source does not exist.
+        ValueError: as [`open_dataset`]; while reading, if a path leads out of the data set's folder.
+    """
+    path = Path(source)
+    is_one_shard = path.suffix == ".parquet" and path.is_file() and split_name(split) == "train"
+    shards = [path] if is_one_shard else parquet_shards(path, split)
+    if path.exists() and not shards:
+        table = open_dataset(source, split, audio_column, text_column)
+        stream = table.to_iterable_dataset(num_shards=min(len(table), MAX_FOLDER_SHARDS))
+        return stream.select_columns([audio_column, text_column]).with_format("arrow")
+    if "[" in split:
+        raise ValueError(f"{source}: a stream has no slices; found split {split!r}, expected {split_name(split)!r}")
+    if shards:
+        files = [str(shard) for shard in shards]
+        stream = _load_stream(source, "parquet", data_files={split: files}, split=split)
+    elif source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise FileNotFoundError(f"{source}: no such file or folder; a Hub id has the form owner/name")
+    else:
+        stream = _load_stream(source, source, name=config_name, revision=revision, split=split)
+    if not stream.column_names:
+        raise ValueError(f"{source}: its files do not state their columns; expected parquet shards to stream")
+    for column in (audio_column, text_column):
+        check_column(stream, column, source)
+    kind = stream.features[audio_column]
+    if not isinstance(kind, (datasets.Audio, dict)) and getattr(kind, "dtype", None) not in ("string", "binary"):
+        raise ValueError(f"{source}: the column {audio_column!r} holds {kind}; expected audio: bytes or paths")
+    stream = stream.select_columns([audio_column, text_column])
+    stream = stream.cast_column(audio_column, datasets.Audio(decode=False)).with_format("arrow")
+    places = {"column": audio_column, "folder": str(shards[0].resolve().parent) if shards else None}
+    return stream.map(
+        _resolve_paths,
+        with_indices=True,
+        batched=True,
+        batch_size=ROWS_READ,
+        fn_kwargs=places,
+        features=stream.features,
+    )
+
+
+def _load_stream(source: str, *args, **settings) -> datasets.IterableDataset:
+    try:
+        return datasets.load_dataset(*args, streaming=True, **settings)
+    except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
+        raise FileNotFoundError(f"{source}: neither a local folder nor a Hub data set in reach ({error})") from error
+    except (ValueError, RuntimeError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
+        raise ValueError(f"{source}: {error.__cause__ or error}") from error
+
+
+def _resolve_paths(table: pa.Table, rows: list[int], column: str, folder: str | None) -> pa.Table:
+    """Paths of rows without bytes, relative to the shards' folder, which they may not leave; None on the Hub."""
+    audio = table.column(column).combine_chunks()
+    content, paths = pc.struct_field(audio, "bytes"), pc.struct_field(audio, "path")
+    needed = pc.and_(pc.is_null(content), pc.is_valid(paths)).to_pylist()
+    if not any(needed):
+        return table
+    if folder is None:
+        raise ValueError(
+            f"the column {column!r} holds paths without bytes ({paths[needed.index(True)].as_py()!r}); a stream from "
+            "the Hub needs the bytes in its shards: train without streaming, or download the data set"
+        )
+    resolved = [
+        resolve_path({column: path}, row, column, folder)[column] if is_needed else path
+        for row, path, is_needed in zip(rows, paths.to_pylist(), needed, strict=True)
+    ]
+    fields = [content, pa.array(resolved, paths.type)]
+    audio = pa.StructArray.from_arrays(fields, names=["bytes", "path"], mask=pc.is_null(audio))
+    return table.set_column(table.column_names.index(column), column, audio.cast(table.schema.field(column).type))
+
+
+def stream_state(state: dict | None, batch_state: dict) -> dict:
+    """The position of a process after one more batch, to be given to `AudioTextStream.load_state_dict`; JSON-able.
+
+    Args:
+        state: the position before; None before the first batch.
+        batch_state: `AudioTextBatch.state` of the batch that was trained on.
+    """
+    state = state or {"batches": 0, "lanes": {}}
+    lane = {name: batch_state[name] for name in ("start", "batches", "drawn")}
+    return {
+        "layout": batch_state["layout"],
+        "batches": state["batches"] + 1,
+        "lanes": {**state["lanes"], str(batch_state["lane"]): lane},
+    }
+
+
+@dataclass
+class _Row:
+    """A row of a lane with its position, its audio not decoded."""
+
+    epoch: int
+    order: int
+    shard: int
+    row: int
+    example: dict
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.shard, self.row
+
+    @property
+    def position(self) -> list[int]:
+        return [self.epoch, self.order, self.row]
+
+
+class _Rows:
+    """An iterator of rows that takes rows back."""
+
+    def __init__(self, rows: Iterator[_Row]):
+        self.rows, self.waiting = rows, deque()
+
+    def __iter__(self) -> "_Rows":
+        return self
+
+    def __next__(self) -> _Row:
+        return self.waiting.popleft() if self.waiting else next(self.rows)
+
+    def put_back(self, rows: list[_Row]):
+        self.waiting.extendleft(reversed(rows))
+
+
+class AudioTextStream(torch.utils.data.IterableDataset):
+    """Endless [`AudioTextBatch`]es of one process: for `DataLoader(stream, batch_size=None, num_workers=num_workers)`.
+
+    Every row comes once in an epoch, and no song twice in a batch. (Where the rows of a lane are so few that the end of
+    an epoch cannot make a batch with other songs from the next one's beginning, those last rows are left out.) A row
+    whose file cannot be read is replaced by the one that is next in line. Processes may be at different epochs.
+
+    Each lane holds `window` rows undecoded, with the bytes of their files: 1024 songs of 5 MB take 5 GB.
+
+    Args:
+        dataset: from [`open_stream`].
+        processor: a [`CoLLAPProcessor`].
+        audio_column, text_column: their names.
+        batch_size: songs of all processes at a step.
+        crop_seconds, seed, features_in_worker: as in `AudioTextDataset`; the same seed gives the same choices.
+        process_index, num_processes: of this process. With fewer shards than processes each reads every shard and keeps
+            its share of the rows.
+        num_workers: of the `DataLoader`.
+        window: rows that are shuffled and sorted by length together; None for 16 batches.
+
+    Raises:
+        ValueError: if the batch cannot be split over the processes, or a process has fewer shards than workers.
+        AudioFileError: while iterating, if no file can be read in place of a bad one.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.IterableDataset,
+        processor,
+        audio_column: str,
+        text_column: str,
+        batch_size: int,
+        crop_seconds: float | None = None,
+        seed: int = 0,
+        features_in_worker: bool = True,
+        process_index: int = 0,
+        num_processes: int = 1,
+        num_workers: int = 0,
+        window: int | None = None,
+    ):
+        if batch_size % num_processes:
+            raise ValueError(f"batch_size {batch_size} cannot be split evenly over {num_processes} processes")
+        self.songs = batch_size // num_processes
+        self.window = window if window is not None else WINDOW_BATCHES * self.songs
+        if self.window < self.songs:
+            raise ValueError(f"window is {self.window} rows; expected at least the {self.songs} of a batch")
+        self.num_shards = dataset.num_shards
+        self.split_rows = self.num_shards < num_processes
+        shards = self.num_shards if self.split_rows else self.num_shards // num_processes
+        if num_workers > shards:
+            raise ValueError(
+                f"num_workers is {num_workers}, but of {self.num_shards} shards a process has only {shards}, and a "
+                f"shard is read by one worker: set num_workers to at most {shards}, or write more shards"
+            )
+        self.dataset, self.collate = dataset, AudioTextCollator(processor)
+        self.reader = SampleReader(
+            processor.feature_extractor, audio_column, text_column, crop_seconds, seed, features_in_worker
+        )
+        self.process_index, self.num_processes, self.num_workers = process_index, num_processes, num_workers
+        self.lanes = max(num_workers, 1)
+        self.layout = {
+            "seed": seed,
+            "batch_size": batch_size,
+            "process": process_index,
+            "processes": num_processes,
+            "lanes": self.lanes,
+            "window": self.window,
+            "shards": self.num_shards,
+        }
+        self.state = {"batches": 0, "lanes": {}}
+
+    def load_state_dict(self, state: dict):
+        """Goes on after the batches that `state` counts; to be called before the `DataLoader` starts its workers.
+
+        Raises:
+            ValueError: if the stream was another one; says in what.
+        """
+        found = state["layout"]
+        other = [f"{name} {found.get(name)} (now {now})" for name, now in self.layout.items() if found.get(name) != now]
+        if other:
+            raise ValueError(f"the stream cannot be resumed, it was saved with {', '.join(other)}; set what it was")
+        self.state = state
+
+    def __iter__(self) -> Iterator[AudioTextBatch]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info is not None else (0, 0)
+        if workers != self.num_workers:
+            raise ValueError(f"the stream was made for num_workers={self.num_workers}; the DataLoader has {workers}")
+        if info is not None:
+            fsspec.asyn.reset_lock()  # a lock of the parent's file system would never be released in a worker
+        # A DataLoader begins with worker 0, but the batch that is due is that of another lane.
+        lane = (worker + self.state["batches"]) % self.lanes
+        return self._batches(lane, **self.state["lanes"].get(str(lane), {"start": [0, 0, 0], "batches": 0, "drawn": 0}))
+
+    def _batches(self, lane: int, start: list[int], batches: int, drawn: int) -> Iterator[AudioTextBatch]:
+        """Of one lane, after the first `batches` of the window at `start`, which used `drawn` rows beyond it."""
+        rows = _Rows(self._lane_rows(lane, start))
+        while True:
+            window = self._read_window(rows)
+            start = window[0].position
+            plan = self._plan(window, lane)
+            for _ in range(drawn):
+                next(rows)
+            for index in range(batches, len(plan)):
+                samples, passed = self._read_samples([window[i] for i in plan[index]], rows)
+                drawn += passed
+                batch = self.collate(samples)
+                position = {"start": start, "batches": index + 1, "drawn": drawn}
+                batch.state = {"layout": self.layout, "lane": lane, **position}
+                yield batch
+            batches, drawn = 0, 0
+
+    def _plan(self, window: list[_Row], lane: int) -> np.ndarray:
+        """(batches, songs) indexes into a window, batches of about one length."""
+        generator = np.random.default_rng((self.reader.seed, self.process_index, lane, *window[0].position))
+        return length_buckets(np.array([self._segments(row) for row in window]), self.songs, generator)
+
+    def _segments(self, row: _Row) -> int:
+        try:
+            seconds = header_seconds(audio_source(row.example[self.reader.audio_column]))
+        except AudioFileError:  # counted when its batch is due
+            return 1
+        longest = self.reader.crop_seconds or seconds
+        return num_segments(min(seconds, longest), self.reader.feature_extractor.segment_seconds)
+
+    def _read_samples(self, batch: list[_Row], rows: _Rows) -> tuple[list[AudioTextSample], int]:
+        """The samples of a batch, and how many of `rows` were drawn in place of those that cannot be read."""
+        samples, skipped, keys, drawn = [], [], {row.key for row in batch}, 0
+        waiting, failed = deque(batch), 0
+        while waiting:
+            row = waiting.popleft()
+            place = f"{row.row} of shard {row.shard}"
+            try:
+                samples.append(self.reader.read(row.example, place, row.epoch))
+                failed = 0
+                continue
+            except AudioFileError as error:
+                skipped.append((row_name(place, row.example[self.reader.audio_column]), str(error)))
+                failed += 1
+            if failed > MAX_REPLACEMENTS:
+                raise no_replacement(skipped)
+            row, passed = self._next_free(rows, keys, skipped)
+            drawn += passed
+            keys.add(row.key)
+            waiting.appendleft(row)
+        samples[0].skipped = skipped
+        return samples, drawn
+
+    @staticmethod
+    def _next_free(rows: _Rows, keys: set[tuple[int, int]], skipped: list[tuple[str, str]]) -> tuple[_Row, int]:
+        """The next row whose key is not among `keys`, and how many were drawn to find it."""
+        last = None
+        for drawn, row in enumerate(rows, 1):
+            if row.key not in keys:
+                return row, drawn
+            last = row.epoch + 2 if last is None else last
+            if row.epoch >= last:  # a whole epoch went by
+                break
+        raise no_replacement(skipped)
+
+    def _read_window(self, rows: _Rows) -> list[_Row]:
+        """Whole batches of different songs; what was read beyond them is put back."""
+        for _ in range(2):
+            read, keys = [], set()
+            for row in rows:
+                read.append(row)
+                if row.key in keys or len(read) == self.window:
+                    break
+                keys.add(row.key)
+            different = len({row.key for row in read})
+            whole = different // self.songs * self.songs
+            if whole:
+                rows.put_back(read[whole:])
+                return read[:whole]
+            # Too few rows were left of an epoch before the next one came to the same songs: it starts there.
+            rows.put_back([row for row in read if row.epoch != read[0].epoch])
+        raise ValueError(
+            f"a worker has fewer rows than the {self.songs} songs of a batch: lower batch_size or num_workers, or "
+            "train without streaming"
+        )
+
+    def _lane_rows(self, lane: int, start: list[int]) -> Iterator[_Row]:
+        """Of one lane from a position on, epoch after epoch."""
+        epoch, first_shard, first_row = start
+        while True:
+            shards, is_empty = self._lane_shards(epoch, lane), (first_shard, first_row) == (0, 0)
+            for order in range(first_shard, len(shards)):
+                for row, example in self._shard_rows(shards[order], first_row):
+                    is_empty = False
+                    yield _Row(epoch, order, shards[order], row, example)
+                first_row = 0
+            if is_empty:
+                raise ValueError("the stream's shards hold no rows for one of its workers; lower num_workers")
+            epoch, first_shard = epoch + 1, 0
+
+    def _lane_shards(self, epoch: int, lane: int) -> list[int]:
+        order = np.random.default_rng((self.reader.seed, epoch)).permutation(self.num_shards)
+        own = order if self.split_rows else order[self.process_index :: self.num_processes]
+        return own[lane :: self.lanes].tolist()
+
+    def _shard_rows(self, shard: int, first: int) -> Iterator[tuple[int, dict]]:
+        """(row, example) of this process in a shard, from row `first` on.
+
+        Not `iter(dataset)`: in a worker of a `DataLoader` that would split the shard among the workers again.
+        """
+        row = first
+        for table in self.dataset.shard(self.num_shards, shard).skip(first).iter(batch_size=ROWS_READ):
+            for index in range(len(table)):
+                if not self.split_rows or row % self.num_processes == self.process_index:
+                    yield row, table.slice(index, 1).to_pylist()[0]
+                row += 1

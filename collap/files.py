@@ -1,0 +1,82 @@
+"""Files and folders that are replaced in one go: a reader, or a run after a kill, sees the old content or the new."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch and safetensors have their own for a full disk
+
+
+def write_json(path: Path, content: dict | list):
+    """Replaces a file in one go: a reader sees the old content or the new."""
+    replace_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def replace_text(path: Path, text: str):
+    """As [`write_json`], for any text."""
+    replace_file(path, lambda temporary: temporary.write_text(text))
+
+
+def replace_file(path: Path, write: Callable[[Path], None]):
+    """`write` to a temporary name, renamed when all of it is on the disk; a killed run leaves no half file at `path`.
+
+    Raises:
+        OSError: it cannot be written; names the file.
+    """
+    temporary = path.with_name(f"{path.name}.partial")  # always the same name: the next run overwrites what is left
+    try:
+        write(temporary)
+        _flush_path(temporary)
+        temporary.replace(path)
+    except SafetensorError as error:
+        raise OSError(f"{path}: cannot be written ({error})") from error
+
+
+def write_folder(path: Path, write: Callable[[Path], None]):
+    """Replaces a folder by what `write` puts into an empty one; `path` is never half-written.
+
+    Raises:
+        OSError: says what could not be written; `path` is as it was.
+    """
+    temporary, old = (path.with_name(f".{path.name}.{ending}") for ending in ("tmp", "old"))
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        write(temporary)
+        flush(temporary)
+    except WRITE_ERRORS as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(f"{path} could not be written ({one_line(error)}); what was there before is untouched") from error
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    temporary.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folder(path: Path):
+    """What was there before, if a kill came between the two renames of [`write_folder`]."""
+    old = path.with_name(f".{path.name}.old")
+    if old.exists() and not path.exists():
+        old.rename(path)
+
+
+def flush(folder: Path):
+    for path in [*folder.rglob("*"), folder]:
+        _flush_path(path)
+
+
+def _flush_path(path: Path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"

@@ -1,0 +1,383 @@
+"""A CoLLAP model as three graphs that run without this package: ONNX for onnxruntime, or archives of `torch.export`.
+
+    collap export you/collap-gpt2 exported                           # text, audio, score .onnx
+    collap export runs/x/best exported --format torch_export         # text, audio, score .pt2
+
+Numbers of texts, audios, segments and text tokens are free in each graph; the length of a segment is that of the model.
+Every graph is run with less and with more of each than it was traced with, and compared to the model, before the
+command says it is done.
+
+Dimensions: those of `modeling_collap.py`.
+"""
+
+import argparse
+import copy
+import importlib.util
+import json
+import logging
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.export import Dim
+from torch.nn import functional as F
+from transformers.utils import cached_file
+
+from collap.models import load_folder
+from modeling_collap.configuration_collap import CoLLAPConfig
+from modeling_collap.modeling_collap import CoLLAPModel
+from processing import CoLLAPProcessor
+
+SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+EXPORT_FILE = "export.json"
+TOLERANCE = 1e-4  # of float32 in another runtime, relative to 1 + the size of the number
+# Texts, and lengths of noise in segments, on which a graph is compared to the model. Of every free dimension one case
+# has less and the other has more than the graph was traced with; texts, audios and whole segments are padded.
+COMPARED = (
+    (["a", "piano", "loud guitar"], [3.4]),
+    (["a slow song with piano and drums, then a choir over strings, and at the end a loud guitar"], [1.3, 0.4, 0.7]),
+)
+
+
+class TextTower(nn.Module):
+    """`get_text_features` as a graph."""
+
+    def __init__(self, model: CoLLAPModel):
+        super().__init__()
+        self.model = _part(model, "text_model", "text_projection")
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """(B, L) and (B, L) -> (B, D)."""
+        return self.model.get_text_features(input_ids, attention_mask)
+
+
+class AudioTower(nn.Module):
+    """`get_audio_features` as a graph: the same numbers, but segments without audio are encoded, too, and then
+    dropped, because the sizes in a graph cannot depend on a mask."""
+
+    def __init__(self, model: CoLLAPModel):
+        super().__init__()
+        self.model = _part(model, "music_model", "speech_model", "audio_adapter", "structure_layers")
+
+    def forward(
+        self,
+        music_features: torch.Tensor,
+        speech_features: torch.Tensor,
+        music_attention_mask: torch.Tensor,
+        segment_mask: torch.Tensor,
+        audio_token_mask: torch.Tensor,
+    ) -> torch.Tensor:
+        """(A, S, F, mel bins), (A, S, mel bins, 100 L), (A, S, F), (A, S) and (A, T) -> (A, T, D)."""
+        # A segment with every frame masked would be NaN.
+        frame_mask = music_attention_mask | ~segment_mask.unsqueeze(-1)  # (A, S, F)
+        features = (music_features, speech_features, frame_mask)
+        fused = self.model._fused_segment_batch(*(feature.flatten(0, 1) for feature in features))  # (A S, K, .)
+        tokens = self.model.audio_adapter(fused).unflatten(0, segment_mask.shape)  # (A, S, K, D)
+        tokens = tokens.masked_fill(~segment_mask[..., None, None], 0.0).flatten(1, 2)  # (A, T, D)
+        return self.model.normalize_tokens(tokens, audio_token_mask)
+
+
+class Score(nn.Module):
+    """`score` as a graph; gammas and temperature are constants."""
+
+    def __init__(self, model: CoLLAPModel):
+        super().__init__()
+        self.model = _part(model, "score_parameters")
+        # So much padding, which changes no score, that there is more than one frame however short the audios are.
+        self.padding = model.config.kernel_size + model.config.stride - 1
+
+    def forward(
+        self, text_embeds: torch.Tensor, audio_embeds: torch.Tensor, audio_token_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """(B, D), (A, T, D) and (A, T) -> (A, B)."""
+        audio_embeds = F.pad(audio_embeds, (0, 0, 0, self.padding))  # (A, T + padding, D)
+        return self.model.score(text_embeds, audio_embeds, F.pad(audio_token_mask, (0, self.padding)))
+
+
+def _part(model: CoLLAPModel, *names: str) -> CoLLAPModel:
+    """The model with only these of its modules: an archive holds every weight of what it was made from."""
+    part = copy.copy(model)
+    part._modules = {name: model._modules[name] for name in names}
+    return part
+
+
+@dataclass
+class Graph:
+    """
+    Attributes:
+        module: what is traced.
+        inputs: dtype and shape of each, free dimensions by name.
+        output, output_shape: of the only output, which is float32.
+    """
+
+    module: nn.Module
+    inputs: dict[str, tuple[str, list[str | int]]]
+    output: str
+    output_shape: list[str | int]
+
+    def describe(self) -> dict:
+        """Inputs and output as [`EXPORT_FILE`] holds them."""
+        inputs = {name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in self.inputs.items()}
+        return {"inputs": inputs, "outputs": {self.output: {"dtype": "float32", "shape": self.output_shape}}}
+
+
+def free_dimensions(config: CoLLAPConfig) -> dict[str, tuple[Dim, int]]:
+    """Dimensions that a graph leaves free, by name, each with a size to trace with."""
+    segments, per_segment = Dim("segments", min=1), config.tokens_per_segment
+    return {
+        "texts": (Dim("texts", min=1), 2),
+        "text_tokens": (Dim("text_tokens", min=1, max=config.text_positions), 16),
+        "audios": (Dim("audios", min=1), 2),
+        "segments": (segments, 3),
+        f"{per_segment}*segments": (per_segment * segments, 3 * per_segment),
+        "tokens": (Dim("tokens", min=1), 3 * per_segment),
+    }
+
+
+def build_graphs(model: CoLLAPModel) -> dict[str, Graph]:
+    """`text`, `audio` and `score` of a model in evaluation mode."""
+    config = model.config
+    width, frames = config.projection_dim, 2 * config.speech_config.max_source_positions
+    all_tokens = f"{config.tokens_per_segment}*segments"
+    text = ("int64", ["texts", "text_tokens"])
+    audio = {
+        "music_features": ("float32", ["audios", "segments", frames - 2, config.music_config.num_mel_bins]),
+        "speech_features": ("float32", ["audios", "segments", config.speech_config.num_mel_bins, frames]),
+        "music_attention_mask": ("bool", ["audios", "segments", frames - 2]),
+        "segment_mask": ("bool", ["audios", "segments"]),
+        "audio_token_mask": ("bool", ["audios", all_tokens]),
+    }
+    score = {
+        "text_embeds": ("float32", ["texts", width]),
+        "audio_embeds": ("float32", ["audios", "tokens", width]),
+        "audio_token_mask": ("bool", ["audios", "tokens"]),
+    }
+    text_inputs = {"input_ids": text, "attention_mask": text}
+    return {
+        "text": Graph(TextTower(model).eval(), text_inputs, "text_embeds", ["texts", width]),
+        "audio": Graph(AudioTower(model).eval(), audio, "audio_embeds", ["audios", all_tokens, width]),
+        "score": Graph(Score(model).eval(), score, "logits_per_audio", ["audios", "texts"]),
+    }
+
+
+def write_graph(graph: Graph, config: CoLLAPConfig, path: Path) -> None:
+    """Traces a graph and writes it: `.pt2`, or `.onnx` with its weights in `NAME.onnx.data` beside it, because an ONNX
+    file holds 2 GB at most.
+
+    Raises:
+        ValueError: torch cannot trace the model.
+        OSError: the file cannot be written.
+    """
+    free = free_dimensions(config)
+    inputs, dynamic_shapes = {}, {}
+    for name, (dtype, shape) in graph.inputs.items():
+        sizes = [free[size][1] if size in free else size for size in shape]
+        inputs[name] = torch.zeros(sizes, dtype=getattr(torch, dtype))
+        dynamic_shapes[name] = {i: free[size][0] for i, size in enumerate(shape) if size in free}
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch about itself; what is written is checked
+            if path.suffix == SUFFIXES["torch_export"]:
+                program = torch.export.export(graph.module, (), kwargs=inputs, dynamic_shapes=dynamic_shapes)
+                torch.export.save(program, path)
+            else:
+                names = {"input_names": list(inputs), "output_names": [graph.output]}
+                torch.onnx.export(
+                    graph.module, (), path, kwargs=inputs, dynamic_shapes=dynamic_shapes, verbose=False, **names
+                )
+    except RuntimeError as error:  # of torch.export and torch.onnx, both
+        raise ValueError(f"{path.name}: torch cannot trace this model: {error}") from error
+
+
+def load_graph(path: str | Path, threads: int = 0) -> Callable[..., torch.Tensor]:
+    """A written graph as a function of its inputs by name, on the CPU: onnxruntime for `.onnx`, torch for `.pt2`.
+
+    Args:
+        threads: of onnxruntime, 0 for its own choice; those of torch are set by `torch.set_num_threads`.
+    """
+    path = Path(path)
+    if path.suffix == SUFFIXES["torch_export"]:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")  # nothing writes to weights
+            return torch.export.load(path).module()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def run(**inputs: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(session.run(None, {name: value.numpy() for name, value in inputs.items()})[0])
+
+    return run
+
+
+@torch.no_grad()
+def inputs_and_outputs(
+    model: CoLLAPModel, processor: CoLLAPProcessor, texts: list[str], segments: list[float]
+) -> dict[str, torch.Tensor]:
+    """Inputs of the graphs by name, texts and noise of so many segments, with what the model makes of them."""
+    rate = processor.feature_extractor.sampling_rate
+    generator = torch.Generator().manual_seed(0)
+    lengths = [round(number * model.config.segment_seconds * rate) for number in segments]
+    audio = [0.1 * torch.randn(length, generator=generator) for length in lengths]
+    inputs = processor(text=texts, audio=audio, sampling_rate=rate)
+    return {**inputs, **model(**inputs)}
+
+
+def largest_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest `|found - expected| / (1 + |expected|)`; infinite for other shapes, NaN or infinity."""
+    if found.shape != expected.shape or not (found - expected).isfinite().all():
+        return float("inf")
+    return float(((found - expected).abs() / (1 + expected.abs())).max())
+
+
+def export_model(
+    model: CoLLAPModel,
+    processor: CoLLAPProcessor,
+    folder: str | Path,
+    format: str = "onnx",
+    source: str | None = None,
+    revision: str | None = None,
+) -> dict[str, float]:
+    """Writes the three graphs, the processor and [`EXPORT_FILE`] to a folder, and checks every graph.
+
+    Args:
+        model: float32, in evaluation mode, on the CPU.
+        folder: new or empty.
+        format: `"onnx"` or `"torch_export"`.
+        source, revision: the Hub id (or a name) and the commit that the model comes from, to be noted.
+
+    Returns:
+        By graph, the [`largest_difference`] from the model.
+
+    Raises:
+        ImportError: packages that ONNX needs are missing.
+        ValueError: torch cannot trace the model, or a graph differs from it by more than `TOLERANCE`.
+        OSError: the folder is not empty or cannot be written.
+    """
+    check_packages(format)
+    folder = Path(folder)
+    check_empty(folder)
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        # Nobody shall run half of it; within the folder, which may be a link, or all that is writable.
+        with tempfile.TemporaryDirectory(prefix="unfinished-", dir=folder) as staging:
+            differences = _write_graphs(model, processor, Path(staging), format)
+            processor.save_pretrained(staging)
+            content = describe(model, processor, format, source, revision) | {"largest_difference": differences}
+            (Path(staging) / EXPORT_FILE).write_text(json.dumps(content, indent=2) + "\n")
+            for path in Path(staging).iterdir():
+                path.rename(folder / path.name)
+    except BaseException:
+        if is_new:
+            with suppress(OSError):  # it would hide the reason
+                folder.rmdir()
+        raise
+    return differences
+
+
+def _write_graphs(model: CoLLAPModel, processor: CoLLAPProcessor, folder: Path, format: str) -> dict[str, float]:
+    cases, differences = [inputs_and_outputs(model, processor, *case) for case in COMPARED], {}
+    for name, graph in build_graphs(model).items():
+        path = folder / f"{name}{SUFFIXES[format]}"
+        write_graph(graph, model.config, path)
+        run = load_graph(path)
+        with torch.no_grad():
+            found = [run(**{key: values[key] for key in graph.inputs}) for values in cases]
+        expected = [values[graph.output] for values in cases]
+        differences[name] = max(map(largest_difference, found, expected))
+        if not differences[name] <= TOLERANCE:
+            raise ValueError(
+                f"{path.name} differs from the model by {differences[name]:.1e}, expected at most {TOLERANCE:.0e}; "
+                "nothing is exported"
+            )
+    return differences
+
+
+def describe(
+    model: CoLLAPModel, processor: CoLLAPProcessor, format: str, source: str | None, revision: str | None
+) -> dict:
+    """The content of [`EXPORT_FILE`], for those who run the graphs without the processor, too."""
+    config = model.config
+    files = {name: f"{name}{SUFFIXES[format]}" for name in build_graphs(model)}
+    return {
+        "source": source,
+        "revision": revision,
+        "format": format,
+        "torch_version": torch.__version__,
+        "sampling_rate": processor.feature_extractor.sampling_rate,
+        "segment_seconds": config.segment_seconds,
+        "token_seconds": config.token_seconds,
+        "tokens_per_segment": config.tokens_per_segment,
+        "max_text_tokens": processor.max_text_tokens,
+        "graphs": {name: {"file": files[name], **graph.describe()} for name, graph in build_graphs(model).items()},
+    }
+
+
+def check_packages(format: str) -> None:
+    """ImportError if ONNX is asked for and packages that it needs are missing."""
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if format == "onnx" and missing:
+        raise ImportError(f"exporting to ONNX needs {', '.join(missing)}: pip install {' '.join(missing)}")
+
+
+def check_empty(folder: Path) -> None:
+    """OSError unless the folder is new or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and is not an empty folder; expected a new one for the graphs")
+
+
+def resolve_source(name: str, revision: str | None) -> tuple[str, str | None]:
+    """The Hub id and the commit that `revision` stands for; of a folder, its name and None.
+
+    Raises:
+        ValueError: a folder with a revision.
+        OSError: there is no such repository, revision or connection.
+    """
+    if Path(name).is_dir():
+        if revision is not None:
+            raise ValueError(f"--revision {revision}: {name} is a folder, and has no revisions; leave it out")
+        return Path(name).resolve().name, None
+    try:
+        config = cached_file(name, "config.json", revision=revision)
+    except OSError as error:
+        raise OSError(f"{name}: {error}") from error  # not all of them name it
+    return name, Path(config).parent.name  # .../snapshots/COMMIT/config.json
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="export", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("model", help="folder or Hub id of a CoLLAP model")
+    parser.add_argument("folder", type=Path, help="new folder for the graphs, the processor and export.json")
+    parser.add_argument("--format", choices=SUFFIXES, default="onnx")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
+    options = parser.parse_args(arguments)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of torchvision, which nothing here needs
+    try:
+        check_packages(options.format)
+        check_empty(options.folder)
+        source, revision = resolve_source(options.model, options.revision)
+        model, processor = load_folder(options.model, **({} if revision is None else {"revision": revision}))
+        differences = export_model(model, processor, options.folder, options.format, source, revision)
+    except (ImportError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for name, difference in differences.items():
+        files = options.folder.glob(f"{name}.*")
+        megabytes = sum(file.stat().st_size for file in files) / 1e6
+        path = options.folder / f"{name}{SUFFIXES[options.format]}"
+        print(f"{path}: {megabytes:.1f} MB, within {difference:.1e} of the model")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""Publish a CoLLAP model on the Hub with its card, measured figures, training log and golden vectors; or a corpus that
+was built here, or a metric.
+
+    collap publish runs/demo/collap-gpt2/best you/collap-gpt2 --license apache-2.0 \
+        --results results/demo/collap-gpt2/results.json
+    collap publish data/demo_songs you/demo-songs --repo_type dataset --license cc0-1.0
+    collap publish collap/hub/spaces/audio_text_retrieval you/audio_text_retrieval --repo_type space
+
+What is published is put together in a temporary folder, checked by the doctor, and committed at once; the given folder
+is only read. Publishing again replaces it: text and metadata that users wrote on the Hub's card stay, and the card of
+the folder adds to them; files of the former model that the new one lacks go, and are named. Nothing but safetensors
+weights is sent, and of a LoRA run not `adapter/`: the weights hold it already. A publish that was cut off is repeated
+with the same command: what the Hub already has is not sent again.
+"""
+
+import argparse
+import glob
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from collap.hub.cards import plain_name
+from collap.hub.doctor import diagnose
+from collap.hub.staging import (
+    Former,
+    PublishSettings,
+    check_model_folder,
+    copy_files,
+    own_files,
+    read_former,
+    space_sdk,
+    stage_corpus,
+    stage_model,
+    stale_files,
+)
+
+STATUS = {
+    401: "not signed in, or the token is not valid: `hf auth login`, or set HF_TOKEN",
+    403: "the token may not write there",
+    404: "there is no such repository or revision, or the token may not see it",
+    412: "the repository has changed meanwhile, and nothing of that was replaced",
+}
+NETWORK = (HTTPError, ConnectionError, TimeoutError, LocalEntryNotFoundError)  # the last: nor is it in the cache
+
+
+class PublishError(OSError):
+    """Not published; says what failed, and how to go on."""
+
+
+def reason(error: BaseException | None) -> str:
+    """What failed, in a few words: without the addresses of a request, which may be signed."""
+    first = error
+    while error is not None:
+        if isinstance(error, HfHubHTTPError):
+            status = error.response.status_code
+            said = f" ({' '.join(error.server_message.split())})" if error.server_message else ""
+            return f"the Hub answered {status}: {STATUS.get(status, 'it failed' if status >= 500 else 'refused')}{said}"
+        if isinstance(error, OfflineModeIsEnabled):
+            return "HF_HUB_OFFLINE is set, so nothing can be sent"
+        if isinstance(error, HTTPError | ConnectionError | TimeoutError):
+            return f"the Hub was not reached, or the connection broke off ({type(error).__name__})"
+        error = error.__cause__ or error.__context__
+    return f"{type(first).__name__}: {first}"
+
+
+@contextmanager
+def explained(settings: PublishSettings, advice: str = "") -> Iterator[None]:
+    """Turns failures of the network, and of an upload, which are RuntimeErrors, into a [`PublishError`] of one line."""
+    try:
+        yield
+    except (*NETWORK, RuntimeError) as error:
+        raise PublishError(f"{settings.repo_id} was not published: {reason(error)}{advice}") from error
+
+
+def check_can_publish(repo_id: str, **settings) -> str:
+    """Makes the repository and the branch unless they are there: what cannot work fails before a long training.
+
+    Args:
+        **settings: of [`PublishSettings`].
+
+    Returns:
+        The id of the repository, with the user's name if `repo_id` has none.
+
+    Raises:
+        PublishError: no token, no permission or no network.
+        ValueError: settings contradict each other, or the repository is public and should be private.
+    """
+    return _make_repository(PublishSettings(repo_id, **settings))
+
+
+def _make_repository(settings: PublishSettings, sdk: str | None = None) -> str:
+    if settings.create_pr and settings.revision:
+        raise ValueError("--create_pr opens a pull request on the main branch; leave out --revision")
+    if not (settings.token or get_token()):
+        raise PublishError(f"{settings.repo_id} cannot be published: no token; run `hf auth login`, or set HF_TOKEN")
+    api = HfApi(token=settings.token)
+    with explained(settings):
+        url = api.create_repo(**settings.place(), private=settings.private or None, exist_ok=True, space_sdk=sdk)
+        settings = replace(settings, repo_id=url.repo_id)
+        if not settings.create_pr:
+            api.auth_check(**settings.place(), write=True)
+        if settings.private and not api.repo_info(**settings.place()).private:
+            raise ValueError(f"{url.repo_id} exists and is public: make it private in its settings, or drop --private")
+        if settings.revision and not settings.revision.startswith("refs/"):
+            api.create_branch(**settings.place(), branch=settings.revision, exist_ok=True)
+    return url.repo_id
+
+
+def check_health(staging: Path, folder: Path, settings: PublishSettings) -> None:
+    """ValueError with what the doctor found wrong; with `--anyway` only said."""
+    diagnosis = diagnose(staging)
+    failed = "; ".join(f"{check.name}: {check.detail}" for check in diagnosis.checks if check.status == "failed")
+    if failed and not settings.anyway:
+        command = replace(settings, anyway=True).command(folder)
+        raise ValueError(
+            f"the doctor finds the model unhealthy ({failed}); if that is meant, publish it with: {command}"
+        )
+    if failed:
+        print(f"warning: published although the doctor finds it unhealthy ({failed})", file=sys.stderr)
+
+
+def stage(folder: Path, staging: Path, settings: PublishSettings, former: Former) -> list[str]:
+    """Puts together what is published; returns the files of the repository that are to go."""
+    if settings.repo_type == "space":
+        copy_files(own_files(folder), staging)
+        return []
+    if settings.repo_type == "dataset":
+        stage_corpus(folder, staging, settings, former)
+        return stale_files(former, staging, ["data/*.parquet"])
+    stale = stage_model(folder, staging, settings, former)
+    check_health(staging, folder, settings)
+    return stale
+
+
+def publish(folder: str | Path, repo_id: str, **settings) -> CommitInfo:
+    """Publishes the folder of a model, a corpus or a Space in one commit.
+
+    Args:
+        folder: is only read.
+        **settings: of [`PublishSettings`].
+
+    Returns:
+        The commit; `.commit_url`, and `.pr_url` with `create_pr`.
+
+    Raises:
+        PublishError: no token, no permission, no network, or it broke off; says the command to repeat.
+        ValueError, OSError: the folder does not hold what it should, or the doctor finds the model unhealthy.
+    """
+    folder, settings = Path(folder), PublishSettings(repo_id, **settings)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    sdk = space_sdk(folder, repo_id) if settings.repo_type == "space" else None
+    if settings.repo_type == "model":
+        check_model_folder(folder)
+    settings = replace(settings, repo_id=_make_repository(settings, sdk))
+    advice = f"; {folder} is untouched; repeat with: {settings.command(folder)}"
+    with tempfile.TemporaryDirectory(prefix="collap-publish-") as temporary, explained(settings, advice):
+        kept, staging = Path(temporary) / "former", Path(temporary) / "staging"
+        kept.mkdir()
+        staging.mkdir()
+        former = read_former(settings, kept)
+        stale = stage(folder, staging, settings, former)
+        for path in stale:
+            print(f"{path} is of the former {settings.repo_type} and goes from {settings.repo_id}", file=sys.stderr)
+        return HfApi(token=settings.token).upload_folder(
+            **settings.place(),
+            folder_path=staging,
+            revision=settings.revision,
+            create_pr=settings.create_pr,
+            parent_commit=former.commit,  # fails if anyone has changed the repository since
+            delete_patterns=[glob.escape(path) for path in stale] or None,
+            commit_message=f"Publish {plain_name(settings.repo_id)}",
+        )
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="collap publish", description=__doc__.split("\n\n")[0])
+    parser.add_argument("folder", help="of a model (runs/.../best), a corpus or a metric")
+    parser.add_argument("repo_id", help="owner/name")
+    parser.add_argument("--repo_type", choices=("model", "dataset", "space"), default="model")
+    parser.add_argument("--private", action="store_true", help="make the repository private, if it is new")
+    parser.add_argument("--revision", help="branch to publish to, made if there is none")
+    parser.add_argument("--create_pr", action="store_true", help="open a pull request")
+    parser.add_argument("--license", help="of the weights or the data, e.g. apache-2.0")
+    parser.add_argument("--language", nargs="+", help="of the texts, e.g. en")
+    parser.add_argument("--base_model", nargs="+", help="Hub ids; default: those of the training run")
+    parser.add_argument("--datasets", nargs="+", help="Hub ids; default: that of the training run")
+    parser.add_argument("--results", nargs="+", help="results.json files of evaluate_retrieval.py")
+    parser.add_argument("--energy_kwh", type=float, help="that the training took")
+    parser.add_argument("--max_shard_size", default="5GB", help="weights above it are split")
+    parser.add_argument("--anyway", action="store_true", help="publish even what the doctor finds unhealthy")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = vars(parse_arguments(arguments))
+    try:
+        commit = publish(**options)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:  # tensorboard for the curves of a run, datasets for a corpus
+        package = error.name.split(".")[0]
+        print(f"error: {options['folder']} is not published without {package}: pip install {package}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted; the same command goes on where it was", file=sys.stderr)
+        return 130
+    print(commit.pr_url or commit.commit_url)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

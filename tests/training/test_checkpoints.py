@@ -1,0 +1,190 @@
+"""Checkpoints on disk: whole or not there, only of the same run; failures that leave the old ones as they were."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from collap.files import restore_folder, write_folder, write_json
+from collap.training.checkpoints import Checkpoints
+
+REPOSITORY = Path(__file__).parents[2]
+IDENTITY = {"dataset": "songs", "seed": 0, "num_processes": 1}
+
+
+class Run:
+    """A model and optimizer with state, on a fresh accelerator."""
+
+    def __init__(self, folder: Path, identity: dict = IDENTITY, keep: int = 2):
+        self.accelerator = Accelerator(cpu=True)
+        torch.manual_seed(3)
+        model = torch.nn.Linear(4, 4)
+        self.model, self.optimizer = self.accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=0.1))
+        self.checkpoints = Checkpoints(self.accelerator, folder, identity, keep)
+
+    def step(self):
+        """A step that depends on weights, optimizer and random state."""
+        self.model(torch.nn.functional.dropout(torch.ones(2, 4))).square().sum().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def test_a_loaded_run_goes_on_bit_for_bit(tmp_path):
+    run = Run(tmp_path)
+    run.step()
+    run.checkpoints.save(1, {"best": 0.1 + 0.2})
+    run.step()
+    other = Run(tmp_path)
+    torch.manual_seed(99)
+    assert other.checkpoints.load(other.checkpoints.find("latest")) == {"best": 0.1 + 0.2}
+    other.step()
+    assert torch.equal(run.model.weight, other.model.weight)
+
+
+def test_the_loss_scale_of_float16_is_restored(tmp_path):
+    run, other = Run(tmp_path), Run(tmp_path)
+    run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
+    run.checkpoints.save(1, {})
+    other.accelerator.scaler = torch.amp.GradScaler("cpu")
+    other.checkpoints.load(tmp_path / "step-00000001")
+    assert other.accelerator.scaler.get_scale() == 512.0
+
+
+def test_the_newest_are_kept_and_only_whole_ones_are_seen(tmp_path):
+    run = Run(tmp_path)
+    assert run.checkpoints.find("latest") is None
+    for step in (9, 10, 11):
+        run.checkpoints.save(step, {})
+    assert [path.name for path in run.checkpoints.all()] == ["step-00000010", "step-00000011"]
+    (tmp_path / "step-00000012").mkdir()  # of another program: no progress.json
+    (tmp_path / ".step-00000013.tmp").mkdir()  # killed while it was written
+    (tmp_path / ".step-00000009.old").mkdir()  # killed while it was deleted
+    assert run.checkpoints.find("latest").name == "step-00000011"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".lock",
+        "step-00000010",
+        "step-00000011",
+        "step-00000012",
+    ]
+
+
+def test_a_checkpoint_of_other_settings_or_processes_is_refused_by_name(tmp_path):
+    Run(tmp_path).checkpoints.save(1, {})
+    other = Run(tmp_path, {**IDENTITY, "seed": 1, "num_processes": 2})
+    with pytest.raises(ValueError, match="another run: num_processes was 1 and is 2, seed was 0 and is 1.*processes; "):
+        other.checkpoints.load(tmp_path / "step-00000001")
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused_with_those_there_are(tmp_path):
+    run = Run(tmp_path)
+    run.checkpoints.save(7, {})
+    with pytest.raises(ValueError, match=r"no whole checkpoint.*those of this run are \['step-00000007'\]"):
+        run.checkpoints.load(tmp_path / "step-00000008")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "random_states_0.pkl"])
+def test_a_damaged_file_is_named_with_its_checkpoint(tmp_path, name):
+    run = Run(tmp_path)
+    run.checkpoints.save(1, {})
+    file = tmp_path / "step-00000001" / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(ValueError, match="step-00000001 is damaged"):
+        run.checkpoints.load(tmp_path / "step-00000001")
+
+
+def test_a_process_without_its_random_state_is_refused(tmp_path):
+    run = Run(tmp_path)
+    run.checkpoints.save(1, {})
+    (tmp_path / "step-00000001" / "random_states_0.pkl").unlink()
+    with pytest.raises(ValueError, match="random_states_0.pkl is missing.*all machines share"):
+        run.checkpoints.load(tmp_path / "step-00000001")
+
+
+def test_an_older_checkpoint_sets_the_later_ones_aside(tmp_path):
+    run = Run(tmp_path, keep=3)
+    for step in (1, 2, 3):
+        run.checkpoints.save(step, {})
+    run.checkpoints.load(tmp_path / "step-00000001")
+    assert [path.name for path in run.checkpoints.all()] == ["step-00000001"]
+    assert (tmp_path / "abandoned-step-00000003" / "progress.json").is_file()
+    run.checkpoints.save(2, {"again": True})
+    assert run.checkpoints.load(tmp_path / "step-00000002") == {"again": True}
+
+
+def test_a_checkpoint_of_another_folder_is_refused(tmp_path):
+    Run(tmp_path / "one").checkpoints.save(1, {})
+    with pytest.raises(ValueError, match="of another output_dir"):
+        Run(tmp_path / "two").checkpoints.load(tmp_path / "one" / "step-00000001")
+
+
+ANOTHER_RUN = """
+import sys
+sys.path[:0] = [{tests!r}, {root!r}]
+from pathlib import Path
+from test_checkpoints import Run
+try:
+    Run(Path(sys.argv[1]))
+except ValueError as error:
+    print("refused:", error)
+"""
+
+
+def test_two_runs_cannot_write_to_one_folder(tmp_path):
+    code = ANOTHER_RUN.format(tests=str(REPOSITORY / "tests"), root=str(REPOSITORY))
+    run = Run(tmp_path)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert "refused: another run is writing to" in done.stdout, done.stderr
+    run.checkpoints.lock.close()
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert done.stdout == "" and done.returncode == 0, done.stderr
+
+
+FULL_DISK = """
+import resource, sys
+sys.path[:0] = [{tests!r}, {root!r}]
+from pathlib import Path
+from test_checkpoints import Run
+run = Run(Path(sys.argv[1]))
+run.checkpoints.save(1, {{}})
+resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
+try:
+    run.checkpoints.save(2, {{}})
+except OSError as error:
+    print("refused:", error)
+"""
+
+
+def test_a_full_disk_is_said_and_leaves_the_previous_checkpoint(tmp_path):
+    """No file may grow beyond 200 bytes: what a full disk does, without one."""
+    code = FULL_DISK.format(tests=str(REPOSITORY / "tests"), root=str(REPOSITORY))
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert "refused: the checkpoint of step 2 could not be written" in done.stdout, done.stderr
+    assert "step-00000001 is whole: free space, then --resume latest" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "step-00000001"]
+    run = Run(tmp_path)
+    run.checkpoints.load(run.checkpoints.find("latest"))
+
+
+def test_folders_and_files_are_replaced_whole(tmp_path):
+    folder = tmp_path / "best"
+    write_folder(folder, lambda path: (path / "weights").write_text("old"))
+
+    def fail(path: Path):
+        (path / "weights").write_text("new")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match=r"best could not be written .*No space left.*untouched"):
+        write_folder(folder, fail)
+    assert (folder / "weights").read_text() == "old"
+    write_folder(folder, lambda path: (path / "weights").write_text("new"))
+    assert (folder / "weights").read_text() == "new" and len(list(tmp_path.iterdir())) == 1
+
+    folder.rename(tmp_path / ".best.old")  # killed between the two renames
+    restore_folder(folder)
+    assert (folder / "weights").read_text() == "new"
+    write_json(tmp_path / "summary.json", {"step": 1})
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"step": 1}

@@ -1,0 +1,240 @@
+"""A killed run, resumed, ends with the weights of one that was never killed: bit for bit, on one and two processes."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from runs import REPOSITORY, command, environment, evaluations, settings, start_processes, train
+from safetensors.torch import load_file
+from transformers import AutoConfig
+
+from collap.training.step import ContrastiveStep
+from train import SkippedSteps, main, update_weights
+
+STEPS = 16
+
+
+@pytest.fixture(scope="module")
+def with_dropout(backbones, tmp_path_factory) -> dict[str, Path]:
+    """Backbones whose training draws random numbers: a resumed run must draw the same."""
+    folder = tmp_path_factory.mktemp("dropout")
+    for name, overrides in (("gpt2", {"resid_pdrop": 0.2, "embd_pdrop": 0.2}), ("beats", {"hidden_dropout": 0.2})):
+        copied = folder / f"{name}-dropout"
+        copied.mkdir()
+        for file in backbones[name].iterdir():
+            if file.name != "config.json":
+                (copied / file.name).symlink_to(file)
+        config = AutoConfig.from_pretrained(backbones[name])
+        config.update(overrides)
+        config.save_pretrained(copied)
+    return {**backbones, "gpt2": folder / "gpt2-dropout", "beats": folder / "beats-dropout"}
+
+
+def killable(corpus, backbones, **overrides) -> dict:
+    """Crops, dropout, micro-batches and a worker: all that has a state; a checkpoint every three steps."""
+    state = {"crop_seconds": 5.0, "micro_batch_size": 3, "num_workers": 1, "seed": 4}
+    often = {"epochs": STEPS // 2, "eval_every": 3, "checkpoint_every": 3, "max_skipped_steps": 3, "resume": "latest"}
+    return settings(corpus, backbones, **state | often | overrides)
+
+
+def train_and_kill(folder: Path, config: dict, num_processes: int, kills: int, seed: int) -> int:
+    """Starts the run, by `accelerate launch`, and kills it after a random time, again and again; then lets it finish.
+
+    Returns:
+        How often it was killed while it was training.
+    """
+    generator, killed = random.Random(seed), 0
+    line = command(folder, config, num_processes)
+    if num_processes == 1:
+        line = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu", *line[1:]]
+    for attempt in range(10 * kills + 10):
+        log = folder / f"{attempt}.log"
+        with log.open("w") as output:
+            process = subprocess.Popen(line, stdout=output, stderr=output, cwd=REPOSITORY, env=environment())
+            if killed == kills:
+                assert process.wait(timeout=300) == 0, log.read_text()[-3000:]
+                return killed
+            wait_for_steps(psutil.Process(process.pid), log)
+            time.sleep(generator.uniform(0, 1.5))
+            done = process.poll()
+            if done is None:
+                kill_all(process)
+        assert done in (None, 0), log.read_text()[-3000:]
+        killed += done is None
+    raise AssertionError(f"killed {killed} times, expected {kills}")
+
+
+def wait_for_steps(process: psutil.Process, log: Path):
+    """Until the loop has begun, or the process has ended."""
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE and "training:" not in log.read_text():
+        time.sleep(0.02)
+
+
+def kill_all(process: subprocess.Popen):
+    """SIGKILL for the launcher, its processes (sessions of their own) and their workers."""
+    family = [psutil.Process(process.pid)]
+    family += family[0].children(recursive=True)
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait()
+    psutil.wait_procs(family[1:])
+
+
+def assert_same_run(found: Path, expected: Path):
+    """Weights, best model and evaluations."""
+    for name in ("last", "best"):
+        weights, reference = (load_file(run / name / "model.safetensors") for run in (found, expected))
+        assert weights.keys() == reference.keys()
+        different = [key for key, value in reference.items() if not weights[key].equal(value)]
+        assert not different
+    lines, reference = ([{**line, "seconds": 0} for line in evaluations(run)] for run in (found, expected))
+    assert lines == reference
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (found, expected)]
+    assert summaries[0]["finished"] and summaries[0]["songs"] == summaries[1]["songs"]
+    assert summaries[0]["best"] == summaries[1]["best"]
+    assert not [path.name for path in found.rglob(".*") if path.name.endswith((".tmp", ".old"))]
+    assert not list(found.rglob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("num_processes", "kills"),
+    [(1, 2), (2, 1), pytest.param(1, 12, marks=pytest.mark.slow), pytest.param(2, 8, marks=pytest.mark.slow)],
+)
+def test_killed_at_random_points_and_resumed(corpus, with_dropout, tmp_path, num_processes, kills):
+    config = killable(corpus, with_dropout)
+    reference = train(tmp_path / "whole", config, num_processes)
+    assert reference.returncode == 0, reference.stderr[-3000:]
+    assert train_and_kill(tmp_path / "killed", config, num_processes, kills, seed=kills) == kills
+    assert_same_run(tmp_path / "killed" / "run", tmp_path / "whole" / "run")
+
+
+def test_sigterm_to_one_of_two_processes_saves_and_exits_with_0(corpus, with_dropout, tmp_path):
+    """Preemption: all stop after the same step, and the rest of the run is that of an uninterrupted one."""
+    config = killable(corpus, with_dropout, checkpoint_every=None, eval_split="none", eval_every=100)
+    whole = train(tmp_path / "whole", config, 2)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    log = tmp_path / "stopped.log"
+    log.write_text("")
+    processes = start_processes(command(tmp_path / "stopped", config)[2:], log, 2)
+    wait_for_steps(psutil.Process(processes[0].pid), log)
+    os.kill(processes[1].pid, signal.SIGTERM)
+    for process in processes:
+        process.join(timeout=120)
+    assert [process.exitcode for process in processes] == [0, 0], log.read_text()[-3000:]
+    assert "stopped by SIGTERM after step" in log.read_text()
+    (checkpoint,) = (tmp_path / "stopped" / "run" / "checkpoints").glob("step-*")
+    assert 0 < int(checkpoint.name.removeprefix("step-")) < STEPS
+    again = train(tmp_path / "stopped", config, 2)
+    assert again.returncode == 0 and "resumed from" in again.stdout, again.stderr[-3000:]
+    weights = [load_file(tmp_path / name / "run" / "last" / "model.safetensors") for name in ("stopped", "whole")]
+    assert all(weights[0][name].equal(value) for name, value in weights[1].items())
+
+
+def test_a_finished_run_is_resumed_to_its_end_and_not_overwritten(corpus, backbones, tmp_path):
+    config = settings(corpus, backbones, epochs=1)
+    assert train(tmp_path, config).returncode == 0
+    before = (tmp_path / "run" / "last" / "model.safetensors").read_bytes()
+    refused = train(tmp_path, config)
+    assert refused.returncode == 1 and "holds a run with checkpoints" in refused.stderr
+    resumed = train(tmp_path, config, resume="latest")
+    assert resumed.returncode == 0 and "2 of 2 steps" in resumed.stdout, resumed.stderr[-3000:]
+    assert (tmp_path / "run" / "last" / "model.safetensors").read_bytes() == before
+    other = train(tmp_path, config, resume="latest", learning_rate=5e-4)
+    assert other.returncode == 1
+    assert "checkpoint of another run: learning_rate was 0.001 and is 0.0005" in other.stderr
+    more = train(tmp_path, config, num_processes=2, resume="latest")
+    assert more.returncode != 0 and "num_processes was 1 and is 2" in more.stderr
+
+
+def test_a_failing_evaluation_loses_no_step(corpus, with_dropout, tmp_path):
+    """A checkpoint is written before the evaluation of its step, which a resumed run repeats."""
+    shutil.copytree(corpus, tmp_path / "songs")
+    config = killable(tmp_path / "songs", with_dropout, checkpoint_every=None, eval_every=2, epochs=4)
+    whole = train(tmp_path / "whole", config)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    song = tmp_path / "songs" / "validation" / "validation-0002.flac"
+    content = song.read_bytes()
+    song.write_text("not music")
+    failed = train(tmp_path / "failed", config)
+    assert failed.returncode == 1 and "validation-0002.flac" in failed.stderr and "Traceback" not in failed.stderr
+    assert [path.name for path in (tmp_path / "failed" / "run" / "checkpoints").glob("step-*")] == ["step-00000004"]
+    song.write_bytes(content)
+    with (tmp_path / "failed" / "run" / "metrics.jsonl").open("a") as lines:
+        lines.write('{"epoch": 2, "st')  # as a full disk leaves it
+    resumed = train(tmp_path / "failed", config)
+    assert resumed.returncode == 0 and "(4 of 8 steps)" in resumed.stdout, resumed.stderr[-3000:]
+    assert_same_run(tmp_path / "failed" / "run", tmp_path / "whole" / "run")
+
+
+def test_a_float16_run_without_a_scale_that_helps_stops():
+    """Overflows lower the loss scale and are no skipped steps; below 1 it is the gradient that is unusable."""
+    accelerator, model = Accelerator(cpu=True), torch.nn.Linear(2, 2)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    optimizer = AcceleratedOptimizer(torch.optim.SGD(model.parameters(), 0.1), scaler=accelerator.scaler)
+    run = SimpleNamespace(
+        config=SimpleNamespace(max_loss=100.0, max_grad_norm=1.0),
+        accelerator=accelerator,
+        model=model,
+        optimizer=optimizer,
+        scheduler=SimpleNamespace(step=lambda: None),
+        skipped=SkippedSteps(2),
+    )
+    before = model.weight.clone()
+    for skipped in (0, 0, 1, 2):  # with scales 2, 1, 0.5, 0.25 from then on
+        accelerator.scaler.scale(model(torch.ones(1, 2)).sum() * torch.inf).backward()
+        with pytest.raises(ValueError, match="2 steps in a row.*norm inf.*song") if skipped == 2 else nullcontext():
+            update_weights(run, ContrastiveStep(torch.tensor(1.0), torch.zeros(2, 2), ()), ["song"])
+        assert run.skipped.total == skipped and model.weight.equal(before)
+
+
+def test_unusable_losses_are_skipped_and_counted_and_stop_the_run_with_the_batch(corpus, backbones, tmp_path):
+    """A limit below every loss makes each step unusable."""
+    config = settings(corpus, backbones, epochs=4, max_loss=1e-6, max_skipped_steps=5, eval_split="none")
+    stopped = train(tmp_path, config)
+    assert stopped.returncode == 1 and "Traceback" not in stopped.stderr
+    last = stopped.stderr.strip().splitlines()[-1]
+    assert "5 steps in a row had no usable gradient (loss" in last and "train-000" in last
+    config = settings(corpus, backbones, epochs=2, max_loss=1e-6, eval_split="none", resume="latest")
+    skipped = train(tmp_path / "other", config)
+    assert skipped.returncode == 0, skipped.stderr[-3000:]
+    assert json.loads((tmp_path / "other" / "run" / "summary.json").read_text())["skipped_steps"] == 4
+    weights, start = (
+        load_file(path / "model.safetensors") for path in (tmp_path / "other" / "run" / "last", backbones["beats"])
+    )
+    assert all(weights[f"music_model.{name}"].equal(value) for name, value in start.items())
+
+
+def test_a_stream_resumes_where_it_was(corpus, with_dropout, tmp_path):
+    from test_train import write_shards
+
+    write_shards(corpus, tmp_path / "shards")
+    stream = {"streaming": True, "steps_per_epoch": 4, "epochs": 4, "song_column": None, "eval_split": "none"}
+    config = killable(tmp_path / "shards", with_dropout, **stream, num_workers=2)
+    whole = train(tmp_path / "whole", config)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    assert train_and_kill(tmp_path / "killed", config, 1, kills=1, seed=0) == 1
+    weights = [load_file(tmp_path / name / "run" / "last" / "model.safetensors") for name in ("killed", "whole")]
+    assert all(weights[0][name].equal(value) for name, value in weights[1].items())
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "checkpoints"])
+def test_a_folder_that_is_no_checkpoint_is_refused(corpus, backbones, tmp_path, folder):
+    (tmp_path / "checkpoints").mkdir()
+    command(tmp_path, settings(corpus, backbones, resume=str(tmp_path / folder)))
+    with pytest.raises(ValueError, match=rf"{folder} is no whole checkpoint"):
+        main([str(tmp_path / "config.yaml"), "--output_dir", str(tmp_path / "run")])
