@@ -577,3 +577,39 @@ def audio_seconds(source: AudioSource) -> float:
         for _ in _mono_chunks(track, 0):
             pass
         return track.num_samples / track.rate
+
+
+def header_seconds(source: bytes | str) -> float:
+    """Length without decoding: exact where the header counts samples (wav, aiff, flac, m4a), else FFmpeg's estimate.
+
+    Good enough to sort songs by length, and hundreds of times faster than [`audio_seconds`] for mp3 or ogg.
+
+    Raises:
+        AudioFileError: not audio, or nothing says how long it is.
+    """
+    with open_track(source, source_name(source)) as track:
+        if track.declared_samples is not None:
+            return track.declared_samples / track.rate
+        if track.container.duration is not None:
+            return track.container.duration / av.time_base
+    return audio_seconds(source)
+
+
+def crop_span(seconds: float, crop_seconds: float, place: float) -> tuple[float, float]:
+    """A span of `crop_seconds`, the first for `place` 0 and the last for 1; of a shorter audio all there is."""
+    start = place * max(seconds - crop_seconds, 0.0)
+    return start, start + crop_seconds
+
+
+def load_crop(source: bytes | str, crop_seconds: float, place: float, sampling_rate: int = 16_000) -> np.ndarray:
+    """The samples of [`crop_span`]. Where the header only estimates the length and the estimate is too long, the file
+    is decoded to know it."""
+    try:
+        start, stop = crop_span(header_seconds(source), crop_seconds, place)
+        samples = load_audio(source, sampling_rate, start=start, stop=stop)
+        if start == 0 or len(samples) >= 0.99 * crop_seconds * sampling_rate:
+            return samples
+    except AudioFileError:  # said below, if it is not the estimate that led beyond the end
+        pass
+    start, stop = crop_span(audio_seconds(source), crop_seconds, place)
+    return load_audio(source, sampling_rate, start=start, stop=stop)

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import av
 import datasets
 import numpy as np
 import pyarrow.compute as pc
@@ -23,7 +22,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from processing.audio_collap import HOP_LENGTH, SAMPLING_RATE, num_kaldi_frames
-from processing.decode_audio import AudioFileError, audio_seconds, load_audio, open_track, source_name
+from processing.decode_audio import AudioFileError, header_seconds, load_audio, load_crop
 from processing.embed_audio import check_samples
 from processing.feature_extraction_collap import MIN_SECONDS, pad_audio_features
 
@@ -270,26 +269,6 @@ def check_row_texts(dataset: datasets.Dataset, text_column: str) -> str:
             longest = max(longest, *row_texts(text, row), key=len)
             row += 1
     return longest
-
-
-def crop_span(seconds: float, crop_seconds: float, place: float) -> tuple[float, float]:
-    """A span of `crop_seconds`, the first for `place` 0 and the last for 1; of a shorter audio all there is."""
-    start = place * max(seconds - crop_seconds, 0.0)
-    return start, start + crop_seconds
-
-
-def load_crop(source: bytes | str, crop_seconds: float, place: float) -> np.ndarray:
-    """The samples of [`crop_span`]. Where the header only estimates the length and the estimate is too long, the file
-    is decoded to know it."""
-    try:
-        start, stop = crop_span(header_seconds(source), crop_seconds, place)
-        samples = load_audio(source, start=start, stop=stop)
-        if start == 0 or len(samples) >= 0.99 * crop_seconds * SAMPLING_RATE:
-            return samples
-    except AudioFileError:  # said below, if it is not the estimate that led beyond the end
-        pass
-    start, stop = crop_span(audio_seconds(source), crop_seconds, place)
-    return load_audio(source, start=start, stop=stop)
 
 
 def sample_generator(seed: int, epoch: int, audio: dict | None) -> np.random.Generator:
@@ -644,22 +623,6 @@ def _compute_features(example: dict, audio_column: str, extractor_class, setting
 def num_segments(seconds: float, segment_seconds: float) -> int:
     """Segments of an audio, at least 1; half a sample too many in `seconds` is rounding."""
     return max(math.ceil((seconds - 0.5 / SAMPLING_RATE) / segment_seconds), 1)
-
-
-def header_seconds(source: bytes | str) -> float:
-    """Length without decoding: exact where the header counts samples (wav, aiff, flac, m4a), else FFmpeg's estimate.
-
-    Good enough to sort songs by length, and hundreds of times faster than [`audio_seconds`] for mp3 or ogg.
-
-    Raises:
-        AudioFileError: not audio, or nothing says how long it is.
-    """
-    with open_track(source, source_name(source)) as track:
-        if track.declared_samples is not None:
-            return track.declared_samples / track.rate
-        if track.container.duration is not None:
-            return track.container.duration / av.time_base
-    return audio_seconds(source)
 
 
 def song_seconds(

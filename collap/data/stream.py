@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import torch
 from torch.utils.data import get_worker_info
 
-from processing.decode_audio import AudioFileError
+from processing.decode_audio import AudioFileError, header_seconds
 
 from .samples import (
     MAX_REPLACEMENTS,
@@ -29,7 +29,6 @@ from .samples import (
     SampleReader,
     audio_source,
     check_column,
-    header_seconds,
     length_buckets,
     no_replacement,
     num_segments,

@@ -19,18 +19,15 @@ from collap.data.samples import (
     audio_source,
     cache_features,
     check_row_texts,
-    crop_span,
-    header_seconds,
     length_buckets,
     load_cached_features,
-    load_crop,
     open_dataset,
     row_texts,
     song_segments,
     worker_message,
 )
-from processing import AudioFileError, load_audio
-from processing.decode_audio import audio_seconds
+from processing import AudioFileError, decode_audio, load_audio
+from processing.decode_audio import audio_seconds, crop_span, header_seconds, load_crop
 from processing.feature_extraction_collap import pad_audio_features
 
 
@@ -191,7 +188,7 @@ def test_a_crop_has_its_length_however_wrong_the_header_is(corpus, monkeypatch, 
     """Headers of mp3 and ogg may only estimate the length: of a longer one, the crop is taken from the decoded file."""
     path = str(corpus / "train" / "train-0002.flac")
     seconds = audio_seconds(path)
-    monkeypatch.setattr(audio_text_data, "header_seconds", lambda source: estimate * seconds)
+    monkeypatch.setattr(decode_audio, "header_seconds", lambda source: estimate * seconds)
     for place in (0.0, 0.6, 1.0):
         samples = load_crop(path, 4.0, place)
         assert len(samples) == pytest.approx(4.0 * 16000, rel=0.01)
