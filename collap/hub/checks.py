@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from collap.hub.cards import parse_card
 from collap.hub.golden import GOLDEN_FILE, golden_drift, probe_vectors, read_golden
+from collap.hub.merge_cards import parse_card
 from collap.hub.probes import load_probes
 from modeling_collap.configuration_collap import TEXT_POOLING
 from modeling_collap.modeling_collap import MIN_TEMPERATURE, some_names

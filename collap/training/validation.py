@@ -12,14 +12,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from collap.evaluation.retrieval import (
-    RetrievalSet,
-    collect_songs,
     embed_row,
     embed_texts,
-    report_of,
+    make_results,
     retrieval_figures,
     score_songs,
 )
+from collap.evaluation.songs import RetrievalSet, collect_songs
 from collap.files import replace_text, restore_folder
 from processing.decode_audio import AudioFileError
 
@@ -101,15 +100,17 @@ class Evaluations:
             return self.model.get_audio_features(fused_tokens=fused_tokens)
         return embed_row(self.model, self.processor, self.eval_set, row, self.config.audio_column)
 
-    def _readable(self, rows: dict[int, int], bad: list[str]) -> Iterator[tuple[int, tuple]]:
-        """Song and embeddings of those of `rows` whose files can be read; the others are named in `bad`."""
+    def _readable(self, rows: dict[int, int], read: list[int], bad: list[str]) -> Iterator[tuple]:
+        """Yield the embeddings of those of `rows` whose files can be read, and note their songs in `read`; the others
+        are named in `bad`."""
         for song, row in rows.items():
             try:
                 embeds = self._embed(row)
             except AudioFileError as error:
                 bad.append(str(error))
             else:
-                yield song, embeds
+                read.append(song)
+                yield embeds
 
     def _score_rows(self, songs: RetrievalSet) -> tuple[dict[int, np.ndarray], list[str]]:
         """Song -> scores (B,) of all processes, and the songs that cannot be read. Every process embeds its share of
@@ -118,12 +119,12 @@ class Evaluations:
         process, processes = self.accelerator.process_index, self.accelerator.num_processes
         step = slice(None) if self.accelerator.is_fsdp2 else slice(process, None, processes)
         own = dict(list(enumerate(songs.rows))[step])
-        found, bad = [], []
+        read, bad = [], []
         with self.accelerator.autocast():
             text_embeds = embed_texts(self.model, self.processor, songs.texts)
-            for song, embeds in self._readable(own, bad):
-                scores = score_songs(self.model, text_embeds, [embeds], chunk_size=TEXTS_AT_A_TIME)["collap"]
-                found.append((song, scores[0]))
+            audios = self._readable(own, read, bad)
+            scores = score_songs(self.model, text_embeds, audios, chunk_size=TEXTS_AT_A_TIME)["collap"]
+        found = list(zip(read, scores, strict=True))
         return dict(gather_object(found)), sorted(set(gather_object(bad)))
 
     def figures(self, say: Callable[[str], None]) -> dict | None:
@@ -143,11 +144,9 @@ class Evaluations:
             return None
         for message in bad:
             say(f"not evaluated: {message}")
-        place = {song: index for index, song in enumerate(sorted(rows))}
         texts = [text for text, song in enumerate(songs.song_of_text) if song in rows]
-        matrix = np.stack([rows[song][texts] for song in place])  # (A, B)
-        song_of_text = [place[songs.song_of_text[text]] for text in texts]
-        return retrieval_figures(matrix, song_of_text, [songs.names[song] for song in place], self.config.seed)
+        matrix = np.stack([rows[song][texts] for song in sorted(rows)])  # (A, B)
+        return retrieval_figures(matrix, songs.subset(sorted(rows)), self.config.seed)
 
     def run(self, epoch: int, step: int, say: Callable[[str], None]):
         """Measures, logs, and saves `best/` if this is it; without an evaluation split the last model is the best."""
@@ -169,9 +168,9 @@ class Evaluations:
     def _results(self, figures: dict) -> dict:
         """As evaluate_retrieval.py writes them."""
         config = self.config
-        data = {"dataset": config.dataset, "config_name": config.dataset_config, "revision": None}
-        names = {"model": config.output_dir, "split": config.eval_split, "caption_column": config.text_column}
-        return report_of({"collap": figures}, **data, **names)
+        data = {"dataset": config.dataset, "dataset_config": config.dataset_config, "revision": None}
+        names = {"model": config.output_dir, "split": config.eval_split, "text_column": config.text_column}
+        return make_results({"collap": figures}, **data, **names)
 
     def _log(self, figures: dict, epoch: int, step: int) -> float:
         values = summary(figures)

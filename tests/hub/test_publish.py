@@ -33,11 +33,11 @@ import train
 from collap.cli import parse, run_command
 from collap.corpora.synthetic.songs import build_corpus
 from collap.hub import publish as publishing
-from collap.hub.staging import UPLOADED_CODE, PublishSettings, own_files
+from collap.hub.remote import UPLOADED_CODE, PublishSettings
+from collap.hub.staging import own_files
 from collap.models import load_model, save_model_folder
 
 ROOT = Path(__file__).parents[2]
-METRIC = str(ROOT / "collap" / "hub" / "spaces" / "audio_text_retrieval")
 FILES = {
     "README.md",
     "config.json",
@@ -554,7 +554,7 @@ def test_an_unhealthy_model_is_refused_unless_anyway(hub, publish, run_folder, t
         (["{run}/best", "you/x", "--repo_type", "space"], "no sdk and no tags"),
         (["{run}/best", "you/x", "--repo_type", "dataset"], "corpus.json: not found"),
         (
-            [METRIC, "you/audio-text-retrieval", "--repo_type", "space"],
+            ["audio_text_retrieval", "you/audio-text-retrieval", "--repo_type", "space"],
             "no audio-text-retrieval.py, which",
         ),
     ],
