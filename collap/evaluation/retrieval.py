@@ -24,15 +24,9 @@ import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from collap.data.samples import (
-    CACHED_COLUMN,
-    audio_source,
-    check_column,
-    load_cached_features,
-    naming_row,
-    open_dataset,
-    row_texts,
-)
+from collap.data.feature_cache import CACHED_COLUMN, load_cached_features
+from collap.data.rows import audio_source, check_column, named_audio, naming_row, row_texts
+from collap.data.sources import open_dataset
 from collap.evaluation.report import plot_localization, to_markdown, write_report
 from collap.models import load_folder, weights_digest
 from modeling_collap import mean_pooled_scores
@@ -67,9 +61,8 @@ def collect_songs(dataset, text_column: str, song_column: str | None) -> Retriev
     """
     songs = RetrievalSet([], [], [], [])
     index_of: dict[str, int] = {}
-    for row, example in enumerate(
-        dataset.remove_columns(CACHED_COLUMN) if CACHED_COLUMN in dataset.column_names else dataset
-    ):
+    # Only what is needed: a row of all columns would bring the bytes of its audio.
+    for row, example in enumerate(dataset.select_columns(list({text_column, song_column or text_column}))):
         name = f"row {row}"
         if song_column:
             name = "" if example[song_column] is None else str(example[song_column]).strip()
@@ -101,11 +94,11 @@ def embed_row(model, processor, dataset, row: int, audio_column: str) -> tuple[t
     Raises:
         AudioFileError: names the row and its file.
     """
-    example = dataset[row]
-    audio = example[audio_column]
+    if CACHED_COLUMN in dataset.column_names:
+        with naming_row(row, named_audio(dataset, row, audio_column)):
+            return embed_segments(model, [load_cached_features(dataset.select_columns(CACHED_COLUMN)[row])])
+    audio = dataset[row][audio_column]
     with naming_row(row, audio):
-        if CACHED_COLUMN in example:
-            return embed_segments(model, [load_cached_features(example)])
         return embed_audio(model, processor.feature_extractor, audio_source(audio))
 
 

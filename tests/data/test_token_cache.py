@@ -1,4 +1,4 @@
-"""precompute_features.py and TokenCache: real files, real processes, one and two of them."""
+"""`collap precompute` and TokenCache: real files, real processes, one and two of them."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
 from collap.data.precompute import AudioEncoders, encode_song, main
-from collap.data.samples import open_dataset
+from collap.data.sources import open_dataset
 from collap.data.token_cache import DTYPES, TokenCache, pack_tokens, unpack_tokens
 from modeling_collap import CoLLAPModel
 from processing import AudioFileError, CoLLAPFeatureExtractor, CoLLAPProcessor, load_audio
@@ -33,7 +33,7 @@ def arguments(dataset, backbones, output, dtype="float16", splits=("train",), **
     options = {"segment_seconds": 2, "segment_batch_size": 3, "shard_songs": 1, **options}
     named = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
     encoders = ["--music", str(backbones["beats"]), "--speech", str(backbones["whisper"])]
-    place = ["--dataset", str(dataset), "--splits", *splits, "--output", str(output), "--dtype", dtype]
+    place = ["--dataset", str(dataset), "--splits", *splits, "--output_dir", str(output), "--dtype", dtype]
     return [*place, *encoders, *named]
 
 
@@ -155,7 +155,7 @@ def test_int8_takes_half_of_float16_and_the_size_of_an_hour_is_stored(cached, co
 
 def test_a_model_folder_gives_its_own_encoders_and_workers_read_them(corpus, model_folder, tmp_path):
     encoders = ["--model", str(model_folder), "--shard_songs", "3"]
-    assert main(["--dataset", str(corpus), "--splits", "test", "--output", str(tmp_path), *encoders]) == 0
+    assert main(["--dataset", str(corpus), "--splits", "test", "--output_dir", str(tmp_path), *encoders]) == 0
     model, processor = AutoModel.from_pretrained(model_folder), AutoProcessor.from_pretrained(model_folder)
     dataset = open_dataset(str(corpus), "test", text_column="captions")
     cache = TokenCache.open(tmp_path, "test", model, processor.feature_extractor, dataset)
@@ -236,7 +236,7 @@ def test_a_damaged_shard_is_noticed_and_mended(cached, corpus, backbones, tmp_pa
             cache[4]
         assert not isinstance(caught.value, AudioFileError)  # a data set would go on without the row
     else:
-        with pytest.raises(ValueError, match=r"shard-00004.*run precompute_features"):
+        with pytest.raises(ValueError, match=r"shard-00004.*run collap precompute"):
             open_cache(tmp_path, backbones, corpus)
     assert main(arguments(corpus, backbones, tmp_path, "int8")) == 0
     assert files(tmp_path / "train") == files(cached["int8"] / "train")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_processor
 
-from collap.data.samples import open_dataset
+from collap.data.sources import open_dataset
 from collap.evaluation import retrieval as evaluate_retrieval
 from collap.evaluation.retrieval import collect_songs, embed_row, main, retrieval_figures, score_songs
 from collap.models import load_folder
