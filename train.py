@@ -38,7 +38,7 @@ from collap.data.rows import worker_message
 from collap.files import write_folder
 from collap.hub.golden import write_golden
 from collap.hub.publish import check_can_publish, publish
-from collap.models import load_folder
+from collap.models import load_model
 from collap.training.checkpoints import Checkpoints, whole_checkpoints
 from collap.training.distributed import prepare, whole_model
 from collap.training.loaders import StreamData, TableData, build_eval_data, build_train_data
@@ -133,7 +133,7 @@ class Run:
 def build_model_and_processor(config: TrainConfig):
     """The model to continue from, or a new one from pretrained backbones, with its processor."""
     if config.model is not None:
-        return load_folder(config.model)
+        return load_model(config.model)
     model = CoLLAPModel.from_backbones(config.text, config.music, config.speech, **config.model_config)
     tokenizer = AutoTokenizer.from_pretrained(config.text, trust_remote_code=False)
     return model, CoLLAPProcessor.from_model_config(model.config, tokenizer)
@@ -192,7 +192,7 @@ def check_hub(config: TrainConfig, accelerator: Accelerator):
 def finish(run: Run):
     """Golden vectors for the best model, as it is on disk, and the Hub if it is to go there."""
     best = Path(run.config.output_dir) / "best"
-    write_golden(*load_folder(best), best)
+    write_golden(*load_model(best), best)
     if run.config.push_to_hub:
         run.accelerator.print(f"published: {publish(best, **hub_settings(run.config)).commit_url}")
 

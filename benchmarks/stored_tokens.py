@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 
 from benchmarks.encode import take_turns
 from benchmarks.steps import SAMPLING_RATE, TEXT_TOKENS, median_ratio, medians
+from collap.cli import run_command
 from collap.corpora.synthetic.songs import build_corpus
-from collap.data import precompute
 from collap.data.batches import AudioTextBatch
 from collap.training.settings import parse_config
 from collap.training.tracking import song_tokens
@@ -57,7 +57,7 @@ class Demo:
         names |= {"--music": backbones / "beats", "--speech": backbones / "whisper", "--segment_seconds": 2.5}
         arguments = [str(part) for pair in names.items() for part in pair]
         with contextlib.redirect_stdout(sys.stderr):
-            code = precompute.main(arguments)
+            code = run_command("precompute", arguments)
         if code:
             raise RuntimeError(f"collap precompute {' '.join(arguments)} ended with {code}")
         return output

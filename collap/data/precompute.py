@@ -1,7 +1,7 @@
 """Store what the frozen audio encoders make of every song, so that the rest of the model trains without them.
 
-    collap precompute --dataset data/demo_songs --splits train validation --output_dir data/demo_tokens \\
-        --music data/demo_backbones/beats --speech data/demo_backbones/whisper
+    collap precompute --dataset data/demo_songs --splits train validation \\
+        --music data/demo_backbones/beats --speech data/demo_backbones/whisper --output_dir data/demo_tokens
     accelerate launch --num_processes 2 --module collap precompute --dataset owner/songs --model you/collap \\
         --dtype int8 --output_dir data/song_tokens
 
@@ -30,7 +30,6 @@ from collap.data.batches import check_processes
 from collap.data.rows import audio_source, naming_row
 from collap.data.sources import open_dataset
 from collap.data.token_cache import (
-    DTYPES,
     INDEX,
     audio_identity,
     cache_settings,
@@ -43,7 +42,7 @@ from collap.data.token_cache import (
     write_index,
     write_shard,
 )
-from collap.models import load_folder
+from collap.models import load_model
 from modeling_collap import BeatsModel, CoLLAPConfig, CoLLAPModel
 from modeling_collap.configuration_collap import max_segment_seconds
 from modeling_collap.modeling_collap import load_speech_encoder, load_whole
@@ -87,7 +86,7 @@ class AudioEncoders(nn.Module):
 def load_encoders(options, device: torch.device) -> tuple[AudioEncoders, CoLLAPFeatureExtractor]:
     """The encoders of `--model`, or those of `--music` and `--speech`, in float32, and their feature extractor."""
     if options.model is not None:
-        model, processor = load_folder(options.model)
+        model, processor = load_model(options.model)
         encoders = AudioEncoders(model.config, model.music_model, model.speech_model)
         feature_extractor = processor.feature_extractor
     else:
@@ -211,25 +210,6 @@ def compute_split(
         )
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="collap precompute", description=__doc__.split("\n")[0])
-    parser.add_argument("--dataset", required=True, help="local folder, table file or Hub id")
-    parser.add_argument("--splits", nargs="+", default=["train", "validation"])
-    parser.add_argument("--dataset_config", help="configuration of a Hub data set")
-    parser.add_argument("--revision", help="revision of a Hub data set")
-    parser.add_argument("--audio_column", default="audio")
-    parser.add_argument("--model", help="folder or Hub id of a CoLLAP model, for its encoders")
-    parser.add_argument("--music", help="converted BEATs: folder or Hub id; instead of --model")
-    parser.add_argument("--speech", default="openai/whisper-small", help="Whisper: folder or Hub id; with --music")
-    parser.add_argument("--segment_seconds", type=float, help="with --music; default: all that Whisper reads")
-    parser.add_argument("--segment_batch_size", type=int, help="segments encoded at a time; default: the model's")
-    parser.add_argument("--output_dir", required=True, type=Path, help="folder of the cache")
-    parser.add_argument("--dtype", default="float16", choices=DTYPES, help="of the stored tokens")
-    parser.add_argument("--shard_songs", type=int, default=64, help="songs of a file")
-    parser.add_argument("--max_bad_share", type=float, default=0.01, help="of files that may be unreadable")
-    return parser.parse_args(arguments)
-
-
 def check_options(options: argparse.Namespace):
     """Raise a ValueError for options that cannot work, before anything is loaded."""
     if (options.model is None) == (options.music is None):
@@ -245,29 +225,21 @@ def check_options(options: argparse.Namespace):
         raise ValueError(f"--splits names a split twice: {' '.join(options.splits)}")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parse_arguments(arguments)
-    try:
-        check_options(options)
-        # Processes meet only at the end of a split, hours after one another where the songs are uneven.
-        accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
-        check_processes(accelerator)
-        columns = {"audio_column": options.audio_column, "text_column": None}
-        source = {"config_name": options.dataset_config, "revision": options.revision}
-        with accelerator.main_process_first():
-            opened = {name: open_dataset(options.dataset, name, **columns, **source) for name in options.splits}
-        encoders, feature_extractor = load_encoders(options, accelerator.device)
-        settings = cache_settings(encoders, feature_extractor, options.dtype, options.shard_songs)
-        for name, dataset in opened.items():
-            dataset = dataset.select_columns(options.audio_column)
-            split = Split(options.output_dir / name, dataset, options.audio_column, settings)
-            compute_split(split, encoders, feature_extractor, options.max_bad_share, accelerator)
-        accelerator.end_training()
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def run(options: argparse.Namespace) -> int:
+    """Do `collap precompute`; return its exit code."""
+    check_options(options)
+    # Processes meet only at the end of a split, hours after one another where the songs are uneven.
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
+    check_processes(accelerator)
+    columns = {"audio_column": options.audio_column, "text_column": None}
+    source = {"config_name": options.dataset_config, "revision": options.revision}
+    with accelerator.main_process_first():
+        opened = {name: open_dataset(options.dataset, name, **columns, **source) for name in options.splits}
+    encoders, feature_extractor = load_encoders(options, accelerator.device)
+    settings = cache_settings(encoders, feature_extractor, options.dtype, options.shard_songs)
+    for name, dataset in opened.items():
+        dataset = dataset.select_columns(options.audio_column)
+        split = Split(options.output_dir / name, dataset, options.audio_column, settings)
+        compute_split(split, encoders, feature_extractor, options.max_bad_share, accelerator)
+    accelerator.end_training()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,5 @@
 """Read one row of a data set: its audio, not decoded, and its texts; and say which row an error is about."""
 
-import difflib
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,15 +8,15 @@ from pathlib import Path
 import datasets
 import pyarrow.compute as pc
 
+from collap.files import nearest
 from processing.decode_audio import AudioFileError
 
 
 def check_column(dataset: datasets.Dataset, column: str, source: str):
     """Raise a ValueError that lists the columns and the nearest name if there is no such column."""
     if column not in dataset.column_names:
-        nearest = difflib.get_close_matches(column, dataset.column_names, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"{source}: no column {column!r}; the columns are {dataset.column_names}{hint}")
+        hint = nearest(column, dataset.column_names)
+        raise ValueError(f"{source}: no column {column!r}; the columns are {dataset.column_names}; {hint}")
 
 
 def audio_source(audio: dict | None) -> bytes | str:

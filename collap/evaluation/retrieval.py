@@ -10,7 +10,6 @@ results.json, results.md, results.png, and with `--sections_column` localization
 Dimensions: `A` audios, `B` texts.
 """
 
-import argparse
 import math
 import shlex
 import sys
@@ -28,7 +27,7 @@ from collap.data.feature_cache import CACHED_COLUMN, load_cached_features
 from collap.data.rows import audio_source, check_column, named_audio, naming_row, row_texts
 from collap.data.sources import open_dataset
 from collap.evaluation.report import plot_localization, to_markdown, write_report
-from collap.models import load_folder, weights_digest
+from collap.models import load_model, weights_digest
 from modeling_collap import mean_pooled_scores
 from processing.embed_audio import embed_audio, embed_segments
 
@@ -202,7 +201,7 @@ def check_sections(sections, name: str):
 
 def open_songs(options) -> tuple[Dataset, RetrievalSet]:
     """The data set and its songs; all that can be told to be wrong before anything is encoded."""
-    columns = (options.audio_column, options.text_column, options.config_name, options.revision)
+    columns = (options.audio_column, options.text_column, options.dataset_config, options.revision)
     dataset = open_dataset(options.dataset, options.split, *columns)
     for column in filter(None, (options.song_column, options.sections_column)):
         check_column(dataset, column, options.dataset)
@@ -212,7 +211,7 @@ def open_songs(options) -> tuple[Dataset, RetrievalSet]:
     if options.sections_column:
         row = songs.rows[0]
         check_sections(dataset[row][options.sections_column], f"{options.sections_column!r} of row {row}")
-    if Path(options.output_dir).exists() and not Path(options.output_dir).is_dir():
+    if options.output_dir.exists() and not options.output_dir.is_dir():
         raise ValueError(f"--output_dir {options.output_dir}: is a file; expected a folder, or the path of a new one")
     return dataset, songs
 
@@ -231,48 +230,20 @@ def evaluate_model(model, processor, dataset, songs: RetrievalSet, options) -> d
         for kind, matrix in scores.items()
     }
     names = {"model": options.model, "weights": weights, "dataset": options.dataset}
-    names |= {"config_name": options.config_name, "revision": options.revision, "split": options.split}
+    names |= {"config_name": options.dataset_config, "revision": options.revision, "split": options.split}
     return report_of(figures, **names, caption_column=options.text_column)
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", required=True, help="folder or Hub id of a CoLLAP model")
-    parser.add_argument("--dataset", required=True, help="local folder, table file or Hub id")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--config_name", help="configuration of a Hub data set")
-    parser.add_argument("--revision", help="revision of a Hub data set")
-    parser.add_argument("--audio_column", default="audio")
-    parser.add_argument("--text_column", default="text", help="one text or a list of texts for each audio")
-    parser.add_argument("--song_column", help="rows with the same value are one song; default: every row is one")
-    parser.add_argument("--sections_column", help="draw the first song's score over its {label, start, end} sections")
-    parser.add_argument("--output_dir", default="results")
-    parser.add_argument("--chunk_size", type=int, default=1024, help="texts scored at a time")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the encoders"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    options = parse_arguments(arguments)
-    try:
-        dataset, songs = open_songs(options)
-        model, processor = load_folder(options.model, options.device, options.dtype)
-        results = evaluate_model(model, processor, dataset, songs, options)
-        print(to_markdown(results))
-        paths = write_report(results, options.output_dir)
-        if options.sections_column:
-            paths["localization"] = Path(options.output_dir) / "localization.png"
-            draw_localization(model, processor, dataset, songs, options, paths["localization"])
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def run(options) -> int:
+    """Do `collap evaluate`; return its exit code."""
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dataset, songs = open_songs(options)
+    model, processor = load_model(options.model, device, options.dtype)
+    results = evaluate_model(model, processor, dataset, songs, options)
+    print(to_markdown(results))
+    paths = write_report(results, options.output_dir)
+    if options.sections_column:
+        paths["localization"] = options.output_dir / "localization.png"
+        draw_localization(model, processor, dataset, songs, options, paths["localization"])
     print("\n".join(str(path) for path in paths.values()))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,9 +7,7 @@ classifier head of a fine-tuned one is left out. The weight normalisation of the
 its weight. Format: `{"cfg": dict, "model": state dict}` (microsoft/unilm, beats/, MIT licence).
 """
 
-import argparse
 import math
-import sys
 from pathlib import Path
 
 import torch
@@ -231,28 +229,16 @@ def _check_fit(path: str | Path, config: BeatsConfig, state: dict[str, torch.Ten
         )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="convert_beats_checkpoint", description=__doc__.split("\n")[0])
-    parser.add_argument("checkpoint", help="BEATs checkpoint of the original release (.pt)")
-    parser.add_argument("out_dir", help="folder to write config.json and model.safetensors to")
-    options = parser.parse_args(arguments)
+def run(options) -> int:
+    """Do `collap convert-beats`; return its exit code."""
+    model, left_out = load_original(options.checkpoint)
     try:
-        model, left_out = load_original(options.checkpoint)
-    except (NotABeatsCheckpoint, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    try:
-        Path(options.out_dir).mkdir(parents=True, exist_ok=True)  # save_pretrained returns quietly if this is a file
-        model.save_pretrained(options.out_dir)
+        options.folder.mkdir(parents=True, exist_ok=True)  # save_pretrained returns quietly if this is a file
+        model.save_pretrained(options.folder)
     except OSError as error:
-        print(f"error: {options.out_dir}: cannot write the model there ({error})", file=sys.stderr)
-        return 1
+        raise OSError(f"{options.folder}: cannot write the model there ({error})") from error
     if left_out:
         print(f"left out the classifier head of a fine-tuned release: {', '.join(left_out)}")
     parameters = math.fsum(parameter.numel() for parameter in model.parameters()) / 1e6
-    print(f"{options.out_dir}: BEATs with {parameters:.1f} M parameters, {model.config.num_hidden_layers} layers")
+    print(f"{options.folder}: BEATs with {parameters:.1f} M parameters, {model.config.num_hidden_layers} layers")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,7 +8,6 @@ Code in the folder never runs. Exit code: 0 healthy (there may be warnings), 1 a
 or the command is wrong.
 """
 
-import argparse
 import contextlib
 import json
 import sys
@@ -150,28 +149,13 @@ def diagnose(
     return Diagnosis(str(name), tuple(checks))
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="collap doctor",
-        description="Say whether a CoLLAP model is healthy.",
-        epilog="Exit code: 0 healthy (there may be warnings), 1 a check failed, 2 no such model or a wrong command.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("model", help="folder, or Hub id")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
-    parser.add_argument("--revision", help="branch, tag or commit on the Hub")
-    parser.add_argument("--device", default="cpu", help="where the model runs (cpu)")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"))
-    parser.add_argument("--attn_implementation", choices=("eager", "sdpa"), help="what transformers chooses by default")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    arguments = vars(parse_arguments(argv))
-    name, as_json = arguments.pop("model"), arguments.pop("json")
+def run(options) -> int:
+    """Do `collap doctor`; return its exit code."""
+    settings = vars(options)
+    name, as_json = settings.pop("model"), settings.pop("json")
     try:
         with contextlib.redirect_stdout(sys.stderr):  # whatever a library prints: stdout holds the diagnosis alone
-            diagnosis = diagnose(name, **arguments)
+            diagnosis = diagnose(name, **settings)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         if as_json:
@@ -179,7 +163,3 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     print(json.dumps(diagnosis.to_dict()) if as_json else diagnosis)
     return 0 if diagnosis.healthy else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

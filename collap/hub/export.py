@@ -10,12 +10,10 @@ command says it is done.
 Dimensions: those of `modeling_collap.py`.
 """
 
-import argparse
 import copy
 import importlib.util
 import json
 import logging
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -29,7 +27,7 @@ from torch.export import Dim
 from torch.nn import functional as F
 from transformers.utils import cached_file
 
-from collap.models import load_folder
+from collap.models import load_model
 from modeling_collap.configuration_collap import CoLLAPConfig
 from modeling_collap.modeling_collap import CoLLAPModel
 from processing import CoLLAPProcessor
@@ -354,30 +352,17 @@ def resolve_source(name: str, revision: str | None) -> tuple[str, str | None]:
     return name, Path(config).parent.name  # .../snapshots/COMMIT/config.json
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="export", description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("model", help="folder or Hub id of a CoLLAP model")
-    parser.add_argument("folder", type=Path, help="new folder for the graphs, the processor and export.json")
-    parser.add_argument("--format", choices=SUFFIXES, default="onnx")
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
-    options = parser.parse_args(arguments)
+def run(options) -> int:
+    """Do `collap export`; return its exit code."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of torchvision, which nothing here needs
-    try:
-        check_packages(options.format)
-        check_empty(options.folder)
-        source, revision = resolve_source(options.model, options.revision)
-        model, processor = load_folder(options.model, **({} if revision is None else {"revision": revision}))
-        differences = export_model(model, processor, options.folder, options.format, source, revision)
-    except (ImportError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    check_packages(options.format)
+    check_empty(options.folder)
+    source, revision = resolve_source(options.model, options.revision)
+    model, processor = load_model(options.model, **({} if revision is None else {"revision": revision}))
+    differences = export_model(model, processor, options.folder, options.format, source, revision)
     for name, difference in differences.items():
         files = options.folder.glob(f"{name}.*")
         megabytes = sum(file.stat().st_size for file in files) / 1e6
         path = options.folder / f"{name}{SUFFIXES[options.format]}"
         print(f"{path}: {megabytes:.1f} MB, within {difference:.1e} of the model")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,7 +13,6 @@ weights is sent, and of a LoRA run not `adapter/`: the weights hold it already. 
 with the same command: what the Hub already has is not sent again.
 """
 
-import argparse
 import glob
 import sys
 import tempfile
@@ -179,42 +178,15 @@ def publish(folder: str | Path, repo_id: str, **settings) -> CommitInfo:
         )
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="collap publish", description=__doc__.split("\n\n")[0])
-    parser.add_argument("folder", help="of a model (runs/.../best), a corpus or a metric")
-    parser.add_argument("repo_id", help="owner/name")
-    parser.add_argument("--repo_type", choices=("model", "dataset", "space"), default="model")
-    parser.add_argument("--private", action="store_true", help="make the repository private, if it is new")
-    parser.add_argument("--revision", help="branch to publish to, made if there is none")
-    parser.add_argument("--create_pr", action="store_true", help="open a pull request")
-    parser.add_argument("--license", help="of the weights or the data, e.g. apache-2.0")
-    parser.add_argument("--language", nargs="+", help="of the texts, e.g. en")
-    parser.add_argument("--base_model", nargs="+", help="Hub ids; default: those of the training run")
-    parser.add_argument("--datasets", nargs="+", help="Hub ids; default: that of the training run")
-    parser.add_argument("--results", nargs="+", help="results.json files of evaluate_retrieval.py")
-    parser.add_argument("--energy_kwh", type=float, help="that the training took")
-    parser.add_argument("--max_shard_size", default="5GB", help="weights above it are split")
-    parser.add_argument("--anyway", action="store_true", help="publish even what the doctor finds unhealthy")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    options = vars(parse_arguments(arguments))
+def run(options) -> int:
+    """Do `collap publish`; return its exit code."""
     try:
-        commit = publish(**options)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        commit = publish(**vars(options))
     except ModuleNotFoundError as error:  # tensorboard for the curves of a run, datasets for a corpus
         package = error.name.split(".")[0]
-        print(f"error: {options['folder']} is not published without {package}: pip install {package}", file=sys.stderr)
-        return 1
+        raise ImportError(f"{options.folder} is not published without {package}: pip install {package}") from error
     except KeyboardInterrupt:
         print("error: interrupted; the same command goes on where it was", file=sys.stderr)
         return 130
     print(commit.pr_url or commit.commit_url)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

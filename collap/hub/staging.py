@@ -17,8 +17,6 @@ from huggingface_hub import DatasetCard, HfApi, ModelCard, RepoCard
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile
 
-import modeling_collap
-import processing
 from collap.hub.cards import (
     ModelFacts,
     dataset_card,
@@ -32,7 +30,7 @@ from collap.hub.cards import (
     without_local_paths,
 )
 from collap.hub.golden import GOLDEN_FILE, write_golden
-from collap.models import load_config, load_folder, save_folder, weights_digest
+from collap.models import load_config, load_model, save_model_folder, weights_digest
 
 CARD = "README.md"
 # Weights that run code when they are loaded, and what a machine leaves in a folder.
@@ -46,8 +44,12 @@ TOKENIZER = ["tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "
 MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", "*.py", *PICKLES, *TOKENIZER]
 # What a former model may have left in the repository; other code and weights there are of its users.
 FORMER_FILES = ["model*.safetensors", "model*.safetensors.index.json", *PICKLES, *TOKENIZER]
-PACKAGES = [Path(package.__file__).parent for package in (modeling_collap, processing)]
-FORMER_FILES += [path.name for folder in PACKAGES for path in folder.glob("*.py")]
+# Every code file that a model was ever published with. Others of these names are of their users, and stay.
+UPLOADED_CODE = ["audio_collap.py", "audio_files.py", "configuration_beats.py", "configuration_collap.py"]
+UPLOADED_CODE += ["decode_audio.py", "embed_audio.py", "feature_extraction_collap.py", "loading_collap.py"]
+UPLOADED_CODE += ["loss_collap.py", "modeling_beats.py", "modeling_collap.py", "pipeline_collap.py"]
+UPLOADED_CODE += ["processing_collap.py", "scoring_collap.py", "sentence_collap.py", "structure_collap.py"]
+FORMER_FILES += UPLOADED_CODE
 SUMMARY = "training/summary.json"
 SUMMARY_KEYS = ("finished", "steps", "epochs", "songs", "hours_of_audio", "wall_seconds", "peak_memory_gb", "best")
 SUMMARY_KEYS += ("hardware", "settings")
@@ -336,10 +338,10 @@ def stage_model(folder: Path, staging: Path, settings: PublishSettings, former: 
     Raises:
         OSError, ValueError: the folder holds no whole model, or a file that does not fit it.
     """
-    model, processor = load_folder(folder, dtype="auto")
+    model, processor = load_model(folder, dtype="auto")
     extras = {name: path for name, path in own_files(folder).items() if not matches(name, MODEL_FILES)}
     copy_files({name: extras[name] for name in extras if not name.startswith(("evaluation/", f"{ADAPTER}/"))}, staging)
-    save_folder(model, processor, staging, max_shard_size=settings.max_shard_size)
+    save_model_folder(model, processor, staging, max_shard_size=settings.max_shard_size)
     scrub_config_names(staging)
     if (folder / GOLDEN_FILE).is_file():
         shutil.copyfile(folder / GOLDEN_FILE, staging / GOLDEN_FILE)

@@ -12,10 +12,11 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_processor
 
+from collap.cli import run_command
 from collap.data.sources import open_dataset
 from collap.evaluation import retrieval as evaluate_retrieval
-from collap.evaluation.retrieval import collect_songs, embed_row, main, retrieval_figures, score_songs
-from collap.models import load_folder
+from collap.evaluation.retrieval import collect_songs, embed_row, retrieval_figures, score_songs
+from collap.models import load_model
 from modeling_collap import mean_pooled_scores
 from processing import AudioFileError, load_audio
 
@@ -87,12 +88,12 @@ def test_figures_of_a_known_matrix():
     ],
 )
 def test_bad_arguments_are_named(corpus, model_folder, capsys, arguments, message):
-    assert main(["--model", str(model_folder), "--dataset", str(corpus), *arguments]) == 1
+    assert run_command("evaluate", ["--model", str(model_folder), "--dataset", str(corpus), *arguments]) == 1
     assert message in capsys.readouterr().err
 
 
 def test_a_missing_data_set_is_named(model_folder, tmp_path, capsys):
-    assert main(["--model", str(model_folder), "--dataset", str(tmp_path / "nowhere")]) == 1
+    assert run_command("evaluate", ["--model", str(model_folder), "--dataset", str(tmp_path / "nowhere")]) == 1
     assert "nowhere: no such file or folder" in capsys.readouterr().err
 
 
@@ -126,7 +127,7 @@ def test_bad_audio_names_its_row():
 def fails_before_encoding(monkeypatch, capsys, *arguments) -> str:
     """The one line that `main` ends with; nothing may be encoded before."""
     monkeypatch.setattr(evaluate_retrieval, "evaluate_model", lambda *_: pytest.fail("encoded first"))
-    assert main(list(map(str, arguments))) == 1
+    assert run_command("evaluate", list(map(str, arguments))) == 1
     error = capsys.readouterr().err
     lines = [line for line in error.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and error.rstrip().endswith(lines[0])
@@ -147,7 +148,10 @@ def test_a_file_as_output_folder_is_refused(corpus, model_folder, tmp_path, monk
 def test_a_failing_report_ends_with_one_line(corpus, model_folder, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     arguments = ["--model", str(model_folder), "--dataset", str(corpus), "--text_column", "captions"]
-    assert main([*arguments, "--split", "test[:2]", "--output_dir", str(tmp_path / "file" / "out")]) == 1
+    assert (
+        run_command("evaluate", [*arguments, "--split", "test[:2]", "--output_dir", str(tmp_path / "file" / "out")])
+        == 1
+    )
     assert "error: " in capsys.readouterr().err
 
 
@@ -194,8 +198,8 @@ def test_code_in_a_model_folder_never_runs(model_folder, tmp_path, monkeypatch, 
         settings["auto_map"] = dict.fromkeys(kinds, code)
         (folder / name).write_text(json.dumps(settings | ({"model_type": model_type} if name == "config.json" else {})))
     if model_type == "collap":
-        load_folder(str(folder))
+        load_model(str(folder))
     else:
         with pytest.raises(ValueError, match="trust_remote_code"):
-            load_folder(str(folder))
+            load_model(str(folder))
     assert not (tmp_path / "ran").exists()

@@ -3,12 +3,12 @@
 import copy
 import json
 import shlex
-import sys
 
 import pytest
 from huggingface_hub import EvalResult, ModelCard
 from tiny import tiny_config
 
+from collap.cli import run_command
 from collap.corpora.synthetic import songs as synthetic_songs
 from collap.hub.cards import (
     ModelFacts,
@@ -144,7 +144,7 @@ def test_the_table_shows_figures_intervals_pools_and_how_to_repeat_them():
 def test_results_of_the_real_evaluation_are_read(tmp_path):
     import numpy as np
 
-    from evaluate_retrieval import retrieval_figures
+    from collap.evaluation.retrieval import retrieval_figures
 
     scores = np.random.default_rng(0).normal(size=(6, 12))
     figures = retrieval_figures(scores, [i // 2 for i in range(12)], [f"song {i}" for i in range(6)])
@@ -371,12 +371,11 @@ def test_the_card_of_a_corpus_says_what_is_in_it(songs):
     assert "No licence has been stated" in dataset_card(songs, "you/my-songs").text
 
 
-def test_the_command_on_the_card_makes_the_same_corpus(songs, tmp_path, monkeypatch):
+def test_the_command_on_the_card_makes_the_same_corpus(songs, tmp_path):
     text = dataset_card(songs, "you/my-songs").text
     (command,) = (line for line in text.splitlines() if line.startswith("collap corpus"))
     arguments = shlex.split(command.replace("FOLDER", str(tmp_path / "again")))[2:]
-    monkeypatch.setattr(sys, "argv", ["synthetic_songs", *arguments, "--num_workers", "1"])
-    synthetic_songs.main()
+    assert run_command("corpus", [*arguments, "--num_workers", "1"]) == 0
     files = sorted(path.relative_to(songs) for path in songs.rglob("*") if path.is_file())
     assert len(files) == 6
     for name in files:

@@ -7,7 +7,6 @@ everything that a caption says about it is a field of that `Song` which `render_
 are exact.
 """
 
-import argparse
 import functools
 import glob
 import json
@@ -256,25 +255,13 @@ def build_corpus(
     return folder
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Render songs with captions and section times as an audiofolder.")
-    parser.add_argument("folder", type=Path, help="folder to create")
-    for split, count in zip(SPLITS, (400, 50, 100), strict=True):
-        parser.add_argument(f"--{split}", type=int, default=count, help=f"songs in this split, 0 for none ({count})")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--min_seconds", type=float, default=60.0)
-    parser.add_argument("--max_seconds", type=float, default=300.0)
-    parser.add_argument("--sampling_rate", type=int, default=16000)
-    parser.add_argument("--captions_per_song", type=int, default=3)
-    parser.add_argument("--num_workers", type=int, default=2)
-    options = vars(parser.parse_args(arguments))
-    num_songs = {split: options.pop(split) for split in SPLITS}
+def run(options) -> int:
+    """Do `collap corpus`; return its exit code."""
+    settings = vars(options)
+    num_songs = {split: settings.pop(split) for split in SPLITS}
     try:
-        build_corpus(num_songs={split: count for split, count in num_songs.items() if count != 0}, **options)
+        build_corpus(num_songs={split: count for split, count in num_songs.items() if count != 0}, **settings)
     except ValueError as error:
-        parser.error(str(error))
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
-
-
-if __name__ == "__main__":
-    main()
