@@ -34,7 +34,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, get_scheduler
 
 from collap.data.batches import BadFiles, check_processes
-from collap.data.samples import worker_message
+from collap.data.rows import worker_message
 from collap.files import write_folder
 from collap.hub.golden import write_golden
 from collap.hub.publish import check_can_publish, publish

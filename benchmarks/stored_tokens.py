@@ -17,7 +17,7 @@ from benchmarks.encode import take_turns
 from benchmarks.steps import SAMPLING_RATE, TEXT_TOKENS, median_ratio, medians
 from collap.cli import run_command
 from collap.corpora.synthetic.songs import build_corpus
-from collap.data.samples import AudioTextBatch
+from collap.data.batches import AudioTextBatch
 from collap.training.settings import parse_config
 from collap.training.tracking import song_tokens
 from collap.training.trainable import freeze

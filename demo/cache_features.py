@@ -1,11 +1,12 @@
-"""Computes the features of the demo's songs once, for both variants, before they train side by side.
+"""Compute the features of the demo's songs once, for both variants, before they train side by side.
 
 Takes the arguments of `train.py`: `python -m demo.cache_features configs/demo.yaml --text data/demo_backbones/gpt2`.
 """
 
 import sys
 
-from collap.data.samples import cache_features, open_dataset
+from collap.data.feature_cache import cache_features
+from collap.data.sources import open_dataset
 from collap.training.settings import parse_config
 from train import build_model_and_processor
 

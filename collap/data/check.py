@@ -7,7 +7,8 @@ from pathlib import Path
 
 import datasets
 
-from collap.data.samples import audio_source, check_column, naming_row, open_dataset, row_texts
+from collap.data.rows import audio_source, check_column, naming_row, row_texts
+from collap.data.sources import open_dataset
 from processing.decode_audio import AudioFileError, header_seconds
 
 NAMES_SHOWN = 5  # of what cannot be used
@@ -107,7 +108,7 @@ def run(options) -> int:
     place = {"config_name": options.dataset_config, "revision": options.revision}
     reports = {}
     for name in split_names(options.dataset, **place):
-        dataset = open_dataset(options.dataset, name, options.audio_column, options.audio_column, **place)
+        dataset = open_dataset(options.dataset, name, options.audio_column, None, **place)
         check_column(dataset, options.text_column, options.dataset)
         reports[name] = check_split(dataset, options.audio_column, options.text_column)
     if options.json:

@@ -27,7 +27,8 @@ from transformers import WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from collap.data.batches import check_processes
-from collap.data.samples import audio_source, naming_row, open_dataset
+from collap.data.rows import audio_source, naming_row
+from collap.data.sources import open_dataset
 from collap.data.token_cache import (
     INDEX,
     audio_identity,
@@ -100,7 +101,7 @@ def load_encoders(options, device: torch.device) -> tuple[AudioEncoders, CoLLAPF
 def encode_song(
     encoders: AudioEncoders, feature_extractor, source: AudioSource, dtype: str
 ) -> tuple[dict[str, torch.Tensor], float]:
-    """One file, `segment_batch_size` segments at a time.
+    """Encode one file, `segment_batch_size` segments at a time.
 
     Returns:
         Its real tokens (T, M) as `pack_tokens` gives them, and its seconds, to 0.02.
@@ -120,7 +121,7 @@ def encode_song(
 
 @dataclass
 class Split:
-    """A split on its way into a cache: where, from what, and with which settings."""
+    """Hold a split on its way into a cache: where, from what, and with which settings."""
 
     folder: Path
     dataset: datasets.Dataset
@@ -140,7 +141,7 @@ class Split:
 
 
 def compute_shard(split: Split, shard: int, encoders: AudioEncoders, feature_extractor, progress: tqdm):
-    """Computes and writes a shard unless it is there; rows that cannot be read get no tokens."""
+    """Compute and write a shard unless it is there; rows that cannot be read get no tokens."""
     path = split.folder / shard_name(shard)
     identities = [audio_identity(split.audio(row)) for row in split.rows_of(shard)]
     if whole_shard(path, split.settings, identities):
@@ -161,7 +162,7 @@ def compute_shard(split: Split, shard: int, encoders: AudioEncoders, feature_ext
 
 
 def check_bad_share(split: Split, rows: list[dict], max_bad_share: float) -> str:
-    """Says how many of the `rows` of a split have no tokens.
+    """Say how many of the `rows` of a split have no tokens.
 
     Raises:
         ValueError: more than `max_bad_share` of the split.
@@ -180,7 +181,7 @@ def check_bad_share(split: Split, rows: list[dict], max_bad_share: float) -> str
 def compute_split(
     split: Split, encoders: AudioEncoders, feature_extractor, max_bad_share: float, accelerator: Accelerator
 ):
-    """Computes this process's shards; the main one then writes the index and says what the split has become."""
+    """Compute this process's shards; the main one then writes the index and says what the split has become."""
     if accelerator.is_main_process:
         split.folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(split.folder.glob("shard-*.safetensors")):
@@ -210,7 +211,7 @@ def compute_split(
 
 
 def check_options(options: argparse.Namespace):
-    """ValueError for options that cannot work, before anything is loaded."""
+    """Raise a ValueError for options that cannot work, before anything is loaded."""
     if (options.model is None) == (options.music is None):
         raise ValueError("name the encoders by one of --model (a CoLLAP model) and --music with --speech")
     if options.model is not None and options.segment_seconds is not None:
@@ -230,7 +231,7 @@ def run(options: argparse.Namespace) -> int:
     # Processes meet only at the end of a split, hours after one another where the songs are uneven.
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
     check_processes(accelerator)
-    columns = {"audio_column": options.audio_column, "text_column": options.audio_column}  # texts are not read
+    columns = {"audio_column": options.audio_column, "text_column": None}
     source = {"config_name": options.dataset_config, "revision": options.revision}
     with accelerator.main_process_first():
         opened = {name: open_dataset(options.dataset, name, **columns, **source) for name in options.splits}

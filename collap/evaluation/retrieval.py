@@ -21,14 +21,9 @@ import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from collap.data.samples import (
-    CACHED_COLUMN,
-    audio_source,
-    check_column,
-    load_cached_features,
-    naming_row,
-    open_dataset,
-)
+from collap.data.feature_cache import CACHED_COLUMN, load_cached_features
+from collap.data.rows import audio_source, check_column, named_audio, naming_row
+from collap.data.sources import open_dataset
 from collap.models import load_model, weights_digest
 from modeling_collap import mean_pooled_scores
 from processing.embed_audio import embed_audio, embed_segments
@@ -58,11 +53,11 @@ def embed_row(model, processor, dataset, row: int, audio_column: str) -> tuple[t
     Raises:
         AudioFileError: names the row and its file.
     """
-    example = dataset[row]
-    audio = example[audio_column]
+    if CACHED_COLUMN in dataset.column_names:
+        with naming_row(row, named_audio(dataset, row, audio_column)):
+            return embed_segments(model, [load_cached_features(dataset.select_columns(CACHED_COLUMN)[row])])
+    audio = dataset[row][audio_column]
     with naming_row(row, audio):
-        if CACHED_COLUMN in example:
-            return embed_segments(model, [load_cached_features(example)])
         return embed_audio(model, processor.feature_extractor, audio_source(audio))
 
 

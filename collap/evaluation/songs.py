@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from datasets import Dataset
 
-from collap.data.samples import row_texts
+from collap.data.rows import row_texts
 
 TEXTS_AT_A_TIME = 256  # tokenised
 

@@ -120,7 +120,7 @@ def stage_corpus(folder: Path, staging: Path, settings: PublishSettings, remote:
     from datasets import Audio  # with the `train` extra, as the reader of corpora
     from datasets.table import embed_table_storage
 
-    from collap.data.samples import open_dataset
+    from collap.data.sources import open_dataset
 
     _, rows = read_corpus(folder)
     for split in rows:

@@ -8,7 +8,9 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers import AutoConfig, AutoTokenizer
 
-from collap.data.samples import open_dataset, row_texts, song_seconds
+from collap.data.lengths import song_seconds
+from collap.data.rows import row_texts
+from collap.data.sources import open_dataset
 from collap.files import write_json
 from collap.models import load_config
 from collap.training.cost import COMPARED, PAPER, Workload, paper_config, plan

@@ -65,7 +65,7 @@ class TrainConfig:
     streaming: bool = _help(False, "read shards in order instead of opening the whole data set; needs steps_per_epoch")
     steps_per_epoch: int | None = _help(None, "with streaming: steps that count as an epoch")
     cache_features: bool = _help(False, "compute whole songs' features once, keep on disk")
-    precomputed: str | None = _help(None, "folder of precompute_features.py: train without running the audio encoders")
+    precomputed: str | None = _help(None, "folder of `collap precompute`: train without running the audio encoders")
     max_bad_share: float = _help(0.01, "share of unreadable files above which the run stops")
     num_workers: int = _help(2, "processes that decode audio")
     # Model

@@ -20,7 +20,7 @@ from transformers import AutoModel, AutoProcessor
 
 from collap.cli import run_command
 from collap.data.precompute import AudioEncoders, encode_song
-from collap.data.samples import open_dataset
+from collap.data.sources import open_dataset
 from collap.data.token_cache import DTYPES, TokenCache, pack_tokens, unpack_tokens
 from modeling_collap import CoLLAPModel
 from processing import AudioFileError, CoLLAPFeatureExtractor, CoLLAPProcessor, load_audio
@@ -239,7 +239,7 @@ def test_a_damaged_shard_is_noticed_and_mended(cached, corpus, backbones, tmp_pa
             cache[4]
         assert not isinstance(caught.value, AudioFileError)  # a data set would go on without the row
     else:
-        with pytest.raises(ValueError, match=r"shard-00004.*run precompute_features"):
+        with pytest.raises(ValueError, match=r"shard-00004.*run collap precompute"):
             open_cache(tmp_path, backbones, corpus)
     assert precompute(arguments(corpus, backbones, tmp_path, "int8")) == 0
     assert files(tmp_path / "train") == files(cached["int8"] / "train")

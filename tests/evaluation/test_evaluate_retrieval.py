@@ -13,7 +13,7 @@ import torch
 from tiny import tiny_model, tiny_processor
 
 from collap.cli import run_command
-from collap.data.samples import open_dataset
+from collap.data.sources import open_dataset
 from collap.evaluation import retrieval as evaluate_retrieval
 from collap.evaluation.retrieval import embed_row, embed_texts, retrieval_figures, score_songs
 from collap.evaluation.songs import RetrievalSet, collect_songs, count_shared_texts

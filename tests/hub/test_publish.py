@@ -636,7 +636,7 @@ def test_a_corpus_is_published_so_that_load_dataset_reads_it(hub, publish, tmp_p
     script += f"""
 import json
 from pathlib import Path
-from collap.data.samples import open_dataset
+from collap.data.sources import open_dataset
 test = open_dataset("you/songs", "test", text_column="captions")
 plain = load_dataset("you/songs", split="test")
 rows = [songs[0]["captions"], len(songs), test[0]["captions"], plain.features["audio"].decode]

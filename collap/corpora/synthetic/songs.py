@@ -211,7 +211,7 @@ def build_corpus(
 ) -> Path:
     """Write a corpus in the layout of the audiofolder of `datasets`, and return its folder.
 
-    `collap.data.samples.open_dataset(folder, split, text_column="captions")` reads it.
+    `collap.data.sources.open_dataset(folder, split, text_column="captions")` reads it.
     `datasets.load_dataset("audiofolder", data_dir=folder)` does too, but needs torchcodec with a system FFmpeg, even
     where nothing is decoded; `load_dataset("json")` reads each metadata.jsonl without.
 
