@@ -7,6 +7,7 @@ from pathlib import Path
 
 import datasets
 
+from collap.data.catalogue import ENTRIES
 from collap.data.rows import audio_source, check_column, naming_row, row_texts
 from collap.data.sources import open_dataset
 from processing.decode_audio import AudioFileError, header_seconds
@@ -58,6 +59,9 @@ def split_names(source: str, config_name: str | None = None, revision: str | Non
         FileNotFoundError: there is no such file, folder or Hub data set.
         ValueError: a folder holds none.
     """
+    kind, colon, place = source.partition(":")
+    if colon and kind in {entry.name for entry in ENTRIES} and not Path(source).exists():
+        source = place
     path = Path(source)
     if path.is_file():
         return ["train"]

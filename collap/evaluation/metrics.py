@@ -20,7 +20,7 @@ MAX_BOOTSTRAP_CELLS = 4_000_000
 
 @dataclass(frozen=True)
 class Measure:
-    """What a figure is: how it is shown, and which way is better. `name` is its key, `title` what people read."""
+    """Say what a figure is, how it is shown, and which way is better: `name` is its key, `title` what people read."""
 
     name: str
     title: str

@@ -19,7 +19,7 @@ FIGURE_KEYS = ("value", "low", "high", "chance")
 
 
 class Figure(TypedDict):
-    """A number, its interval, and what random scores give."""
+    """Hold a number, its interval, and what random scores give."""
 
     value: float
     low: float
@@ -28,7 +28,7 @@ class Figure(TypedDict):
 
 
 class Direction(TypedDict):
-    """What is searched with and in: `title` for people, `task` on the Hub."""
+    """Hold what is searched with and in: `title` for people, `task` on the Hub."""
 
     title: str
     task: str
@@ -43,7 +43,7 @@ DIRECTIONS = {
 
 
 class Results(TypedDict):
-    """What `collap evaluate` writes as results.json.
+    """Hold what `collap evaluate` writes as results.json.
 
     Attributes:
         model: folder or Hub id; `weights` tells those that were evaluated, see `collap.models.weights_digest`.

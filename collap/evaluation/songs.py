@@ -16,7 +16,7 @@ TEXTS_AT_A_TIME = 256  # tokenised
 
 @dataclass
 class RetrievalSet:
-    """Songs and the texts that describe them.
+    """Hold songs and the texts that describe them.
 
     Attributes:
         rows: (A,) data set row of every song.

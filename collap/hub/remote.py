@@ -81,7 +81,7 @@ class PublishSettings:
 
 @dataclass
 class RemoteRepository:
-    """What the remote repository holds: the commit, its files, and a local folder with their card and logs."""
+    """Hold what the remote repository has: the commit, its files, and a local folder with their card and logs."""
 
     commit: str | None
     files: dict[str, RepoFile]
