@@ -21,7 +21,7 @@ from collap.data.batches import AudioTextCollator
 from collap.data.samples import AudioTextSample
 from collap.hub.doctor import diagnose
 from collap.training.step import contrastive_step
-from modeling_collap.modeling_beats import eager_attention, sdpa_attention, token_mask_from_frame_mask
+from modeling_collap.modeling_beats import eager_attention, patch_mask_from_frame_mask, sdpa_attention
 from processing import CoLLAPFeatureExtractor
 
 DEVICE = "cuda"
@@ -69,7 +69,7 @@ def test_fused_attention_equals_the_readable_one_on_the_cpu(name, dtype, toleran
         expected = eager(features, frame_mask).last_hidden_state
         found = fused(features.to(DEVICE), frame_mask.to(DEVICE)).last_hidden_state
     assert found.dtype == dtype
-    real = token_mask_from_frame_mask(frame_mask, expected.shape[1])
+    real = patch_mask_from_frame_mask(frame_mask, expected.shape[1])
     error = found.float().cpu()[real] - expected[real]
     if dtype == torch.float32:
         assert error.abs().max() < tolerance
@@ -173,8 +173,8 @@ def test_the_doctor_finds_a_healthy_model_healthy(tmp_path, monkeypatch, dtype):
 
 def test_parts_on_several_devices_give_the_same_scores(model_folder):
     inputs = tiny_processor()(text=TEXTS, audio=songs(5.0, 0.5), sampling_rate=16000)
-    parts = {"text_model": "cpu", "music_model": DEVICE, "speech_model": "cpu", "structure_layers": DEVICE}
-    parts |= {"text_projection": "cpu", "audio_adapter": DEVICE, "score_parameters": DEVICE}
+    parts = {"text_tower.encoder": "cpu", "audio_tower.music": DEVICE, "audio_tower.speech": "cpu", "structure": DEVICE}
+    parts |= {"text_tower.projection": "cpu", "audio_tower.adapter": DEVICE, "score_parameters": DEVICE}
     model = AutoModel.from_pretrained(model_folder, device_map=parts).eval()
     with torch.no_grad():
         expected = AutoModel.from_pretrained(model_folder).eval()(**inputs).logits_per_audio
