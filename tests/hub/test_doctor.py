@@ -218,14 +218,29 @@ def test_lines_for_people(healthy, patient, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == f"{patient} is NOT HEALTHY (4 failed, 1 warning)"
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "roberta"])
+def test_a_folder_without_a_vocabulary(healthy, tmp_path, capsys, kind):
+    """transformers loads it with a tokenizer of special tokens alone, to which all texts are the same."""
+    shutil.copytree(healthy[kind], tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    _, checks = examine(tmp_path / "model", capsys)
+    assert checks["files"]["status"] == checks["processor"]["status"] == "failed"
+    assert "lacks tokenizer.json (the vocabulary" in checks["files"]["detail"]
+    assert "no vocabulary but" in checks["processor"]["detail"]
+    with pytest.raises(
+        ValueError, match=r"model: the tokenizer has no vocabulary but \d special tokens.*300 embeddings"
+    ):
+        load_model(tmp_path / "model")
+
+
 def test_weights_that_are_unknown_or_no_numbers(patient, capsys):
     def change(weights: dict) -> None:
         weights["audio_tower.adapter.bias"][3] = torch.nan
-        weights["structure_layers.0.attention_out.weight"] = torch.ones(2, 2)
+        weights["structure.layers.0.attention_out.weight"] = torch.ones(2, 2)
 
     edit_weights(patient, change)
     detail = examine(patient, capsys)[1]["weights"]["detail"]
-    assert "1 unknown to this configuration (structure_layers.0.attention_out.weight)" in detail
+    assert "1 unknown to this configuration (structure.layers.0.attention_out.weight)" in detail
     assert "1 not finite (audio_tower.adapter.bias)" in detail
 
 
