@@ -1,14 +1,22 @@
 """Files and folders that are replaced in one go: a reader, or a run after a kill, sees the old content or the new."""
 
+import difflib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch and safetensors have their own for a full disk
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return what an unknown `name` may have meant: "did you mean 'x'?", or else "expected one of a, b, c"."""
+    known = [str(one) for one in known]
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
 
 
 def write_json(path: Path, content: dict | list):

@@ -21,6 +21,7 @@ from collap.evaluation.retrieval import (
     score_songs,
 )
 from collap.files import replace_text, restore_folder
+from collap.training.settings import DataSettings
 from processing.decode_audio import AudioFileError
 
 TEXTS_AT_A_TIME = 1024
@@ -60,13 +61,27 @@ class Evaluations:
         model: unwrapped; evaluated in place.
         eval_set: from `open_dataset`, perhaps with cached features; None for no evaluation.
         token_cache: of `eval_set`, instead of its audio.
+        settings: of the data.
+        seed: of the bootstrap.
         save: writes the model folder of that name, with the results of its evaluation; called by all processes.
     """
 
-    def __init__(self, accelerator: Accelerator, model, processor, eval_set, token_cache, config, save: Callable):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model,
+        processor,
+        eval_set,
+        token_cache,
+        settings: DataSettings,
+        output_dir: str,
+        seed: int,
+        save: Callable,
+    ):
         self.accelerator, self.model, self.processor = accelerator, model, processor
-        self.eval_set, self.token_cache, self.config, self.save = eval_set, token_cache, config, save
-        self.lines = Path(config.output_dir) / "metrics.jsonl"
+        self.eval_set, self.token_cache, self.settings = eval_set, token_cache, settings
+        self.output_dir, self.seed, self.save = output_dir, seed, save
+        self.lines = Path(output_dir) / "metrics.jsonl"
         self.best, self.best_step, self.started = -math.inf, None, time.time()
 
     def state_dict(self) -> dict:
@@ -99,7 +114,7 @@ class Evaluations:
         if self.token_cache is not None:
             fused_tokens = self.token_cache[row].unsqueeze(0).to(self.model.device)  # (1, T, M)
             return self.model.get_audio_features(fused_tokens=fused_tokens)
-        return embed_row(self.model, self.processor, self.eval_set, row, self.config.audio_column)
+        return embed_row(self.model, self.processor, self.eval_set, row, self.settings.audio_column)
 
     def _readable(self, rows: dict[int, int], bad: list[str]) -> Iterator[tuple[int, tuple]]:
         """Song and embeddings of those of `rows` whose files can be read; the others are named in `bad`."""
@@ -132,12 +147,12 @@ class Evaluations:
         Raises:
             ValueError: on every process, if too many cannot.
         """
-        songs = collect_songs(self.eval_set, self.config.text_column, self.config.song_column)
+        songs = collect_songs(self.eval_set, self.settings.text_column, self.settings.song_column)
         rows, bad = self._score_rows(songs)
-        if len(bad) > self.config.max_bad_share * len(songs.rows):
+        if len(bad) > self.settings.max_bad_share * len(songs.rows):
             raise ValueError(
                 f"{len(bad)} of {len(songs.rows)} songs to evaluate cannot be read: {'; '.join(bad[:3])}; repair them, "
-                f"or allow a larger max_bad_share (now {self.config.max_bad_share})"
+                f"or allow a larger max_bad_share (now {self.settings.max_bad_share})"
             )
         if not self.accelerator.is_main_process:
             return None
@@ -147,7 +162,7 @@ class Evaluations:
         texts = [text for text, song in enumerate(songs.song_of_text) if song in rows]
         matrix = np.stack([rows[song][texts] for song in place])  # (A, B)
         song_of_text = [place[songs.song_of_text[text]] for text in texts]
-        return retrieval_figures(matrix, song_of_text, [songs.names[song] for song in place], self.config.seed)
+        return retrieval_figures(matrix, song_of_text, [songs.names[song] for song in place], self.seed)
 
     def run(self, epoch: int, step: int, say: Callable[[str], None]):
         """Measures, logs, and saves `best/` if this is it; without an evaluation split the last model is the best."""
@@ -168,9 +183,9 @@ class Evaluations:
 
     def _results(self, figures: dict) -> dict:
         """As evaluate_retrieval.py writes them."""
-        config = self.config
-        data = {"dataset": config.dataset, "config_name": config.dataset_config, "revision": None}
-        names = {"model": config.output_dir, "split": config.eval_split, "caption_column": config.text_column}
+        settings = self.settings
+        data = {"dataset": settings.dataset, "config_name": settings.dataset_config, "revision": settings.revision}
+        names = {"model": self.output_dir, "split": settings.eval_split, "caption_column": settings.text_column}
         return report_of({"collap": figures}, **data, **names)
 
     def _log(self, figures: dict, epoch: int, step: int) -> float:
