@@ -21,10 +21,10 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from collap.data.samples import worker_message
+from collap.data.rows import worker_message
 from collap.hub.golden import write_golden
 from collap.hub.publish import check_can_publish, publish
-from collap.models import load_folder
+from collap.models import load_model
 from collap.training.cost import plan_run
 from collap.training.run import Run, build_run, on_main_process, prepare_output_dir, start_processes
 from collap.training.settings import TrainSettings, parse_settings
@@ -90,7 +90,7 @@ def hub_settings(settings: TrainSettings) -> dict:
 def finish(run: Run):
     """Write golden vectors of the best model, as it is on disk, and publish it if that was asked for."""
     best = Path(run.settings.output.output_dir) / "best"
-    write_golden(*load_folder(best), best)
+    write_golden(*load_model(best), best)
     if run.settings.output.push_to_hub:
         run.accelerator.print(f"published: {publish(best, **hub_settings(run.settings)).commit_url}")
 

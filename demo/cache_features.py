@@ -5,7 +5,8 @@ Takes the arguments of `train.py`: `python -m demo.cache_features configs/demo.y
 
 import sys
 
-from collap.data.samples import cache_features, open_dataset
+from collap.data.feature_cache import cache_features
+from collap.data.sources import open_dataset
 from collap.training.run import build_model_and_processor
 from collap.training.settings import parse_settings
 

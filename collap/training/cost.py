@@ -22,7 +22,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoTokenizer, GPT2Config, PreTrainedConfig, RobertaConfig, WhisperConfig
 
-from collap.data.samples import open_dataset, row_texts, song_seconds
+from collap.data.lengths import song_seconds
+from collap.data.rows import row_texts
+from collap.data.sources import open_dataset
 from collap.files import one_line, write_json
 from collap.models import load_config
 from collap.training.settings import TrainSettings

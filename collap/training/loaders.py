@@ -8,20 +8,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
-from collap.data.batches import EpochBatches, process_songs
+from collap.data.batches import AudioTextBatch, AudioTextCollator, EpochBatches, process_songs
+from collap.data.feature_cache import CACHED_COLUMN, cache_features
 from collap.data.identity import rows_digest
-from collap.data.samples import (
-    CACHED_COLUMN,
-    AudioTextBatch,
-    AudioTextCollator,
-    AudioTextDataset,
-    cache_features,
-    check_column,
-    check_row_texts,
-    num_segments,
-    open_dataset,
-    song_segments,
-)
+from collap.data.lengths import num_segments, song_segments
+from collap.data.rows import check_column, check_row_texts
+from collap.data.samples import AudioTextDataset
+from collap.data.sources import open_dataset
 from collap.data.stream import AudioTextStream, open_stream, stream_state
 from collap.data.token_cache import TokenCache
 from collap.training.settings import DataSettings

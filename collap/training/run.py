@@ -16,10 +16,9 @@ from accelerate.utils import InitProcessGroupKwargs, gather_object, set_seed
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, get_scheduler
 
-from collap.data.batches import BadFiles, check_processes
-from collap.data.samples import AudioTextBatch
+from collap.data.batches import AudioTextBatch, BadFiles, check_processes
 from collap.files import write_folder
-from collap.models import load_folder
+from collap.models import check_vocabulary, load_model
 from collap.training.checkpoints import Checkpoints, whole_checkpoints
 from collap.training.distributed import prepare, whole_model
 from collap.training.loaders import StreamData, TableData, build_eval_data, build_train_data
@@ -256,11 +255,12 @@ def on_main_process(accelerator: Accelerator, action: Callable[[], object]):
 def build_model_and_processor(settings: ModelSettings, segment_batch_size: int) -> tuple[CoLLAPModel, CoLLAPProcessor]:
     """Load the model to continue from, or make a new one from pretrained backbones, with its processor."""
     if settings.model is not None:
-        model, processor = load_folder(settings.model)
+        model, processor = load_model(settings.model)
     else:
         parts = (settings.text, settings.music, settings.speech)
         model = CoLLAPModel.from_backbones(*parts, **settings.model_config)
         tokenizer = AutoTokenizer.from_pretrained(settings.text, trust_remote_code=False)
+        check_vocabulary(tokenizer, model.config.text_config, settings.text)
         processor = CoLLAPProcessor.from_model_config(model.config, tokenizer)
     model.audio_tower.segment_batch_size = segment_batch_size
     return model, processor

@@ -20,7 +20,7 @@ from huggingface_hub.constants import HF_HUB_OFFLINE
 from torch.utils.tensorboard.summary import hparams
 
 from collap.data.batches import idle_share
-from collap.data.samples import num_segments
+from collap.data.lengths import num_segments
 from collap.files import nearest
 from collap.training.step import micro_batches
 from modeling_collap import CoLLAPConfig, CoLLAPModel, CoLLAPOutput

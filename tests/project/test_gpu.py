@@ -18,7 +18,8 @@ from test_modeling_collap import lively_model, songs
 from tiny import TEXTS, tiny_processor
 from transformers import AutoModel
 
-from collap.data.samples import AudioTextCollator, AudioTextSample
+from collap.data.batches import AudioTextCollator
+from collap.data.samples import AudioTextSample
 from collap.hub.doctor import diagnose
 from modeling_collap.modeling_beats import eager_attention, patch_mask_from_frame_mask, sdpa_attention
 from processing import CoLLAPFeatureExtractor

@@ -22,8 +22,7 @@ from safetensors.torch import load_file
 from tiny import tiny_config
 from transformers import AutoConfig
 
-from collap.data.batches import BadFiles
-from collap.data.samples import AudioTextBatch
+from collap.data.batches import AudioTextBatch, BadFiles
 from collap.training.run import Run, SkippedSteps
 from collap.training.settings import TrainSettings
 from collap.training.tracking import StepMeter

@@ -15,7 +15,7 @@ from runs import REPOSITORY, evaluations, scalars, settings, train
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
-from collap.data.samples import open_dataset
+from collap.data.sources import open_dataset
 from collap.training.settings import OptimisationSettings, parse_settings
 from processing import CoLLAPProcessor  # noqa: F401  registers CoLLAP with the Auto classes
 from train import main
@@ -160,10 +160,10 @@ def test_a_plan_is_printed_without_training_and_the_run_is_compared_with_it(corp
 
 
 def test_frozen_encoders_train_from_their_stored_tokens_as_from_audio(corpus, backbones, tmp_path):
-    """The same losses, to the precision of float16, through precompute_features.py and train.py."""
+    """The same losses, to the precision of float16, through `collap precompute` and train.py."""
     model = ["--music", backbones["beats"], "--speech", backbones["whisper"], "--segment_seconds", "2"]
     script = [sys.executable, "-m", "collap", "precompute", "--dataset", corpus]
-    output = ["--splits", "train", "validation", "--output", tmp_path / "tokens"]
+    output = ["--splits", "train", "validation", "--output_dir", tmp_path / "tokens"]
     stored = subprocess.run(list(map(str, script + model + output)), capture_output=True, text=True)
     assert stored.returncode == 0, stored.stderr[-3000:]
     config = settings(corpus, backbones, freeze=["music", "speech"])
@@ -207,7 +207,7 @@ BAD_SETTINGS = [
     ({"trackers": ["tensorbord"]}, "did you mean 'tensorboard'"),
     ({"streaming": True}, "streaming and steps_per_epoch go together"),
     ({"precomputed": "nowhere"}, "needs --freeze music speech"),
-    ({"precomputed": "nowhere", "freeze": ["music", "speech"]}, "nowhere.*precompute_features.py"),
+    ({"precomputed": "nowhere", "freeze": ["music", "speech"]}, "nowhere.*collap precompute"),
     ({"resume": "nowhere"}, "nowhere is no whole checkpoint"),
     ({"micro_batch_size": 0}, "micro_batch_size must be positive"),
     ({"speech": "nowhere/at/all"}, "nowhere/at/all"),
