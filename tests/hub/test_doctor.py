@@ -220,11 +220,11 @@ def test_lines_for_people(healthy, patient, capsys):
 def test_weights_that_are_unknown_or_no_numbers(patient, capsys):
     def change(weights: dict) -> None:
         weights["audio_tower.adapter.bias"][3] = torch.nan
-        weights["structure_layers.0.attention_out.weight"] = torch.ones(2, 2)
+        weights["structure.layers.0.attention_out.weight"] = torch.ones(2, 2)
 
     edit_weights(patient, change)
     detail = examine(patient, capsys)[1]["weights"]["detail"]
-    assert "1 unknown to this configuration (structure_layers.0.attention_out.weight)" in detail
+    assert "1 unknown to this configuration (structure.layers.0.attention_out.weight)" in detail
     assert "1 not finite (audio_tower.adapter.bias)" in detail
 
 
