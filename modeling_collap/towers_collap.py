@@ -98,7 +98,9 @@ class TextTower(nn.Module):
         places = places + length * (attention_mask == 0)  # (B, L), without ties, because ONNX has no stable sort
         order = places.argsort(dim=1)  # (B, L)
         input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
-        hidden_states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        hidden_states = self.encoder(
+            input_ids=input_ids, attention_mask=attention_mask, return_dict=True
+        ).last_hidden_state
         pooled = pool_text(hidden_states, attention_mask, self.pooling)  # (B, hidden)
         return F.normalize(self.projection(pooled).float(), dim=-1)  # (B, D)
 
@@ -156,8 +158,8 @@ class AudioTower(nn.Module):
         self, music_features: torch.Tensor, speech_features: torch.Tensor, music_attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
         """Encode segments as [`fuse`] does, all of them in one call of each encoder."""
-        music = self.music(music_features, attention_mask=music_attention_mask).last_hidden_state
-        speech = self.speech(speech_features.to(self.speech.conv1.weight.dtype)).last_hidden_state
+        music = self.music(music_features, attention_mask=music_attention_mask, return_dict=True).last_hidden_state
+        speech = self.speech(speech_features.to(self.speech.conv1.weight.dtype), return_dict=True).last_hidden_state
         # The encoders may be on two devices.
         grid = self.music.config.frequency_patches, speech_tokens_per_patch(self.music.config)
         return fuse_segments(music, speech.to(music.device), *grid)  # (N, K, M)

@@ -30,7 +30,8 @@ def planned_model(config: TrainConfig) -> CoLLAPConfig:
     else:
         paper = paper_config("roberta" if "roberta" in config.text else "gpt2")
         parts = [paper.text_config, paper.music_config, paper.speech_config]
-    return CoLLAPConfig(*parts, **{"segment_seconds": max_segment_seconds(parts[2]), **config.model_config})
+    encoders = dict(zip(("text_config", "music_config", "speech_config"), parts, strict=True))
+    return CoLLAPConfig(**encoders, **{"segment_seconds": max_segment_seconds(parts[2]), **config.model_config})
 
 
 def planned_workload(config: TrainConfig, model_config: CoLLAPConfig) -> Workload:
