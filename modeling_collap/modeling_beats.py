@@ -23,6 +23,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 
 from .configuration_beats import BeatsConfig
+from .loading_collap import StrictLoading
 
 # Elements of the attention mask that a CPU works on at a time: 16 MB in float32, half of a common last-level cache.
 CACHED_MASK_ELEMENTS = 2**22
@@ -253,7 +254,7 @@ class BeatsLayer(GradientCheckpointingLayer):
         return self.final_layer_norm(hidden_states * self.residual_scale + transformed)
 
 
-class BeatsPreTrainedModel(PreTrainedModel):
+class BeatsPreTrainedModel(StrictLoading, PreTrainedModel):
     """What loading, saving and initialising need to know of BEATs."""
 
     config_class = BeatsConfig

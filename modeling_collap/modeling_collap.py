@@ -18,7 +18,6 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedModel, WhisperModel
 from transformers import initialization as init
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import ModelOutput
 
 from .configuration_collap import CoLLAPConfig, check_settings, max_segment_seconds
@@ -33,7 +32,7 @@ from .scoring_collap import (
     unfold_frames,
 )
 from .structure_collap import StructureLayers, token_start_seconds
-from .towers_collap import AudioTower, TextTower
+from .towers_collap import AudioTower, SpeechEncoder, TextTower
 
 MIN_TEMPERATURE = 0.01  # below it the attention is an argmax, and float32 logits lose their digits
 
@@ -172,6 +171,7 @@ class CoLLAPPreTrainedModel(StrictLoading, PreTrainedModel):
             init.constant_(module.log_gamma_temporal, half)
             temperature = math.log(self.config.attention_temperature)
             init.constant_(module.log_attention_temperature, temperature)
+            module.log_attention_temperature.requires_grad_(self.config.learn_attention_temperature)
 
     def _gather_properties(self, parts: tuple[PreTrainedModel, ...]):
         """Take over what transformers asks of a model's direct children; here the encoders are one level down."""
@@ -187,7 +187,7 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         super().__init__(config)
         text = without_pooler(AutoModel.from_config(config.text_config))
         music = BeatsModel(config.music_config)
-        speech = WhisperEncoder(config.speech_config)
+        speech = SpeechEncoder(config.speech_config)
         width = config.projection_dim
         audio_width = config.music_config.hidden_size + config.speech_config.d_model  # M
         self.text_tower = TextTower(text, nn.Linear(config.text_config.hidden_size, width), config.text_pooling)
@@ -214,9 +214,9 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
             OSError: from transformers, if a folder or Hub id cannot be found.
         """
         check_settings(config)
-        text_encoder, _ = load_whole(AutoModel, text, allow_missing="pooler.")
-        beats, _ = load_whole(BeatsModel, music)
-        whisper, _ = load_whole(WhisperModel, speech, allow_missing="decoder.")
+        text_encoder = load_whole(AutoModel, text, unused=("pooler.",))
+        beats = load_whole(BeatsModel, music)
+        whisper = load_whole(WhisperModel, speech, unused=("decoder.",))
         config.setdefault("segment_seconds", max_segment_seconds(whisper.config))
         settings = CoLLAPConfig(
             text_config=text_encoder.config, music_config=beats.config, speech_config=whisper.config, **config

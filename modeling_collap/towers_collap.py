@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers import initialization as init
+from transformers.models.whisper.modeling_whisper import WhisperEncoder, sinusoids
 
 from .configuration_collap import speech_tokens_per_patch, text_positions
 from .modeling_beats import BeatsModel
@@ -103,6 +104,19 @@ class TextTower(nn.Module):
         ).last_hidden_state
         pooled = pool_text(hidden_states, attention_mask, self.pooling)  # (B, hidden)
         return F.normalize(self.projection(pooled).float(), dim=-1)  # (B, D)
+
+
+class SpeechEncoder(WhisperEncoder):
+    """The encoder of Whisper, whose positions are sinusoids wherever a checkpoint does not hold them.
+
+    transformers sees to that only in models of its own: in others it initialises no module without own weights.
+    """
+
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if module is self.embed_positions:
+            init.copy_(module.weight, sinusoids(*module.weight.shape))
+            module.weight.requires_grad_(False)  # transformers makes anew what a checkpoint lacks
 
 
 class AudioTower(nn.Module):

@@ -647,7 +647,7 @@ class TestFromBackbones:
         del state[name]
         save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
         short_name = name.removeprefix("roberta.").removeprefix("model.")
-        with pytest.raises(ValueError, match=rf"{part}: the checkpoint lacks weights of .*{short_name}"):
+        with pytest.raises(ValueError, match=rf"{part}: the checkpoint lacks 1 weights of .*{short_name}"):
             from_backbones({**backbones, part: broken}, "roberta" if part == "roberta" else "gpt2")
 
     @pytest.mark.parametrize(
