@@ -78,6 +78,7 @@ class CoLLAPConfig(CheckedConfig):
     """
 
     model_type = "collap"
+    keys_to_ignore_at_inference = ["audio_embeds", "audio_token_mask", "text_model_output"]  # as large as the songs
     sub_configs = {"text_config": AutoConfig, "music_config": BeatsConfig, "speech_config": WhisperConfig}
 
     text_config: dict | PreTrainedConfig | None = None

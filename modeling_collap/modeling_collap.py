@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedModel, WhisperModel
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_collap import CoLLAPConfig, check_settings, max_segment_seconds
 from .loading_collap import StrictLoading, load_speech_encoder, load_whole, without_pooler
@@ -34,6 +34,8 @@ from .scoring_collap import (
 from .structure_collap import StructureLayers, token_start_seconds
 from .towers_collap import AudioTower, SpeechEncoder, TextTower
 
+RECORDED = ("output_hidden_states", "output_attentions")
+UNUSED = ("num_items_in_batch", "token_type_ids", "use_cache")  # of Trainer, BERT's tokenizer, and text generation
 MIN_TEMPERATURE = 0.01  # below it the attention is an argmax, and float32 logits lose their digits
 
 
@@ -48,6 +50,7 @@ class CoLLAPOutput(ModelOutput):
         text_embeds: (B, D) float32, unit norm.
         audio_embeds: (A, T, D) float32, unit norm; zero where `audio_token_mask` is False.
         audio_token_mask: (A, T) bool, True = the token starts before the audio ends.
+        text_model_output: of the text encoder, with `output_hidden_states` or `output_attentions`.
     """
 
     loss: torch.Tensor | None = None
@@ -56,6 +59,7 @@ class CoLLAPOutput(ModelOutput):
     text_embeds: torch.Tensor | None = None
     audio_embeds: torch.Tensor | None = None
     audio_token_mask: torch.Tensor | None = None
+    text_model_output: ModelOutput | None = None
 
 
 @dataclass
@@ -159,6 +163,7 @@ class CoLLAPPreTrainedModel(StrictLoading, PreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ("text", "audio")
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # Trainer then divides the loss of a micro batch by their number
     _supports_sdpa = True
     _no_split_modules = ["StructureLayer"]
     _keep_in_fp32_modules_strict = ["score_parameters"]
@@ -234,8 +239,12 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         return {"text": self.text_tower.encoder, "music": audio.music, "speech": audio.speech}
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return those of the text tower; Accelerate asks for them under FSDP2."""
+        """Return those of the text tower, which `resize_token_embeddings` replaces."""
         return self.text_tower.encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        """Replace those of the text tower."""
+        self.text_tower.encoder.set_input_embeddings(value)
 
     def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Embed texts, (B, L) -> (B, D) float32 of unit norm; arguments and errors as in [`TextTower.forward`]."""
@@ -349,6 +358,7 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         """Return when the fused tokens of an audio start, in seconds, (T,)."""
         return token_start_seconds(self.config, num_tokens, device)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -363,7 +373,7 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         return_loss: bool = False,
         gather_negatives: bool = False,
         text_chunk_size: int | None = None,
-        return_dict: bool | None = None,
+        **kwargs,
     ) -> CoLLAPOutput | tuple:
         """Score all audios with all texts, or embed one side if only that is given; the arguments are what
         `CoLLAPProcessor` returns.
@@ -377,18 +387,23 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
             gather_negatives: whether audios and texts of all processes are contrasted. Each process scores its own
                 audios with all texts, and the loss is that of the whole batch; only text embeddings and scores travel.
             text_chunk_size: texts scored at a time, to bound memory; None for all.
-            return_dict: False for a tuple.
+            **kwargs: of transformers' clients. `return_dict=False` for a tuple; `output_hidden_states` and
+                `output_attentions` for those of the text encoder (those of the audio encoders, for hundreds of
+                segments, are returned by `audio_tower.music` and `audio_tower.speech`). What is None or False, and
+                [`UNUSED`], has no effect.
 
         Raises:
+            TypeError: for an argument that is none of these.
             ValueError: if text or audio is missing with `return_loss`, both are, or features come without their
                 counterpart; with `return_loss` and different numbers of texts and audios.
         """
         has_text = input_ids is not None or text_embeds is not None
         has_audio = fused_tokens is not None or (music_features is not None and speech_features is not None)
         _check_sides(has_text, has_audio, music_features is not None or speech_features is not None, return_loss)
-        loss = logits = audio_embeds = None
+        asked = self._asked_of_text_encoder(kwargs)
+        loss = logits = audio_embeds = encoded = None
         if input_ids is not None and text_embeds is None:
-            text_embeds = self.get_text_features(input_ids, attention_mask)  # (B, D)
+            text_embeds, encoded = self.text_tower.embed(input_ids, attention_mask, **asked)  # (B, D)
         if has_audio:
             audio_embeds, audio_token_mask = self.get_audio_features(
                 music_features, speech_features, music_attention_mask, segment_mask, audio_token_mask, fused_tokens
@@ -400,8 +415,18 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
             all_logits = gather_rows(logits) if gather_negatives else logits
             loss = contrastive_loss(all_logits, self.config.loss_direction)
         logits_per_text = None if logits is None else logits.T
-        output = CoLLAPOutput(loss, logits, logits_per_text, text_embeds, audio_embeds, audio_token_mask)
-        return output if return_dict is not False else output.to_tuple()
+        return CoLLAPOutput(
+            loss, logits, logits_per_text, text_embeds, audio_embeds, audio_token_mask, encoded if asked else None
+        )
+
+    def _asked_of_text_encoder(self, kwargs: dict) -> dict[str, bool]:
+        """Return those of [`RECORDED`] that a call or the configuration asks for; refuse what would have no effect."""
+        for name, value in kwargs.items():
+            if value is not None and value is not False and name not in (*RECORDED, *UNUSED):
+                raise TypeError(f"CoLLAPModel.forward() got an unexpected argument {name!r}")
+        asked = {name: kwargs.get(name) for name in RECORDED}
+        asked = {name: getattr(self.config, name) if value is None else value for name, value in asked.items()}
+        return {name: True for name, value in asked.items() if value}
 
 
 def _check_sides(has_text: bool, has_audio: bool, has_features: bool, return_loss: bool):

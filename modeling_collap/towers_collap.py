@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, sinusoids
 
 from .configuration_collap import speech_tokens_per_patch, text_positions
@@ -74,14 +75,21 @@ class TextTower(nn.Module):
         self.pooling = pooling
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Embed texts.
+        """Embed texts: (B, L) -> (B, D) float32, unit norm; arguments and errors as in [`embed`]."""
+        return self.embed(input_ids, attention_mask)[0]
+
+    def embed(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **asked: bool
+    ) -> tuple[torch.Tensor, BaseModelOutput]:
+        """Embed texts, and return what the encoder makes of them, too.
 
         Args:
             input_ids: (B, L).
             attention_mask: (B, L), 1 = real token; None if all are.
+            **asked: `output_hidden_states` and `output_attentions` of the encoder.
 
         Returns:
-            (B, D) float32, unit norm.
+            (B, D) float32, unit norm; the encoder's output, in which the real tokens of a text come first.
 
         Raises:
             ValueError: for more tokens than the encoder has positions for.
@@ -99,11 +107,9 @@ class TextTower(nn.Module):
         places = places + length * (attention_mask == 0)  # (B, L), without ties, because ONNX has no stable sort
         order = places.argsort(dim=1)  # (B, L)
         input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
-        hidden_states = self.encoder(
-            input_ids=input_ids, attention_mask=attention_mask, return_dict=True
-        ).last_hidden_state
-        pooled = pool_text(hidden_states, attention_mask, self.pooling)  # (B, hidden)
-        return F.normalize(self.projection(pooled).float(), dim=-1)  # (B, D)
+        encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **asked)
+        pooled = pool_text(encoded.last_hidden_state, attention_mask, self.pooling)  # (B, hidden)
+        return F.normalize(self.projection(pooled).float(), dim=-1), encoded  # (B, D)
 
 
 class SpeechEncoder(WhisperEncoder):
