@@ -9,12 +9,12 @@ the shard in the lane's order of that epoch, row of the shard).
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import datasets
 import fsspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch.utils.data import get_worker_info
 
@@ -25,10 +25,11 @@ from .catalogue import Request, find_entry
 from .catalogue.hub import check_hub_id
 from .catalogue.shards import parquet_shards
 from .lengths import num_segments
+from .places import Place
 from .rows import audio_source, check_column, row_name
 from .samples import MAX_REPLACEMENTS, AudioTextSample, SampleReader, no_replacement
 from .sources import open_dataset
-from .tables import resolve_path, split_name
+from .tables import ParquetShards, settle_table, split_name
 
 ROWS_READ = 16  # rows that `datasets` hands over at a time; a parquet reader holds a row group anyway
 WINDOW_BATCHES = 16
@@ -63,69 +64,81 @@ def open_stream(
         ValueError: as [`open_dataset`]; while reading, if a path leads out of the data set's folder.
     """
     _, request = find_entry(Request(source, split, audio_column, config_name, revision))
-    path = request.path
-    is_one_shard = path.suffix == ".parquet" and path.is_file() and split_name(split) == "train"
+    path, columns = request.path, [audio_column, text_column]
+    is_one_shard = path.suffix.lower() == ".parquet" and path.is_file() and split_name(split) == "train"
     shards = [path] if is_one_shard else parquet_shards(path, split)
     if path.exists() and not shards:
         table = open_dataset(source, split, audio_column, text_column)
         stream = table.to_iterable_dataset(num_shards=min(len(table), MAX_FOLDER_SHARDS))
-        return stream.select_columns([audio_column, text_column]).with_format("arrow")
+        return stream.select_columns(columns).with_format("arrow")
     if "[" in split:
         raise ValueError(f"{source}: a stream has no slices; found split {split!r}, expected {split_name(split)!r}")
-    if shards:
-        files = [str(shard) for shard in shards]
-        stream = _load_stream(source, "parquet", data_files={split: files}, split=split)
-    else:
-        check_hub_id(request.source)
-        stream = _load_stream(source, request.source, name=config_name, revision=revision, split=split)
-    if not stream.column_names:
-        raise ValueError(f"{source}: its files do not state their columns; expected parquet shards to stream")
-    for column in (audio_column, text_column):
-        check_column(stream, column, source)
-    kind = stream.features[audio_column]
-    if not isinstance(kind, (datasets.Audio, dict)) and getattr(kind, "dtype", None) not in ("string", "binary"):
-        raise ValueError(f"{source}: the column {audio_column!r} holds {kind}; expected audio: bytes or paths")
-    stream = stream.select_columns([audio_column, text_column])
-    stream = stream.cast_column(audio_column, datasets.Audio(decode=False)).with_format("arrow")
-    places = {"column": audio_column, "folder": str(shards[0].resolve().parent) if shards else None}
-    return stream.map(
-        _resolve_paths,
-        with_indices=True,
-        batched=True,
-        batch_size=ROWS_READ,
-        fn_kwargs=places,
-        features=stream.features,
+    return _stream_shards(shards, source, columns) if shards else _stream_hub(request, columns)
+
+
+def _stream_shards(files: list[Path], source: str, columns: list[str]) -> datasets.IterableDataset:
+    """Stream parquet files by their literal names, which `load_dataset` would take for patterns and addresses."""
+    shards = ParquetShards(files, columns[0], Place(files[0].parent))
+    for column in columns:
+        check_column(shards, column, source)
+    stream = datasets.IterableDataset.from_generator(
+        _shard_rows,
+        features=datasets.Features({name: shards.features[name] for name in columns}),
+        gen_kwargs={"files": files, "columns": tuple(columns)},  # a list would be split over processes,
     )
+    return stream.with_format("arrow")
 
 
-def _load_stream(source: str, *args, **settings) -> datasets.IterableDataset:
+def _shard_rows(files: list[Path], columns: tuple[str, ...]) -> Iterator[dict]:
+    """Give the rows of shards; `datasets` splits the list of files."""
+    for batch in ParquetShards(files, columns[0], Place(files[0].parent), columns).batches():
+        yield from batch.to_pylist()
+
+
+def _stream_hub(request: Request, columns: list[str]) -> datasets.IterableDataset:
+    """Stream a data set of the Hub."""
+    source, place = request.source, {"name": request.config_name, "revision": request.revision}
+    check_hub_id(source)
     try:
-        return datasets.load_dataset(*args, streaming=True, **settings)
+        stream = datasets.load_dataset(source, streaming=True, split=request.split, **place)
     except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
         raise FileNotFoundError(f"{source}: neither a local folder nor a Hub data set in reach ({error})") from error
     except (ValueError, RuntimeError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"{source}: {error.__cause__ or error}") from error
-
-
-def _resolve_paths(table: pa.Table, rows: list[int], column: str, folder: str | None) -> pa.Table:
-    """Resolve paths of rows without bytes in the shards' folder, which they may not leave; None on the Hub."""
-    audio = table.column(column).combine_chunks()
-    content, paths = pc.struct_field(audio, "bytes"), pc.struct_field(audio, "path")
-    needed = pc.and_(pc.is_null(content), pc.is_valid(paths)).to_pylist()
-    if not any(needed):
-        return table
-    if folder is None:
-        raise ValueError(
-            f"the column {column!r} holds paths without bytes ({paths[needed.index(True)].as_py()!r}); a stream from "
-            "the Hub needs the bytes in its shards: train without streaming, or download the data set"
+    if not stream.column_names:
+        raise ValueError(f"{source}: its files do not state their columns; expected parquet shards to stream")
+    for column in columns:
+        check_column(stream, column, source)
+    if isinstance(stream.features[columns[0]], datasets.Audio):
+        stream = stream.cast_column(columns[0], datasets.Audio(decode=False))
+    features = {**stream.features, columns[0]: datasets.Audio(decode=False)}
+    return (
+        stream.select_columns(columns)
+        .with_format("arrow")
+        .map(
+            _settle_hub_rows,
+            with_indices=True,
+            batched=True,
+            batch_size=ROWS_READ,
+            fn_kwargs={"column": columns[0], "source": source},
+            features=datasets.Features({name: features[name] for name in columns}),
         )
-    resolved = [
-        resolve_path({column: path}, row, column, folder)[column] if is_needed else path
-        for row, path, is_needed in zip(rows, paths.to_pylist(), needed, strict=True)
-    ]
-    fields = [content, pa.array(resolved, paths.type)]
-    audio = pa.StructArray.from_arrays(fields, names=["bytes", "path"], mask=pc.is_null(audio))
-    return table.set_column(table.column_names.index(column), column, audio.cast(table.schema.field(column).type))
+    )
+
+
+class _NoPlace:
+    """Refuse paths: nothing but its shards is fetched of a stream from the Hub."""
+
+    def find(self, name: str | None, row: int) -> str:
+        """Raise a ValueError that names the row."""
+        raise ValueError(
+            f"row {row} holds paths without bytes ({name!r}); a stream from the Hub needs the bytes in its shards: "
+            "train without streaming, or download the data set"
+        )
+
+
+def _settle_hub_rows(table: pa.Table, rows: list[int], column: str, source: str) -> pa.Table:
+    return settle_table(table, _NoPlace(), column, source, rows[0])
 
 
 def stream_state(state: dict | None, batch_state: dict) -> dict:

@@ -255,7 +255,7 @@ def test_sources_that_cannot_be_streamed(shards, tmp_path):
     with pytest.raises(ValueError, match="column 'audio' holds .*int64.*expected audio"):
         open_stream(str(tmp_path), "train")
     (tmp_path / "train-0.parquet").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=f"{tmp_path}: "):
+    with pytest.raises(ValueError, match=f"{tmp_path}/train-0.parquet: "):
         open_stream(str(tmp_path), "train")
 
 
