@@ -133,10 +133,13 @@ class Run:
 def build_model_and_processor(config: TrainConfig):
     """The model to continue from, or a new one from pretrained backbones, with its processor."""
     if config.model is not None:
-        return load_folder(config.model)
-    model = CoLLAPModel.from_backbones(config.text, config.music, config.speech, **config.model_config)
-    tokenizer = AutoTokenizer.from_pretrained(config.text, trust_remote_code=False)
-    return model, CoLLAPProcessor.from_model_config(model.config, tokenizer)
+        model, processor = load_folder(config.model)
+    else:
+        model = CoLLAPModel.from_backbones(config.text, config.music, config.speech, **config.model_config)
+        tokenizer = AutoTokenizer.from_pretrained(config.text, trust_remote_code=False)
+        processor = CoLLAPProcessor.from_model_config(model.config, tokenizer)
+    model.audio_tower.segment_batch_size = config.segment_batch_size
+    return model, processor
 
 
 def choose_what_trains(config: TrainConfig, model, processor, accelerator: Accelerator):

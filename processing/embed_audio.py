@@ -76,5 +76,5 @@ def embed_audio(model, feature_extractor, source: AudioSource) -> tuple[torch.Te
     Raises:
         AudioFileError: names the file and says why it cannot be read or embedded.
     """
-    segments = model.config.segment_batch_size
+    segments = model.audio_tower.segment_batch_size
     return embed_segments(model, feature_blocks(feature_extractor, source, segments, model.device))

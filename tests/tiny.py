@@ -90,11 +90,13 @@ def tiny_config(text: str = "gpt2", **overrides) -> CoLLAPConfig:
     return CoLLAPConfig(**{**settings, **overrides})
 
 
-def tiny_model(text: str = "gpt2", seed: int = 0, **overrides) -> CoLLAPModel:
-    """A model of [`tiny_config`] in evaluation mode; the same seed gives the same weights."""
+def tiny_model(text: str = "gpt2", seed: int = 0, segment_batch_size: int = 8, **overrides) -> CoLLAPModel:
+    """Make a model of [`tiny_config`] in evaluation mode; the same seed gives the same weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return CoLLAPModel(tiny_config(text, **overrides)).eval()
+        model = CoLLAPModel(tiny_config(text, **overrides)).eval()
+    model.audio_tower.segment_batch_size = segment_batch_size
+    return model
 
 
 def tiny_tokenizer(kind: str = "gpt2") -> GPT2Tokenizer | RobertaTokenizer:

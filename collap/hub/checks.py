@@ -20,12 +20,12 @@ from collap.hub.cards import parse_card
 from collap.hub.golden import GOLDEN_FILE, golden_drift, probe_vectors, read_golden
 from collap.hub.probes import load_probes
 from modeling_collap.configuration_collap import TEXT_POOLING
-from modeling_collap.modeling_collap import MIN_TEMPERATURE, some_names
+from modeling_collap.loading_collap import some_names
+from modeling_collap.modeling_collap import MIN_TEMPERATURE
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 FBANK = {"fbank_mean": 15.41663, "fbank_std": 6.55582}  # that BEATs was trained with
-TOWERS = ("text_model", "music_model", "speech_model")
-PROJECTIONS = {"text": "text_projection", "audio": "audio_adapter"}
+PROJECTIONS = ("text_tower.projection", "audio_tower.adapter")
 # Of golden vectors computed again (`relative_drift`). At the size of GPT-2, BEATs and Whisper-small (12 layers of 768,
 # random weights) another number of threads gave 0, eager attention 2e-6, and bfloat16 0.035. The float32 bound leaves
 # room for a GPU, whose convolutions round to 11 bits (TF32) by default; a damaged part drifted by 0.4 to 2.
@@ -217,9 +217,7 @@ def check_weights(model, info: dict) -> Check:
         "of another shape, drawn at random": mismatched,
         "unknown to this configuration": info["unexpected_keys"],
         "not finite": [name for name, weight in model.named_parameters() if not _numbers(weight).isfinite().all()],
-        "all zero": [
-            f"{name}.weight" for name in PROJECTIONS.values() if not _numbers(getattr(model, name).weight).any()
-        ],
+        "all zero": [f"{name}.weight" for name in PROJECTIONS if not _numbers(model.get_submodule(name).weight).any()],
     }
     found = [f"{len(names)} {what} ({some_names(sorted(names))})" for what, names in problems.items() if names]
     if not found:
@@ -299,15 +297,15 @@ def check_execution(model, device: str, dtype: str, attn_implementation: str | N
     kinds = {
         name: {
             _attention(module)
-            for module in getattr(model, name).modules()
+            for module in encoder.modules()
             if "Attention" in type(module).__name__ and hasattr(module, "config")
         }
-        for name in TOWERS
+        for name, encoder in model.encoders.items()
     }
     weights = [p for name, p in model.named_parameters() if not name.startswith("score_parameters.")]
     dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in weights})
     devices = sorted({str(p.device) for p in weights})
-    attention = ", ".join(f"{name.removesuffix('_model')} {'/'.join(sorted(kind))}" for name, kind in kinds.items())
+    attention = ", ".join(f"{name} {'/'.join(sorted(kind))}" for name, kind in kinds.items())
     detail = f"attention: {attention}; weights: {', '.join(dtypes)} on {', '.join(devices)}"
     if attn_implementation and set().union(*kinds.values()) != {attn_implementation}:
         return Check("execution", "warning", f"{detail}; asked for {attn_implementation}")

@@ -11,7 +11,6 @@ Dimensions: those of `modeling_collap.py`.
 """
 
 import argparse
-import copy
 import importlib.util
 import json
 import logging
@@ -31,7 +30,7 @@ from transformers.utils import cached_file
 
 from collap.models import load_folder
 from modeling_collap.configuration_collap import CoLLAPConfig
-from modeling_collap.modeling_collap import CoLLAPModel
+from modeling_collap.modeling_collap import CoLLAPModel, score_embeddings, unit_tokens
 from processing import CoLLAPProcessor
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
@@ -46,25 +45,14 @@ COMPARED = (
 )
 
 
-class TextTower(nn.Module):
-    """`get_text_features` as a graph."""
-
-    def __init__(self, model: CoLLAPModel):
-        super().__init__()
-        self.model = _part(model, "text_model", "text_projection")
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """(B, L) and (B, L) -> (B, D)."""
-        return self.model.get_text_features(input_ids, attention_mask)
-
-
-class AudioTower(nn.Module):
+class AudioGraph(nn.Module):
     """`get_audio_features` as a graph: the same numbers, but segments without audio are encoded, too, and then
     dropped, because the sizes in a graph cannot depend on a mask."""
 
     def __init__(self, model: CoLLAPModel):
         super().__init__()
-        self.model = _part(model, "music_model", "speech_model", "audio_adapter", "structure_layers")
+        self.tower = model.audio_tower
+        self.structure = model.structure
 
     def forward(
         self,
@@ -78,18 +66,18 @@ class AudioTower(nn.Module):
         # A segment with every frame masked would be NaN.
         frame_mask = music_attention_mask | ~segment_mask.unsqueeze(-1)  # (A, S, F)
         features = (music_features, speech_features, frame_mask)
-        fused = self.model._fused_segment_batch(*(feature.flatten(0, 1) for feature in features))  # (A S, K, .)
-        tokens = self.model.audio_adapter(fused).unflatten(0, segment_mask.shape)  # (A, S, K, D)
+        fused = self.tower.fuse_at_once(*(feature.flatten(0, 1) for feature in features))  # (A S, K, M)
+        tokens = self.tower.adapter(fused).unflatten(0, segment_mask.shape)  # (A, S, K, D)
         tokens = tokens.masked_fill(~segment_mask[..., None, None], 0.0).flatten(1, 2)  # (A, T, D)
-        return self.model.normalize_tokens(tokens, audio_token_mask)
+        return unit_tokens(self.structure(tokens, audio_token_mask), audio_token_mask)
 
 
-class Score(nn.Module):
+class ScoreGraph(nn.Module):
     """`score` as a graph; gammas and temperature are constants."""
 
     def __init__(self, model: CoLLAPModel):
         super().__init__()
-        self.model = _part(model, "score_parameters")
+        self.score_parameters = model.score_parameters
         # So much padding, which changes no score, that there is more than one frame however short the audios are.
         self.padding = model.config.kernel_size + model.config.stride - 1
 
@@ -98,14 +86,8 @@ class Score(nn.Module):
     ) -> torch.Tensor:
         """(B, D), (A, T, D) and (A, T) -> (A, B)."""
         audio_embeds = F.pad(audio_embeds, (0, 0, 0, self.padding))  # (A, T + padding, D)
-        return self.model.score(text_embeds, audio_embeds, F.pad(audio_token_mask, (0, self.padding)))
-
-
-def _part(model: CoLLAPModel, *names: str) -> CoLLAPModel:
-    """The model with only these of its modules: an archive holds every weight of what it was made from."""
-    part = copy.copy(model)
-    part._modules = {name: model._modules[name] for name in names}
-    return part
+        mask = F.pad(audio_token_mask, (0, self.padding))  # (A, T + padding)
+        return score_embeddings(self.score_parameters, text_embeds, audio_embeds, mask)
 
 
 @dataclass
@@ -161,9 +143,9 @@ def build_graphs(model: CoLLAPModel) -> dict[str, Graph]:
     }
     text_inputs = {"input_ids": text, "attention_mask": text}
     return {
-        "text": Graph(TextTower(model).eval(), text_inputs, "text_embeds", ["texts", width]),
-        "audio": Graph(AudioTower(model).eval(), audio, "audio_embeds", ["audios", all_tokens, width]),
-        "score": Graph(Score(model).eval(), score, "logits_per_audio", ["audios", "texts"]),
+        "text": Graph(model.text_tower.eval(), text_inputs, "text_embeds", ["texts", width]),
+        "audio": Graph(AudioGraph(model).eval(), audio, "audio_embeds", ["audios", all_tokens, width]),
+        "score": Graph(ScoreGraph(model).eval(), score, "logits_per_audio", ["audios", "texts"]),
     }
 
 

@@ -32,6 +32,7 @@ from collap.training.trainable import TOWERS, add_lora, enable_gradient_checkpoi
 from modeling_collap import BeatsConfig, CoLLAPConfig, CoLLAPModel
 from modeling_collap.configuration_collap import MUSIC_FRAMES_PER_SECOND
 from modeling_collap.scoring_collap import attention_pooled_scores
+from modeling_collap.towers_collap import SEGMENT_BATCH_SIZE
 
 FLOAT32_BYTES = 4
 AUTOCAST_DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -59,6 +60,7 @@ class Workload:
         mixed_precision: "no", "bf16" or "fp16", by autocast; the weights stay float32.
         frozen, lora, gradient_checkpointing: names as in `collap/training/trainable.py`.
         precomputed_tokens: train from stored encoder outputs; neither audio encoder runs.
+        segment_batch_size: segments that pass the audio encoders at a time.
 
     Raises:
         ValueError: for sizes that are not positive or do not divide, and for an unknown precision.
@@ -78,10 +80,11 @@ class Workload:
     lora_rank: int = 8
     gradient_checkpointing: tuple[str, ...] = ()
     precomputed_tokens: bool = False
+    segment_batch_size: int = SEGMENT_BATCH_SIZE
 
     def __post_init__(self):
         sizes = ("songs", "mean_seconds", "max_seconds", "batch_size", "num_processes", "text_tokens", "epochs")
-        for name in (*sizes, "lora_rank", "micro_batch_size"):
+        for name in (*sizes, "lora_rank", "micro_batch_size", "segment_batch_size"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, found {value}")
@@ -297,6 +300,7 @@ def build_meta_model(config: CoLLAPConfig, workload: Workload) -> CoLLAPModel:
     stored = {"music", "speech"} if workload.precomputed_tokens else set()
     with torch.device("meta"):
         model = CoLLAPModel(config)
+        model.audio_tower.segment_batch_size = workload.segment_batch_size
         freeze(model, sorted(stored.union(workload.frozen)))
         if workload.lora:
             add_lora(model, list(workload.lora), workload.lora_rank, base_model="")
@@ -325,9 +329,9 @@ def _drop_gradient(parameter: torch.Tensor):
 def count_parameters(model: CoLLAPModel) -> dict[str, tuple[int, int]]:
     """(all, trainable) of every part, and of the `"whole"`."""
     counts = {name: [0, 0] for name in (*TOWERS, "adapter and score", "whole")}
-    for name, parameter in model.named_parameters():
-        tower = name.split("_model.")[0]
-        for part in (tower if tower in TOWERS else "adapter and score", "whole"):
+    tower_of = {id(p): name for name, encoder in model.encoders.items() for p in encoder.parameters()}
+    for parameter in model.parameters():
+        for part in (tower_of.get(id(parameter), "adapter and score"), "whole"):
             counts[part][0] += parameter.numel()
             counts[part][1] += parameter.numel() if parameter.requires_grad else 0
     return {name: (total, trainable) for name, (total, trainable) in counts.items()}
@@ -340,7 +344,7 @@ def feature_bytes(config: CoLLAPConfig, precomputed_tokens: bool) -> int:
 
 
 def _segment_inputs(config: CoLLAPConfig, segments: int, precomputed_tokens: bool) -> tuple[torch.Tensor, ...]:
-    """Meta tensors as `encode_segments` takes them, or the stored tokens (N, K, music + speech width)."""
+    """Meta tensors as `AudioTower` takes them, or the stored tokens (N, K, music + speech width)."""
     if precomputed_tokens:
         width = config.music_config.hidden_size + config.speech_config.d_model
         return (torch.empty(segments, config.tokens_per_segment, width, device="meta"),)  # (N, K, width)
@@ -352,13 +356,13 @@ def _segment_inputs(config: CoLLAPConfig, segments: int, precomputed_tokens: boo
 
 def encoder_cost(model: CoLLAPModel, segments: int, workload: Workload) -> Cost:
     """Both encoders and the adapter on `segments` segments: one call's worth is measured, the rest is linear."""
-    encode = model.audio_adapter if workload.precomputed_tokens else model.encode_segments
+    encode = model.audio_tower.adapter if workload.precomputed_tokens else model.audio_tower
 
     def run(count: int, backward: bool) -> Cost:
         inputs = _segment_inputs(model.config, count, workload.precomputed_tokens)
         return measure(lambda: encode(*inputs), workload.mixed_precision, backward)
 
-    at_a_time = min(segments, model.config.segment_batch_size)
+    at_a_time = min(segments, model.audio_tower.segment_batch_size)
     one = run(at_a_time, backward=True)
     if segments == at_a_time:
         return one

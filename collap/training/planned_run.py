@@ -36,7 +36,10 @@ def planned_model(config: TrainConfig) -> CoLLAPConfig:
 def planned_workload(config: TrainConfig, model_config: CoLLAPConfig) -> Workload:
     """The run that the settings describe, of a [`planned_model`]; without a data set, over the paper's songs."""
     processes = PartialState().num_processes
-    settings = {name: getattr(config, name) for name in ("batch_size", "micro_batch_size", "epochs", "lora_rank")}
+    settings = {
+        name: getattr(config, name)
+        for name in ("batch_size", "micro_batch_size", "segment_batch_size", "epochs", "lora_rank")
+    }
     settings |= {name: tuple(getattr(config, name)) for name in ("lora", "gradient_checkpointing")}
     settings |= {"frozen": tuple(config.freeze), "precomputed_tokens": bool(config.precomputed)}
     if not config.dataset:

@@ -87,6 +87,7 @@ class TrainConfig:
     epochs: int = 20
     batch_size: int = _help(50, "songs contrasted with one another, over all processes")
     micro_batch_size: int | None = _help(None, "songs encoded at a time on a process; bounds memory, not the batch")
+    segment_batch_size: int = _help(8, "segments that pass the audio encoders at a time; bounds memory, not the batch")
     learning_rate: float = 1e-4
     text_learning_rate: float | None = _help(None, "of the text tower; default: learning_rate")
     audio_learning_rate: float | None = _help(None, "of both audio encoders; default: learning_rate")
@@ -212,7 +213,16 @@ def check_config(config: TrainConfig):
 
 
 def _check_numbers(config: TrainConfig):
-    counts = ("epochs", "batch_size", "lora_rank", "keep_checkpoints", "eval_every", "log_every", "max_skipped_steps")
+    counts = (
+        "epochs",
+        "batch_size",
+        "segment_batch_size",
+        "lora_rank",
+        "keep_checkpoints",
+        "eval_every",
+        "log_every",
+        "max_skipped_steps",
+    )
     optional = ("micro_batch_size", "checkpoint_every", "steps_per_epoch", "plan_tflops")
     rates = ("text_learning_rate", "audio_learning_rate")
     given = [name for name in (*optional, *rates) if getattr(config, name) is not None]

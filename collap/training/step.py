@@ -122,10 +122,6 @@ def contrastive_step(
     return step(accelerator, model, inputs, parts, loss_limit)
 
 
-def _loss(accelerator: Accelerator, model: nn.Module, scores: torch.Tensor) -> torch.Tensor:
-    return contrastive_loss(scores, accelerator.unwrap_model(model).config.loss_direction)
-
-
 def _is_usable(loss: torch.Tensor, limit: float) -> bool:
     return bool(torch.isfinite(loss) & (loss <= limit))
 
@@ -136,17 +132,15 @@ def _texts_at_a_time(accelerator: Accelerator, songs: int) -> int | None:
 
 def _whole_step(accelerator, model, inputs: Inputs, parts: list[slice], loss_limit: float) -> ContrastiveStep:
     chunk = _texts_at_a_time(accelerator, parts[0].stop)
-    output = model(
-        **inputs.texts(parts[0]), **inputs.audios(parts[0]), gather_negatives=True, text_chunk_size=chunk
-    )  # logits_per_audio (n, B)
-    scores = gather_rows(output.logits_per_audio)  # (A, B)
-    loss = _loss(accelerator, model, scores)
-    has_gradients = _is_usable(loss, loss_limit)
+    settings = {"return_loss": True, "gather_negatives": True, "text_chunk_size": chunk}
+    output = model(**inputs.texts(parts[0]), **inputs.audios(parts[0]), **settings)  # logits_per_audio (n, B)
+    has_gradients = _is_usable(output.loss, loss_limit)
     if has_gradients:
-        accelerator.backward(loss)
+        accelerator.backward(output.loss)
+    scores = gather_rows(output.logits_per_audio.detach())  # (A, B)
     texts = gather_rows(output.text_embeds.detach())  # (B, D)
     sample = (texts, output.audio_embeds.detach(), output.audio_token_mask)
-    return ContrastiveStep(loss.detach(), scores.detach(), sample, has_gradients)
+    return ContrastiveStep(output.loss.detach(), scores, sample, has_gradients)
 
 
 def _cached_step(accelerator, model, inputs: Inputs, parts: list[slice], loss_limit: float) -> ContrastiveStep:
@@ -164,7 +158,7 @@ def _cached_step(accelerator, model, inputs: Inputs, parts: list[slice], loss_li
             rows.append(output.logits_per_audio)  # (a, B)
         scores = gather_rows(torch.cat(rows))  # (A, B)
     scores.requires_grad_()
-    loss = _loss(accelerator, model, scores)
+    loss = contrastive_loss(scores, accelerator.unwrap_model(model).config.loss_direction)
     sample = (texts, output.audio_embeds, output.audio_token_mask)
     has_gradients = _is_usable(loss, loss_limit)
     if has_gradients:

@@ -208,7 +208,7 @@ def test_the_description_tells_what_the_graphs_want(case, folder):
 def test_a_graph_holds_the_weights_of_its_part_only(folder):
     """An archive of the text tower with the audio towers in it would be three times as large."""
     model, _ = build("gpt2")
-    counts = {"text": (model.text_model, model.text_projection), "score": (model.score_parameters,)}
+    counts = {"text": (model.text_tower.encoder, model.text_tower.projection), "score": (model.score_parameters,)}
     for name, parts in counts.items():
         expected = 4 * sum(parameter.numel() for part in parts for parameter in part.parameters())
         program = loaded(folder / "exported" / "archive" / f"{name}.pt2")

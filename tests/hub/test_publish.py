@@ -378,7 +378,7 @@ def test_what_the_former_weights_were_made_from_leaves_the_card(hub, publish, ru
 
 def change_weights(model: Path) -> None:
     weights = {name: weight.clone() for name, weight in load_file(model / "model.safetensors").items()}
-    weights["text_projection.bias"] += 1e-6
+    weights["text_tower.projection.bias"] += 1e-6
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -525,7 +525,7 @@ def test_every_process_of_a_training_run_ends_if_it_cannot_be_published(corpus, 
 def test_an_unhealthy_model_is_refused_unless_anyway(hub, publish, run_folder, tmp_path):
     model = copy_model(run_folder, tmp_path)
     weights = load_file(model / "model.safetensors")
-    weights["text_projection.weight"].zero_()
+    weights["text_tower.projection.weight"].zero_()
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     code, _, err = publish(model, "you/sick")
     assert code == 1 and "unhealthy" in one_line(err) and "text" in err

@@ -28,13 +28,16 @@ TRAVELLING = {
     *ENTRIES,
     "configuration_beats",
     "modeling_beats",
+    "towers_collap",
+    "structure_collap",
+    "loading_collap",
     "scoring_collap",
     "loss_collap",
     "audio_collap",
 }
-PUBLISHED = TRAVELLING | {*INTEGRATIONS, "audio_files", "embed_audio"}
-THIRD_PARTY = {"torch", "torchaudio", "numpy", "transformers"}
-ALSO = {"audio_files": {"av"}, "sentence_collap": {"sentence_transformers"}}  # av is optional
+PUBLISHED = TRAVELLING | {*INTEGRATIONS, "decode_audio", "embed_audio"}
+THIRD_PARTY = {"torch", "torchaudio", "numpy", "transformers", "safetensors"}
+ALSO = {"decode_audio": {"av"}, "sentence_collap": {"sentence_transformers"}}  # av is optional
 # Folder and repository names become Python modules: '.' and '-' must not matter.
 FOLDERS = {"gpt2": "collap-gpt2.v1.0", "roberta": "collap.roberta-base"}
 LONG = " ".join(300 * ["piano"])
@@ -56,7 +59,7 @@ for name, again, results in zip(*[iter(triples)] * 3):
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
     for part in (config, model, processor, extractor):
         assert type(part).__module__.startswith("transformers_modules."), type(part)
-    assert config.model_type == "collap" and config.structure_layers == len(model.structure_layers) == 1
+    assert config.model_type == "collap" and config.structure_layers == len(model.structure.layers) == 1
     assert extractor.to_dict() == processor.feature_extractor.to_dict()
     assert tokenizer(texts[0])["input_ids"] == processor.tokenizer(texts[0])["input_ids"]
     inputs = processor(text=texts, audio=waveforms, sampling_rate=22050)

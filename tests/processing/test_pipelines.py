@@ -255,7 +255,7 @@ def test_a_file_is_embedded_block_by_block(retrieve, files, monkeypatch):
     monkeypatch.setattr(
         CoLLAPFeatureExtractor, "segment_features", lambda self, wave: (seen.append(len(wave)), whole(self, wave))[1]
     )
-    monkeypatch.setattr(retrieve["gpt2"].model.config, "segment_batch_size", 2)
+    monkeypatch.setattr(retrieve["gpt2"].model.audio_tower, "segment_batch_size", 2)
     found = retrieve["gpt2"](TEXTS, files[2])
     assert max(seen) == 2 * 2 * RATE and sum(seen) == 13 * RATE
     assert_ranked(found, model_outputs("gpt2", TEXTS).logits_per_audio[2:3])

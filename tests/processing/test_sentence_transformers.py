@@ -140,7 +140,7 @@ def test_training_reaches_both_towers(published):
     texts, audio = (model(model.preprocess(inputs))["sentence_embedding"] for inputs in (TEXTS, songs))
     F.cross_entropy(texts @ audio.T, torch.arange(2)).backward()
     found = model[0].model
-    for projection in (found.text_projection, found.audio_adapter):
+    for projection in (found.text_tower.projection, found.audio_tower.adapter):
         assert projection.weight.grad.abs().sum() > 0
 
 

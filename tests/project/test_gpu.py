@@ -172,8 +172,8 @@ def test_the_doctor_finds_a_healthy_model_healthy(tmp_path, monkeypatch, dtype):
 
 def test_parts_on_several_devices_give_the_same_scores(model_folder):
     inputs = tiny_processor()(text=TEXTS, audio=songs(5.0, 0.5), sampling_rate=16000)
-    parts = {"text_model": "cpu", "music_model": DEVICE, "speech_model": "cpu", "structure_layers": DEVICE}
-    parts |= {"text_projection": "cpu", "audio_adapter": DEVICE, "score_parameters": DEVICE}
+    parts = {"text_tower.encoder": "cpu", "audio_tower.music": DEVICE, "audio_tower.speech": "cpu", "structure": DEVICE}
+    parts |= {"text_tower.projection": "cpu", "audio_tower.adapter": DEVICE, "score_parameters": DEVICE}
     model = AutoModel.from_pretrained(model_folder, device_map=parts).eval()
     with torch.no_grad():
         expected = AutoModel.from_pretrained(model_folder).eval()(**inputs).logits_per_audio

@@ -197,9 +197,9 @@ def test_the_worst_moment_is_that_of_a_real_step(checkpointed):
 
 
 def test_more_segments_than_one_pass_of_the_encoders_are_extrapolated_to_what_they_cost():
-    config = config_without_dropout("sdpa", segment_batch_size=2)
+    config = config_without_dropout("sdpa")
     for mixed_precision in ("no", "bf16"):
-        work = workload(config, mixed_precision=mixed_precision)
+        work = workload(config, mixed_precision=mixed_precision, segment_batch_size=2)
         model = build_meta_model(config, work)
         found = encoder_cost(model, 6, work)
         frames = round(100 * config.segment_seconds)
@@ -214,16 +214,17 @@ def test_more_segments_than_one_pass_of_the_encoders_are_extrapolated_to_what_th
 
 def test_autocast_on_meta_keeps_what_autocast_of_cuda_keeps():
     """torch's own rules for CUDA, on fake tensors (which a CPU cannot take backwards), are the judge."""
-    config = tiny_config(segment_batch_size=2)  # two passes share the casts of the weights
+    config = tiny_config()
     for part in (config.text_config, config.music_config, config.speech_config):
         part._attn_implementation = "eager"
-    work = workload(config, mixed_precision="bf16")
+    work = workload(config, mixed_precision="bf16", segment_batch_size=2)  # two passes share the casts of the weights
     meta = build_meta_model(config, work)
     frames = round(100 * config.segment_seconds)
     shapes = ((4, frames - 2, 128), (4, 40, frames))
     with FakeTensorMode():
         with torch.device("cuda"):
             model = CoLLAPModel(config).train()
+            model.audio_tower.segment_batch_size = 2
             features = [torch.empty(shape) for shape in shapes]
             input_ids = torch.zeros(SONGS, TEXT_TOKENS, dtype=torch.long)
         torch.set_autocast_dtype("cuda", torch.bfloat16)

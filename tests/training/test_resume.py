@@ -216,7 +216,7 @@ def test_unusable_losses_are_skipped_and_counted_and_stop_the_run_with_the_batch
     weights, start = (
         load_file(path / "model.safetensors") for path in (tmp_path / "other" / "run" / "last", backbones["beats"])
     )
-    assert all(weights[f"music_model.{name}"].equal(value) for name, value in start.items())
+    assert all(weights[f"audio_tower.music.{name}"].equal(value) for name, value in start.items())
 
 
 def test_a_stream_resumes_where_it_was(corpus, with_dropout, tmp_path):

@@ -163,7 +163,7 @@ def test_the_batch_is_one_in_which_the_comparison_means_something(plain):
     """The directions differ, every song's score does, and no tower's gradient is noise."""
     assert abs(plain["symmetric"]["loss"] - plain["audio_to_text"]["loss"]) > 1e-4
     assert plain["symmetric"]["scores"].std() > 0.1
-    for name in ("text_projection.weight", "audio_adapter.weight", "score_parameters.log_gamma_kernel"):
+    for name in ("text_tower.projection.weight", "audio_tower.adapter.weight", "score_parameters.log_gamma_kernel"):
         assert plain["symmetric"][name].norm() > 1e-3
         assert (plain["symmetric"][name] - plain["audio_to_text"][name]).norm() > 1e-4
 
@@ -219,7 +219,7 @@ def test_a_loss_that_is_not_finite_or_above_the_limit_has_no_gradients(accelerat
         model = double_model()
         step = contrastive_step(accelerator, model, *arguments, loss_limit=1e-3)
         assert not step.has_gradients and step.loss > 1e-3 and not gradients(model)
-        torch.nn.init.constant_(model.audio_adapter.bias, math.nan)
+        torch.nn.init.constant_(model.audio_tower.adapter.bias, math.nan)
         step = contrastive_step(accelerator, model, *arguments)
         assert not step.has_gradients and step.loss.isnan() and not gradients(model)
 

@@ -59,7 +59,7 @@ def test_the_same_seed_gives_the_same_weights_and_training_changes_them(finished
     first, second = (load_file(folder / "last" / "model.safetensors") for folder in (run, tmp_path / "run"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     start = load_file(backbones["beats"] / "model.safetensors")
-    moved = [name for name in start if not torch.equal(start[name], first[f"music_model.{name}"])]
+    moved = [name for name in start if not torch.equal(start[name], first[f"audio_tower.music.{name}"])]
     assert len(moved) == len(start)
 
 
@@ -100,8 +100,8 @@ def test_continuing_with_crops_micro_batches_and_bfloat16(finished, corpus, back
     assert len(curves["train/loss"]) == 2 and curves["train/learning_rate"] == pytest.approx([5e-4, 0.0], abs=1e-9)
     assert curves["train/gradient_norm"][0] > 0
     before, after = (load_file(folder / "last" / "model.safetensors") for folder in (run, tmp_path / "run"))
-    assert after["audio_adapter.weight"].dtype == torch.float32
-    assert not torch.equal(before["audio_adapter.weight"], after["audio_adapter.weight"])
+    assert after["audio_tower.adapter.weight"].dtype == torch.float32
+    assert not torch.equal(before["audio_tower.adapter.weight"], after["audio_tower.adapter.weight"])
 
 
 def test_micro_batches_and_two_processes_follow_the_plain_run(corpus, backbones, tmp_path):
@@ -174,7 +174,7 @@ def test_frozen_encoders_train_from_their_stored_tokens_as_from_audio(corpus, ba
         curves.append(scalars(tmp_path / name / "run"))
         weights = load_file(tmp_path / name / "run" / "last" / "model.safetensors")
         start = load_file(backbones["beats"] / "model.safetensors")
-        assert all(torch.equal(weights[f"music_model.{key}"], value) for key, value in start.items())
+        assert all(torch.equal(weights[f"audio_tower.music.{key}"], value) for key, value in start.items())
     assert curves[0]["train/loss"] == pytest.approx(curves[1]["train/loss"], abs=2e-3)
     assert curves[0]["eval/text_to_audio/mAP"] == pytest.approx(curves[1]["eval/text_to_audio/mAP"], abs=5)
 
