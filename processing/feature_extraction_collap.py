@@ -143,16 +143,32 @@ class CoLLAPFeatureExtractor(FeatureExtractionMixin):
         """
         check_return_tensors(return_tensors)
         check_whole_songs(padding, truncation, max_length)
-        read = [read_song(song, sampling_rate, f"audio[{i}]") for i, song in enumerate(list_songs(audio))]
-        resampled = [self._resample(waveform.to(device), rate) for waveform, rate in read]
-        for i, waveform in enumerate(resampled):
-            if len(waveform) < MIN_SECONDS * SAMPLING_RATE:
-                seconds = len(waveform) / SAMPLING_RATE
-                raise ValueError(f"audio[{i}] is {seconds:.3f} s long; expected at least {MIN_SECONDS} s")
-        batch = pad_audio_features([self.segment_features(waveform) for waveform in resampled])
+        songs = [
+            self.song_features(song, sampling_rate, device, f"audio[{i}]") for i, song in enumerate(list_songs(audio))
+        ]
+        batch = pad_audio_features(songs)
         if return_tensors != "pt":
             batch = BatchFeature({name: tensor.numpy(force=True) for name, tensor in batch.items()})
         return batch
+
+    def song_features(
+        self, song: Song, sampling_rate: int | None = None, device: str | torch.device = "cpu", name: str = "audio"
+    ) -> dict[str, torch.Tensor]:
+        """Return what [`segment_features`] does for one song of any form in memory.
+
+        Args:
+            song, sampling_rate, device: as for a call.
+            name: of the song in messages.
+
+        Raises:
+            ValueError: as for a call.
+        """
+        waveform, rate = read_song(song, sampling_rate, name)
+        waveform = self._resample(waveform.to(device), rate)  # (samples,)
+        if len(waveform) < MIN_SECONDS * SAMPLING_RATE:
+            seconds = len(waveform) / SAMPLING_RATE
+            raise ValueError(f"{name} is {seconds:.3f} s long; expected at least {MIN_SECONDS} s")
+        return self.segment_features(waveform)
 
     def _resample(self, waveform: torch.Tensor, sampling_rate: int) -> torch.Tensor:
         if sampling_rate == SAMPLING_RATE:

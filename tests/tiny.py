@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -21,6 +22,16 @@ from processing import CoLLAPProcessor
 REFERENCE = Path(__file__).parent / "reference"
 VOCABULARY = 300
 TEXTS = ["a slow song with piano and drums", "a choir sings over strings, then a loud guitar"]
+
+
+class Decoder:
+    """A stand-in for torchcodec's AudioDecoder, to which `datasets` decodes a column of audio."""
+
+    def __init__(self, samples: torch.Tensor, rate: int):
+        self.samples = SimpleNamespace(data=samples, sample_rate=rate)
+
+    def get_all_samples(self) -> SimpleNamespace:
+        return self.samples
 
 
 def tiny_text_config(text: str = "gpt2") -> GPT2Config | RobertaConfig:

@@ -2,15 +2,17 @@
 
 import json
 import re
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from datasets import Audio, Dataset
+from elsewhere import publish
 from sentence_transformers import SentenceTransformer
 from test_pipelines import RATE, VARIANTS, model_outputs, run_fresh, save_published, waveforms, write_files
-from test_remote_code import publish
-from tiny import TEXTS, tiny_model
+from tiny import TEXTS, Decoder, tiny_model
 from torch.nn import functional as F
 
 from modeling_collap import mean_pooled_scores
@@ -76,15 +78,6 @@ def test_cosines_are_those_of_the_mean_pooled_score(models, files, variant):
 
 
 def test_every_form_of_audio_is_the_same_song(models, files, tmp_path):
-    class Decoder:
-        """As torchcodec's AudioDecoder, which `datasets` returns."""
-
-        def __init__(self, waveform):
-            self.data, self.sample_rate = torch.from_numpy(waveform).repeat(2, 1), RATE
-
-        def get_all_samples(self):
-            return self
-
     model, expected = models["gpt2"], models["gpt2"].encode(files)
     other_name = tmp_path / "song.m4a"  # not an ending that sentence-transformers takes for audio
     other_name.write_bytes(Path(files[1]).read_bytes())
@@ -96,7 +89,19 @@ def test_every_form_of_audio_is_the_same_song(models, files, tmp_path):
         ([{"audio": file} for file in files], {}),
         (waveforms(), rate),
         ([torch.from_numpy(waveform) for waveform in waveforms()], rate),
-        ([{"audio": Decoder(waveform)} for waveform in waveforms()], {}),
+        ([{"audio": Decoder(torch.from_numpy(waveform).repeat(2, 1), RATE)} for waveform in waveforms()], {}),
+        ([Decoder(torch.from_numpy(waveform), RATE) for waveform in waveforms()], {}),
+        ([{"array": waveform.tolist(), "sampling_rate": RATE} for waveform in waveforms()], {}),
+        ([waveform.tolist() for waveform in waveforms()], rate),
+        (
+            Dataset.from_list([{"audio": {"array": one["array"].tolist(), "sampling_rate": RATE}} for one in dicts])[
+                "audio"
+            ],
+            {},
+        ),
+        (Dataset.from_dict({"audio": files}).cast_column("audio", Audio(decode=False))["audio"], {}),
+        ([{"bytes": Path(file).read_bytes(), "path": None} for file in files], {}),
+        ([{"audio": BytesIO(Path(file).read_bytes())} for file in files], {}),
         ([dicts[0], {"audio": str(other_name)}, dicts[2], files[3]], {}),
     ]
     for songs, arguments in forms:
