@@ -110,6 +110,14 @@ def tiny_model(text: str = "gpt2", seed: int = 0, segment_batch_size: int = 8, *
     return model
 
 
+def undropped_model(seed: int = 0, **overrides) -> CoLLAPModel:
+    """A [`tiny_model`] without dropout, whose forward pass is the same in training."""
+    text = tiny_text_config("gpt2")
+    text.update({"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0})
+    music = tiny_beats_config(hidden_dropout=0.0, attention_dropout=0.0)
+    return tiny_model("gpt2", seed, text_config=text, music_config=music, **overrides)
+
+
 def tiny_tokenizer(kind: str = "gpt2") -> GPT2Tokenizer | RobertaTokenizer:
     """Byte-level BPE over a few English words, with the special tokens of its kind."""
     special = ["<|endoftext|>"] if kind == "gpt2" else ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
