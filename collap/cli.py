@@ -13,6 +13,7 @@ COMMANDS = {
     "doctor": ("collap.hub.doctor", "say whether a model is healthy"),
     "export": ("collap.hub.export", "write a model as ONNX graphs or torch.export archives"),
     "convert-beats": ("collap.hub.convert_beats", "convert an original BEATs checkpoint"),
+    "convert-model": ("collap.hub.convert_model", "convert a model folder of an earlier release"),
     "corpus": ("collap.corpora.synthetic.songs", "render songs with captions and section times"),
 }
 

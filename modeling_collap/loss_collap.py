@@ -1,6 +1,6 @@
-"""The contrastive loss on a score matrix (paper, Eq. 8), and negatives gathered across processes with gradient.
+"""Contrast a matrix of scores (paper, Eq. 8), with negatives gathered across processes with gradient.
 
-Dimensions: `A` audios, `B` texts; with R processes, each holds `A / R` audios and `B / R` texts.
+Dimensions: `A` audios, `B` texts, of all processes; each process holds an equal share of both.
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 def contrastive_loss(scores: torch.Tensor, direction: str = "symmetric") -> torch.Tensor:
-    """In-batch cross-entropy: audio i belongs to text i, all other texts (and audios) are its negatives.
+    """Compute the cross-entropy within a batch: audio i belongs to text i, all other texts (and audios) are negatives.
 
     Args:
         scores: (A, B) with A = B.
@@ -36,7 +36,7 @@ def contrastive_loss(scores: torch.Tensor, direction: str = "symmetric") -> torc
 
 
 class _GatherRows(torch.autograd.Function):
-    """All-gather along dimension 0. The gradient of a row is the sum of what every process sends back for it."""
+    """An all-gather along dimension 0. The gradient of a row is the sum of what every process sends back for it."""
 
     @staticmethod
     def forward(ctx, rows: torch.Tensor) -> torch.Tensor:
@@ -53,7 +53,8 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Rows of all processes in the order of their ranks, with gradient; the same tensor on a single process.
+    """Gather the rows of all processes in the order of their ranks, with gradient; return the same tensor on a single
+    process.
 
     Every process must hold the same number of rows. When each process computes the same loss from what was gathered,
     the gradients that reach its parameters are `world size` times its own part of the gradient; the mean over the

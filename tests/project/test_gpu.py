@@ -20,7 +20,7 @@ from transformers import AutoModel
 from collap.data.samples import AudioTextCollator, AudioTextSample
 from collap.hub.doctor import diagnose
 from collap.training.step import contrastive_step
-from modeling_collap.modeling_beats import eager_attention, sdpa_attention, token_mask_from_frame_mask
+from modeling_collap.modeling_beats import eager_attention, patch_mask_from_frame_mask, sdpa_attention
 from processing import CoLLAPFeatureExtractor
 
 DEVICE = "cuda"
@@ -68,7 +68,7 @@ def test_fused_attention_equals_the_readable_one_on_the_cpu(name, dtype, toleran
         expected = eager(features, frame_mask).last_hidden_state
         found = fused(features.to(DEVICE), frame_mask.to(DEVICE)).last_hidden_state
     assert found.dtype == dtype
-    real = token_mask_from_frame_mask(frame_mask, expected.shape[1])
+    real = patch_mask_from_frame_mask(frame_mask, expected.shape[1])
     error = found.float().cpu()[real] - expected[real]
     if dtype == torch.float32:
         assert error.abs().max() < tolerance

@@ -124,9 +124,9 @@ def test_flops_of_a_step_are_those_of_a_real_one(overrides):
     config = config_without_dropout(structure_layers=1)
     model = real_model(config)
     for tower in overrides.get("frozen", ()):
-        getattr(model, f"{tower}_model").requires_grad_(False)
+        model.encoders[tower].requires_grad_(False)
     for tower in overrides.get("gradient_checkpointing", ()):
-        getattr(model, f"{tower}_model").activation_checkpointing_enable({"use_reentrant": False})
+        model.encoders[tower].activation_checkpointing_enable({"use_reentrant": False})
     with FlopCounterMode(display=False) as counter:
         model(**batch(config), return_loss=True).loss.backward()
     found = plan(config, workload(config, **overrides))
@@ -166,7 +166,7 @@ def test_bytes_kept_for_the_backward_pass_are_those_of_a_real_step(checkpointed,
     towers = ("text", "music", "speech") if checkpointed else ()
     model = real_model(config)
     for tower in towers:
-        getattr(model, f"{tower}_model").activation_checkpointing_enable({"use_reentrant": False})
+        model.encoders[tower].activation_checkpointing_enable({"use_reentrant": False})
     work = workload(config, gradient_checkpointing=towers)
     parts = measure_parts(config, build_meta_model(config, work), work)
     # Features are kept for the first convolutions; the plan lists them by themselves.
@@ -184,7 +184,7 @@ def test_the_worst_moment_is_that_of_a_real_step(checkpointed):
     towers = ("text", "music", "speech") if checkpointed else ()
     model = real_model(config)
     for tower in towers:
-        getattr(model, f"{tower}_model").activation_checkpointing_enable({"use_reentrant": False})
+        model.encoders[tower].activation_checkpointing_enable({"use_reentrant": False})
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     inputs = batch(config, songs=1)

@@ -91,7 +91,7 @@ def saved_by_towers(model, batch) -> dict[str, int]:
         inside.pop()
 
     for name in TOWERS:
-        tower = getattr(model, f"{name}_model")
+        tower = model.encoders[name]
         tower.register_forward_pre_hook(lambda *_, name=name: inside.append(name))
         tower.register_forward_hook(leave)
 
@@ -113,13 +113,13 @@ class TestFreeze:
         )
         batch = inputs("gpt2")
         freeze(model.train(), [tower])
-        assert {module.training for module in getattr(model, f"{tower}_model").modules()} == {False}
+        assert {module.training for module in model.encoders[tower].modules()} == {False}
         model.eval()
         expected = model.get_text_features(batch["input_ids"], batch["attention_mask"])
         for _ in range(2):
             model.train()
             for name in TOWERS:
-                modules = list(getattr(model, f"{name}_model").modules())
+                modules = list(model.encoders[name].modules())
                 assert {module.training for module in modules} == {name != tower}
             model.eval()
         assert model.training is False and not any(module.training for module in model.modules())
@@ -186,7 +186,8 @@ class TestLora:
         train(model, inputs(text))
         changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
         constant = {"score_parameters.log_attention_temperature", "audio_tower.speech.embed_positions.weight"}
-        fixed = tuple(f"{tower}_model." for tower in [*lora, *frozen])
+        paths = {"text": "text_tower.encoder.", "music": "audio_tower.music.", "speech": "audio_tower.speech."}
+        fixed = tuple(paths[tower] for tower in [*lora, *frozen])
         expected = {name for name in before if ".lora_" in name or not name.startswith(fixed)} - constant
         assert changed == expected
 
