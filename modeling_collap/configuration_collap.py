@@ -47,6 +47,8 @@ class CoLLAPConfig(PreTrainedConfig):
     """
 
     model_type = "collap"
+    # Of every song all moments; and Trainer pads with -100, which is True in a mask.
+    keys_to_ignore_at_inference = ["audio_embeds", "audio_token_mask"]
     sub_configs = {"text_config": AutoConfig, "music_config": BeatsConfig, "speech_config": WhisperConfig}
 
     def __init__(

@@ -373,7 +373,9 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
             music_features, speech_features, music_attention_mask, segment_mask, audio_token_mask, fused_tokens: as in
                 [`get_audio_features`].
             text_embeds: (B, D) from [`get_text_features`], instead of `input_ids`.
-            return_loss: whether to add the contrastive loss; text i must describe audio i.
+            return_loss: whether to add the contrastive loss; text i must describe audio i. It contrasts what is in this
+                call: accumulated gradients of several calls, as of transformers' Trainer, have fewer negatives than one
+                call with all pairs. Trainer reports no `eval_loss` for batches without `return_loss=True`.
             gather_negatives: whether audios and texts of all processes are contrasted. Each process scores its own
                 audios with all texts, and the loss is that of the whole batch; only text embeddings and scores travel.
             text_chunk_size: texts scored at a time, to bound memory; None for all.

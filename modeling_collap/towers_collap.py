@@ -85,6 +85,12 @@ class TextTower(nn.Module):
         Raises:
             ValueError: for more tokens than the encoder has positions for.
         """
+        return self.pool(*self.encode(input_ids, attention_mask))
+
+    def encode(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the last hidden states (B, L, hidden), the real tokens of each text first, and their mask (B, L)."""
         limit, length = text_positions(self.encoder.config), input_ids.shape[1]
         if limit is not None and length > limit:
             raise ValueError(
@@ -98,7 +104,10 @@ class TextTower(nn.Module):
         places = places + length * (attention_mask == 0)  # (B, L), without ties, because ONNX has no stable sort
         order = places.argsort(dim=1)  # (B, L)
         input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
-        hidden_states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        return self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state, attention_mask
+
+    def pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Make one unit vector, (B, D) float32, of what [`encode`] returned for each text."""
         pooled = pool_text(hidden_states, attention_mask, self.pooling)  # (B, hidden)
         return F.normalize(self.projection(pooled).float(), dim=-1)  # (B, D)
 
