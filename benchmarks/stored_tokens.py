@@ -142,7 +142,7 @@ def song_contestants(config: CoLLAPConfig, song_seconds: float, longer: float) -
 
     @torch.no_grad()
     def encode():
-        model.fused_segments(features["music_features"], features["speech_features"], None)
+        model.audio_tower.fuse(features["music_features"], features["speech_features"], None)
 
     def rest(tokens: torch.Tensor, text_trains: bool):
         with torch.set_grad_enabled(text_trains):

@@ -124,6 +124,11 @@ def _convert_beats(parser: Parser) -> None:
     parser.add_argument("folder", type=Path, help="where config.json and model.safetensors are written")
 
 
+def _convert_model(parser: Parser) -> None:
+    parser.add_argument("folder", type=Path, help="model folder of an earlier release")
+    parser.add_argument("target", type=Path, help="new folder")
+
+
 def _corpus(parser: Parser) -> None:
     parser.add_argument("folder", type=Path, help="folder to create")
     for split, count in (("train", 400), ("validation", 50), ("test", 100)):
@@ -161,6 +166,9 @@ COMMANDS = {
     "doctor": Command("say whether a model is healthy", "collap.hub.doctor", _doctor),
     "export": Command("write a model as ONNX graphs or torch.export archives", "collap.hub.export", _export),
     "convert-beats": Command("convert an original BEATs checkpoint", "collap.hub.convert_beats", _convert_beats),
+    "convert-model": Command(
+        "convert a model folder of an earlier release", "collap.hub.convert_model", _convert_model
+    ),
     "corpus": Command("render songs with captions and section times", "collap.corpora.synthetic.songs", _corpus),
     "data check": Command("say what a data set holds, and what of it cannot be used", "collap.data.check", _data_check),
 }

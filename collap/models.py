@@ -16,6 +16,7 @@ import processing
 from modeling_collap import CoLLAPConfig, CoLLAPModel
 from processing import CoLLAPProcessor
 from processing.pipeline_collap import add_pipeline
+from processing.processing_collap import MODALITY_CONFIG
 
 
 def load_config(name: str | Path, **kwargs) -> CoLLAPConfig:
@@ -43,8 +44,8 @@ def naming_device(device: str | torch.device) -> Iterator[None]:
         raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
 
 
-def check_vocabulary(tokenizer, text_config, name: str | Path) -> None:
-    """Refuse a tokenizer whose vocabulary does not fit the text tower.
+def vocabulary_problem(tokenizer, text_config) -> str | None:
+    """Say why the vocabulary of a tokenizer does not fit the text tower; None if it does.
 
     transformers builds a tokenizer without a word of its vocabulary where tokenizer.json is missing: with it all texts
     are the same few special tokens, and every model scores them alike.
@@ -52,23 +53,23 @@ def check_vocabulary(tokenizer, text_config, name: str | Path) -> None:
     Args:
         tokenizer: of transformers.
         text_config: configuration of the text tower, with `vocab_size`.
-        name: folder or Hub id that the tokenizer comes from; the message names it.
-
-    Raises:
-        ValueError: the tokenizer has only special tokens, or more tokens than the text tower has embeddings.
     """
-    words = len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens))
+    words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
     rows = text_config.vocab_size
-    if words == 0:
-        raise ValueError(
-            f"{name}: its tokenizer has no vocabulary but {len(tokenizer)} special tokens, the text tower {rows} "
-            "embeddings; put tokenizer.json (or vocab.json and merges.txt) beside its config.json"
+    if not words:
+        return (
+            f"the tokenizer has no vocabulary but {len(tokenizer)} special tokens, the text tower {rows} embeddings; "
+            "put tokenizer.json (or vocab.json and merges.txt) beside config.json"
         )
     if len(tokenizer) > rows:
-        raise ValueError(
-            f"{name}: its tokenizer has {len(tokenizer)} tokens, the text tower {rows} embeddings: it is that of "
-            "another model; put the text tower's own tokenizer files there"
-        )
+        return f"the tokenizer has {len(tokenizer)} tokens, the text tower {rows}: it is that of another model"
+    return None
+
+
+def check_vocabulary(tokenizer, text_config, name: str | Path) -> None:
+    """Raise a ValueError that begins with `name` if there is a [`vocabulary_problem`]."""
+    if problem := vocabulary_problem(tokenizer, text_config):
+        raise ValueError(f"{name}: {problem}")
 
 
 def load_model(
@@ -120,6 +121,7 @@ def add_sentence_transformers(folder: str | Path) -> None:
     parts = {
         "modules.json": [{"idx": 0, "name": "0", "path": "", "type": f"{file.stem}.CoLLAPEmbedder"}],
         "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
+        "sentence_bert_config.json": {"modality_config": MODALITY_CONFIG},  # by which mteb knows that it takes audio
     }
     for name, content in parts.items():
         (Path(folder) / name).write_text(json.dumps(content, indent=2) + "\n")

@@ -14,16 +14,7 @@ from .configuration_beats import BeatsConfig
 TEXT_POOLING = {"gpt2": "last", "roberta": "first"}
 MUSIC_FRAMES_PER_SECOND = 100
 SPEECH_TOKENS_PER_SECOND = 50
-CONFIG_VERSION = 1  # raised when a setting is renamed or changes its meaning, with a step in UPGRADES
-
-
-def _from_version_0(settings: dict) -> dict:
-    """Configurations had no version; their settings are those of version 1."""
-    return settings
-
-
-# How the settings of each former version become those of the next one.
-UPGRADES = {0: _from_version_0}
+FORMER_SETTINGS = ("config_version", "segment_batch_size")  # of saved configurations; they have no meaning any more
 
 
 class CoLLAPConfig(PreTrainedConfig):
@@ -49,16 +40,15 @@ class CoLLAPConfig(PreTrainedConfig):
         structure_layers: transformer layers over the whole song's tokens, with positions in seconds; 0 is the paper,
             whose score does not see the order of a song's sections.
         structure_heads: attention heads of those layers.
-        segment_batch_size: segments that pass the audio encoders at a time; bounds the memory of long recordings.
         initializer_range: standard deviation of the newly initialised projections.
-        config_version: version of this format that the configuration was written in.
 
     Raises:
-        ValueError: for a value outside of these ranges, encoders whose time grids do not fit together, or a
-            configuration of a newer version.
+        ValueError: for a value outside of these ranges, or encoders whose time grids do not fit together.
     """
 
     model_type = "collap"
+    # Of every song all moments; and Trainer pads with -100, which is True in a mask.
+    keys_to_ignore_at_inference = ["audio_embeds", "audio_token_mask"]
     sub_configs = {"text_config": AutoConfig, "music_config": BeatsConfig, "speech_config": WhisperConfig}
 
     def __init__(
@@ -79,9 +69,7 @@ class CoLLAPConfig(PreTrainedConfig):
         text_pooling: str | None = None,
         structure_layers: int = 0,
         structure_heads: int = 8,
-        segment_batch_size: int = 8,
         initializer_range: float = 0.02,
-        config_version: int = CONFIG_VERSION,
         **kwargs,
     ):
         self.text_config = _sub_config(text_config, "gpt2")
@@ -101,9 +89,7 @@ class CoLLAPConfig(PreTrainedConfig):
         self.text_pooling = text_pooling or TEXT_POOLING.get(self.text_config.model_type, "mean")
         self.structure_layers = structure_layers
         self.structure_heads = structure_heads
-        self.segment_batch_size = segment_batch_size
         self.initializer_range = initializer_range
-        self.config_version = config_version
         self._check()
         # The encoder gets positions for one segment, so that shorter segments need no padding to 30 s.
         self.speech_config.max_source_positions = round(segment_seconds * SPEECH_TOKENS_PER_SECOND)
@@ -111,14 +97,14 @@ class CoLLAPConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """As [`~transformers.PreTrainedConfig.from_dict`], for configurations of this version or any former one."""
-        return super().from_dict(upgraded(config_dict), **kwargs)
+        """Read a dictionary as [`~transformers.PreTrainedConfig.from_dict`] does, without settings of before."""
+        kept = {name: value for name, value in config_dict.items() if name not in FORMER_SETTINGS}
+        return super().from_dict(kept, **kwargs)
 
     @property
     def tokens_per_segment(self) -> int:
-        """Fused tokens of one segment: whole time patches of its `100 L - 2` Kaldi frames; 187 for 30 s."""
-        frames = round(MUSIC_FRAMES_PER_SECOND * self.segment_seconds) - 2
-        return frames // self.music_config.patch_size
+        """K, fused tokens of one segment: 187 for 30 s."""
+        return segment_tokens(self.segment_seconds, self.music_config.patch_size)
 
     @property
     def text_positions(self) -> int | None:
@@ -133,7 +119,7 @@ class CoLLAPConfig(PreTrainedConfig):
     @property
     def speech_tokens_per_patch(self) -> int:
         """Whisper tokens that span one time patch: 8."""
-        return self.music_config.patch_size * SPEECH_TOKENS_PER_SECOND // MUSIC_FRAMES_PER_SECOND
+        return speech_tokens_per_patch(self.music_config)
 
     @property
     def kernel_size(self) -> int:
@@ -146,16 +132,11 @@ class CoLLAPConfig(PreTrainedConfig):
         return max(1, int(self.tokens_per_segment * self.stride_seconds / self.segment_seconds))
 
     def _check(self):
-        if self.config_version != CONFIG_VERSION:
-            raise ValueError(
-                f"config_version is {self.config_version}, and a new configuration has version {CONFIG_VERSION}; "
-                "a saved one is read with from_pretrained or from_dict"
-            )
         _one_of("score_reduction", self.score_reduction, ("mean", "printed"))
         _one_of("loss_direction", self.loss_direction, ("symmetric", "audio_to_text"))
         _one_of("text_pooling", self.text_pooling, ("first", "last", "mean"))
         positive = ("projection_dim", "kernel_seconds", "stride_seconds", "attention_temperature", "gamma_init_sum")
-        for name in (*positive, "segment_batch_size", "structure_heads"):
+        for name in (*positive, "structure_heads"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
         if self.gamma_max < self.gamma_init_sum / 2:
@@ -187,24 +168,6 @@ class CoLLAPConfig(PreTrainedConfig):
             )
 
 
-def upgraded(settings: dict) -> dict:
-    """The settings of a saved configuration as those of the present version.
-
-    Raises:
-        ValueError: for a newer version.
-    """
-    version = settings.get("config_version", 0)
-    if not isinstance(version, int) or not 0 <= version <= CONFIG_VERSION:
-        raise ValueError(
-            f"the configuration has version {version!r}, and this code reads versions up to {CONFIG_VERSION}: "
-            "install a newer release of this package"
-        )
-    settings = copy.deepcopy(settings)
-    for former in range(version, CONFIG_VERSION):
-        settings = UPGRADES[former](settings)
-    return settings | {"config_version": CONFIG_VERSION}
-
-
 def check_settings(names: Iterable[str]) -> None:
     """Refuses names that are no setting of a [`CoLLAPConfig`] whose encoders are given. The class itself has to keep
     unknown names, which a saved configuration may hold, so a misspelt setting would silently have no effect.
@@ -213,7 +176,7 @@ def check_settings(names: Iterable[str]) -> None:
         ValueError: naming the first unknown name and the nearest setting.
     """
     parameters = inspect.signature(CoLLAPConfig.__init__).parameters
-    known = [name for name in parameters if name not in ("self", "kwargs", "config_version", *CoLLAPConfig.sub_configs)]
+    known = [name for name in parameters if name not in ("self", "kwargs", *CoLLAPConfig.sub_configs)]
     for name in names:
         if name not in known:
             nearest = difflib.get_close_matches(str(name), known, n=1)
@@ -230,6 +193,16 @@ def text_positions(text_config) -> int | None:
     if positions is not None and text_config.model_type in ("roberta", "xlm-roberta", "camembert"):
         positions -= text_config.pad_token_id + 1
     return positions
+
+
+def segment_tokens(segment_seconds: float, patch_size: int) -> int:
+    """Return K, the whole time patches of a segment, whose Kaldi filter bank has `100 segment_seconds - 2` frames."""
+    return (round(MUSIC_FRAMES_PER_SECOND * segment_seconds) - 2) // patch_size
+
+
+def speech_tokens_per_patch(music_config: BeatsConfig) -> int:
+    """Return how many Whisper tokens span one time patch of BEATs: 8."""
+    return music_config.patch_size * SPEECH_TOKENS_PER_SECOND // MUSIC_FRAMES_PER_SECOND
 
 
 def max_segment_seconds(speech_config: WhisperConfig) -> float:

@@ -1,6 +1,6 @@
-"""The contrastive loss on a score matrix (paper, Eq. 8), and negatives gathered across processes with gradient.
+"""Contrast a matrix of scores (paper, Eq. 8), with negatives gathered across processes with gradient.
 
-Dimensions: `A` audios, `B` texts; with R processes, each holds `A / R` audios and `B / R` texts.
+Dimensions: `A` audios, `B` texts, of all processes; each process holds an equal share of both.
 """
 
 import torch
@@ -8,13 +8,17 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 
-def contrastive_loss(scores: torch.Tensor, direction: str = "symmetric") -> torch.Tensor:
-    """In-batch cross-entropy: audio i belongs to text i, all other texts (and audios) are its negatives.
+def contrastive_loss(
+    scores: torch.Tensor, direction: str = "symmetric", false_negatives: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Compute the cross-entropy within a batch: audio i belongs to text i, all other texts (and audios) are negatives.
 
     Args:
         scores: (A, B) with A = B.
         direction: `"audio_to_text"` (Eq. 8: softmax over the texts of each audio), or `"symmetric"`, the mean of that
             and of the softmax over the audios of each text.
+        false_negatives: (A, B) bool, True = text j describes audio i too (the same song, or the same words), so that
+            the pair counts as no negative; the diagonal does not matter. None for none.
 
     Returns:
         Scalar.
@@ -28,6 +32,9 @@ def contrastive_loss(scores: torch.Tensor, direction: str = "symmetric") -> torc
             f"{scores.shape[0]} audios and {scores.shape[-1]} texts"
         )
     labels = torch.arange(scores.shape[0], device=scores.device)
+    if false_negatives is not None:
+        own = torch.eye(scores.shape[0], dtype=torch.bool, device=scores.device)
+        scores = scores.masked_fill(false_negatives.to(scores.device) & ~own, -torch.inf)  # (A, B)
     if direction == "audio_to_text":
         return F.cross_entropy(scores, labels)
     if direction == "symmetric":
@@ -36,7 +43,7 @@ def contrastive_loss(scores: torch.Tensor, direction: str = "symmetric") -> torc
 
 
 class _GatherRows(torch.autograd.Function):
-    """All-gather along dimension 0. The gradient of a row is the sum of what every process sends back for it."""
+    """An all-gather along dimension 0. The gradient of a row is the sum of what every process sends back for it."""
 
     @staticmethod
     def forward(ctx, rows: torch.Tensor) -> torch.Tensor:
@@ -53,7 +60,8 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Rows of all processes in the order of their ranks, with gradient; the same tensor on a single process.
+    """Gather the rows of all processes in the order of their ranks, with gradient; return the same tensor on a single
+    process.
 
     Every process must hold the same number of rows. When each process computes the same loss from what was gathered,
     the gradients that reach its parameters are `world size` times its own part of the gradient; the mean over the

@@ -1,4 +1,4 @@
-"""The BEATs audio encoder on Kaldi filter-bank input.
+"""BEATs, the music encoder, on Kaldi filter-bank input.
 
 A spectrogram is cut into square patches, every patch becomes a token (time-major: all frequency patches of the first
 time patch, then those of the second), and a transformer with a convolutional position embedding and a gated
@@ -8,7 +8,7 @@ The algorithm follows the original release (microsoft/unilm, beats/, commit 9102
 classifier head, layer drop, the gradient decay between layers and the GLU feed-forward, none of which an encoder of
 the released checkpoints needs.
 
-Dimensions: `N` segments, `F` frames of 10 ms, `P` patches (tokens) of a segment; `heads` and `head_dim` in words.
+Dimensions: `N` segments, `P` patches of a segment; `fbank frames` (10 ms), `heads` and `head_dim` in words.
 """
 
 import math
@@ -28,15 +28,15 @@ from .configuration_beats import BeatsConfig
 CACHED_MASK_ELEMENTS = 2**22
 
 
-def token_mask_from_frame_mask(frame_mask: torch.Tensor, num_patches: int) -> torch.Tensor:
-    """Which patches hold audio, by the rule of the original release.
+def patch_mask_from_frame_mask(frame_mask: torch.Tensor, num_patches: int) -> torch.Tensor:
+    """Find the patches that hold audio, by the rule of the original release.
 
-    The frames that do not fill a share for every patch are dropped, the rest is dealt out evenly and in order, and a
-    patch is padding only if all frames of its share are. With 8 frequency patches a patch is dealt 2 of the 16 frames
-    of its time patch, so a partly filled time patch has some of its 8 patches masked.
+    The fbank frames that do not fill a share for every patch are dropped, the rest is dealt out evenly and in order,
+    and a patch is padding only if all frames of its share are. With 8 frequency patches a patch is dealt 2 of the 16
+    frames of its time patch, so a partly filled time patch has some of its 8 patches masked.
 
     Args:
-        frame_mask: (N, F) bool, True = audio.
+        frame_mask: (N, fbank frames) bool, True = audio.
         num_patches: P.
 
     Returns:
@@ -48,7 +48,7 @@ def token_mask_from_frame_mask(frame_mask: torch.Tensor, num_patches: int) -> to
 
 
 def relative_position_buckets(num_patches: int, num_buckets: int, max_distance: int) -> torch.Tensor:
-    """Bucket of every relative position `key - query` from `-(P - 1)` to `P - 1`: exact for short distances,
+    """Return the bucket of every relative position `key - query` from `-(P - 1)` to `P - 1`: exact for short distances,
     logarithmic up to `max_distance`, one half of the buckets for each side (T5's bidirectional rule).
 
     Returns:
@@ -66,7 +66,7 @@ def relative_position_buckets(num_patches: int, num_buckets: int, max_distance: 
 
 
 def eager_attention(query, key, value, gate, position_bias, padding_bias, dropout):
-    """Readable reference of [`sdpa_attention`], same arguments: `softmax(Q K^T / sqrt(head_dim) + gate * bias) V`."""
+    """Attend as [`sdpa_attention`] does, readably: `softmax(Q K^T / sqrt(head_dim) + gate * bias) V`."""
     logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])  # (N, heads, P, P)
     if position_bias is not None:
         num_patches = query.shape[2]
@@ -87,7 +87,7 @@ def sdpa_attention(
     padding_bias: torch.Tensor | None,
     dropout: float,
 ) -> torch.Tensor:
-    """Attention through torch's fused kernels, with the gated bias as additive mask.
+    """Attend through torch's fused kernels, with the gated bias as additive mask.
 
     The gated mask, (N, heads, P, P), is by far the largest tensor of the encoder (107 MB for one segment of 30 s in
     float32). The ungated bias is never written out: with the queries in reversed order its rows are the windows of
@@ -158,7 +158,7 @@ class BeatsRelativePositionBias(nn.Module):
         self.embedding = nn.Embedding(config.num_buckets, config.num_attention_heads)
 
     def forward(self, num_patches: int, device: torch.device) -> torch.Tensor:
-        """Returns the bias of every relative position `key - query + P - 1`, (heads, 2P - 1)."""
+        """Return the bias of every relative position `key - query + P - 1`, (heads, 2P - 1)."""
         buckets = relative_position_buckets(num_patches, self.num_buckets, self.max_distance)
         # Contiguous: the windows that attention takes of a row are then read without a stride.
         return self.embedding(buckets.to(device)).T.contiguous()  # (heads, 2P - 1)
@@ -181,7 +181,7 @@ class BeatsAttention(nn.Module):
             self.gate_scale = nn.Parameter(torch.ones(1, self.num_heads, 1, 1))
 
     def gate(self, query: torch.Tensor) -> torch.Tensor:
-        """query: (N, heads, P, head_dim), not scaled. Returns the factor of the bias per query, (N, heads, P, 1)."""
+        """Return the factor of the bias for every query: (N, heads, P, head_dim), not scaled -> (N, heads, P, 1)."""
         halves = self.gate_proj(query.flatten(0, 1))  # (N heads, P, 8): 8-bit linear layers read no fourth dimension
         halves = halves.unflatten(0, query.shape[:2]).unflatten(-1, (2, 4)).sum(-1)  # (N, heads, P, 2)
         reset, update = halves.sigmoid().chunk(2, dim=-1)  # (N, heads, P, 1) each
@@ -190,11 +190,7 @@ class BeatsAttention(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, position_bias: torch.Tensor | None, padding_bias: torch.Tensor | None
     ) -> torch.Tensor:
-        """
-        Args:
-            hidden_states: (N, P, hidden).
-            position_bias, padding_bias: as in [`sdpa_attention`].
-        """
+        """Let every patch attend to all others: (N, P, hidden) -> (N, P, hidden); biases as in [`sdpa_attention`]."""
         per_head = (self.num_heads, self.head_dim)
         query = self.q_proj(hidden_states).unflatten(-1, per_head).transpose(1, 2)  # (N, heads, P, head_dim)
         key = self.k_proj(hidden_states).unflatten(-1, per_head).transpose(1, 2)  # (N, heads, P, head_dim)
@@ -210,6 +206,8 @@ class BeatsAttention(nn.Module):
 
 
 class BeatsFeedForward(nn.Module):
+    """Two linear maps with an activation between them."""
+
     def __init__(self, config: BeatsConfig):
         super().__init__()
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
@@ -244,7 +242,7 @@ class BeatsLayer(GradientCheckpointingLayer):
     def forward(
         self, hidden_states: torch.Tensor, position_bias: torch.Tensor | None, padding_bias: torch.Tensor | None
     ) -> torch.Tensor:
-        """hidden_states: (N, P, hidden); the biases as in [`BeatsAttention`]. Returns (N, P, hidden)."""
+        """Transform (N, P, hidden) to (N, P, hidden); the biases as in [`sdpa_attention`]."""
         if self.layer_norm_first:
             attended = self.self_attn(self.self_attn_layer_norm(hidden_states), position_bias, padding_bias)
             hidden_states = hidden_states + self.dropout(attended)
@@ -256,6 +254,8 @@ class BeatsLayer(GradientCheckpointingLayer):
 
 
 class BeatsPreTrainedModel(PreTrainedModel):
+    """What loading, saving and initialising need to know of BEATs."""
+
     config_class = BeatsConfig
     base_model_prefix = "beats"
     main_input_name = "input_features"
@@ -301,7 +301,7 @@ class BeatsModel(BeatsPreTrainedModel):
         self.post_init()
 
     def embed_patches(self, input_features: torch.Tensor) -> torch.Tensor:
-        """(N, F, mel bins) -> (N, P, hidden), time-major; frames that fill no patch are dropped."""
+        """Turn (N, fbank frames, mel bins) into (N, P, hidden), time-major; frames that fill no patch are dropped."""
         patches = self.patch_embedding(input_features.unsqueeze(1))  # (N, embed_dim, time, frequency)
         patches = patches.flatten(2).transpose(1, 2)  # (N, P, embed_dim)
         return self.feature_dropout(self.feature_projection(self.patch_norm(patches)))  # (N, P, hidden)
@@ -312,14 +312,15 @@ class BeatsModel(BeatsPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         return_dict: bool | None = None,
     ) -> BaseModelOutput | tuple[torch.Tensor]:
-        """
+        """Encode segments.
+
         Args:
-            input_features: (N, F, mel bins) normalised Kaldi filter bank, see `CoLLAPFeatureExtractor`.
-            attention_mask: (N, F), True or 1 where the frame holds audio; None if all do.
+            input_features: (N, fbank frames, mel bins) normalised Kaldi filter bank, see `CoLLAPFeatureExtractor`.
+            attention_mask: (N, fbank frames), True or 1 where the frame holds audio; None if all do.
             return_dict: False for a tuple.
 
         Returns:
-            `last_hidden_state` (N, P, hidden) with `P = F // patch_size * frequency_patches`, time-major.
+            `last_hidden_state` (N, P, hidden) with `P = fbank frames // patch_size * frequency_patches`, time-major.
 
         Raises:
             ValueError: if the input has another number of mel bins, or not one whole patch of frames.
@@ -329,10 +330,10 @@ class BeatsModel(BeatsPreTrainedModel):
         num_patches = hidden_states.shape[1]
         padding_bias = None
         if attention_mask is not None:
-            token_mask = token_mask_from_frame_mask(attention_mask.bool(), num_patches)  # (N, P)
-            hidden_states = hidden_states.masked_fill(~token_mask.unsqueeze(-1), 0.0)
-            padding_bias = torch.zeros_like(token_mask, dtype=hidden_states.dtype)
-            padding_bias = padding_bias.masked_fill(~token_mask, -torch.inf)[:, None, None]  # (N, 1, 1, P)
+            patch_mask = patch_mask_from_frame_mask(attention_mask.bool(), num_patches)  # (N, P)
+            hidden_states = hidden_states.masked_fill(~patch_mask.unsqueeze(-1), 0.0)
+            padding_bias = torch.zeros_like(patch_mask, dtype=hidden_states.dtype)
+            padding_bias = padding_bias.masked_fill(~patch_mask, -torch.inf)[:, None, None]  # (N, 1, 1, P)
         hidden_states = hidden_states + self.positional_conv(hidden_states)
         if not self.config.layer_norm_first:
             hidden_states = self.layer_norm(hidden_states)

@@ -1,10 +1,35 @@
-"""The CoLLAP score: kernel-wise and temporal attention over the moments of a song (paper, Eqs. 1-7).
+"""Score songs with texts: kernel-wise and temporal attention over the moments of a song (paper, Eqs. 1-7).
+
+`m[v, h]` is the cosine of the text with the h-th of the H tokens of frame v; the song has W frames. Within a frame, and
+over the frames, every cosine counts by a softmax of the cosines themselves (tau: attention temperature):
+
+    r^K = 1/W  sum_v  sum_h  softmax over h (m[v, .] / tau)[h]  m[v, h]      a moment anywhere within a frame
+    r^T = 1/H  sum_h  sum_v  softmax over v (m[., h] / tau)[v]  m[v, h]      the frames that match best
+    score = gamma_K r^K + gamma_T r^T
+
+Both lie in [-1, 1], whatever the length of the song (`reduction="mean"`); the paper prints 1/H and 1/W the other way
+round (`"printed"`), by which r^K grows with W. A song that matches the text in one of its four tokens:
+
+    >>> text = torch.tensor([[1.0, 0.0]])
+    >>> song = torch.tensor([[[0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]])
+    >>> everything = torch.ones(1, 4, dtype=torch.bool)
+    >>> frames = dict(kernel_size=2, stride=2)
+    >>> r_kernel = attention_pooled_scores(text, song, everything, **frames, gamma_kernel=1.0, gamma_temporal=0.0)
+    >>> r_temporal = attention_pooled_scores(text, song, everything, **frames, gamma_kernel=0.0, gamma_temporal=1.0)
+    >>> sharp = attention_pooled_scores(text, song, everything, 2, 2, 1.0, 0.0, attention_temperature=0.01)
+    >>> e = torch.tensor(1.0).exp()
+    >>> torch.allclose(r_kernel, (e / (e + 1) + 0) / 2)  # the first frame holds the match, the second none
+    True
+    >>> torch.allclose(r_temporal, (0 + e / (e + 1)) / 2)  # the second position of a frame holds it
+    True
+    >>> sharp, mean_pooled_scores(text, song, everything)
+    (tensor([[0.5000]]), tensor([[0.3162]]))
 
 Pure functions of embeddings. Tokens are scored once, (A, B, T), and the scores are unfolded into frames, never the
-D-wide embeddings: the same numbers for H/S times less work and memory.
+D-wide embeddings: the same numbers for H/stride times less work and memory.
 
 Dimensions: `A` audios, `B` texts, `T` fused tokens of an audio, `D` shared width, `H` kernel size (tokens per frame),
-`S` stride, `W` frames.
+`W` frames.
 """
 
 import torch
@@ -13,21 +38,24 @@ from torch.utils.checkpoint import checkpoint
 
 
 def num_frames(num_tokens: torch.Tensor, kernel_size: int, stride: int) -> torch.Tensor:
-    """W of every audio: `floor((T - H) / S + 1)` (Eq. 1), and 1 for an audio shorter than one frame.
+    """Return W of every audio: `floor((T - H) / stride + 1)` (Eq. 1), and 1 for an audio shorter than one frame.
 
     Args:
         num_tokens: (A,) real tokens.
+
+    Returns:
+        (A,).
     """
     return (torch.div(num_tokens - kernel_size, stride, rounding_mode="floor") + 1).clamp(min=1)
 
 
 def token_scores(text_embeds: torch.Tensor, audio_embeds: torch.Tensor) -> torch.Tensor:
-    """Cosine of every token with every text (Eq. 2); (B, D) and (A, T, D), unit vectors, give (A, B, T)."""
+    """Compute the cosine of every token with every text (Eq. 2); (B, D) and (A, T, D), unit vectors, give (A, B, T)."""
     return torch.einsum("bd,atd->abt", text_embeds, audio_embeds)  # (A, B, T)
 
 
 def unfold_frames(tokens: torch.Tensor, kernel_size: int, stride: int) -> torch.Tensor:
-    """(..., T) -> (..., W, H) view of the frames of the longest audio; padded with zeros if T < H."""
+    """Return a view (..., W, H) of (..., T): the frames of the longest audio, padded with zeros if T < H."""
     missing = kernel_size - tokens.shape[-1]
     if missing > 0:
         tokens = F.pad(tokens, (0, missing))
@@ -35,7 +63,7 @@ def unfold_frames(tokens: torch.Tensor, kernel_size: int, stride: int) -> torch.
 
 
 def frame_token_mask(audio_token_mask: torch.Tensor, kernel_size: int, stride: int) -> torch.Tensor:
-    """(A, T) bool, real tokens first -> (A, W, H) bool: the tokens of an audio's own frames.
+    """Mark the tokens of an audio's own frames: (A, T) bool, real tokens first -> (A, W, H) bool.
 
     A frame that reaches beyond the last real token is not one of the audio's frames, except the only frame of an audio
     shorter than H, whose missing positions are masked.
@@ -47,10 +75,10 @@ def frame_token_mask(audio_token_mask: torch.Tensor, kernel_size: int, stride: i
 
 
 def attended_scores(frame_scores: torch.Tensor, mask: torch.Tensor, temperature: torch.Tensor | float, dim: int):
-    """Scores averaged along one axis with their own softmax as weights (Eqs. 3-4: `sum(softmax(M / tau) * M)`).
+    """Average scores along one axis with their own softmax as weights (Eqs. 3-4: `sum(softmax(m / tau) * m)`).
 
     Args:
-        frame_scores: (A, B, W, H) cosines M.
+        frame_scores: (A, B, W, H) cosines m.
         mask: (A, 1, W, H) bool.
         temperature: tau.
         dim: -1 attends within each frame (kernel-wise), -2 over the frames (temporal).
@@ -75,12 +103,11 @@ def attention_pooled_scores(
     reduction: str = "mean",
     chunk_size: int | None = None,
 ) -> torch.Tensor:
-    """The score of every audio with every text: `gamma_K r^K + gamma_T r^T` (Eq. 7).
+    """Score every audio with every text: `gamma_K r^K + gamma_T r^T` (Eq. 7), as the top of this file says.
 
-    `r^K` attends within each frame and `r^T` over the frames at each position of the kernel. `reduction="mean"`
-    divides by the axis that is left (the frames of the audio for `r^K`, its kernel positions for `r^T`), so the score
-    of a match does not depend on the length of the song; `"printed"` divides by the other axis (Eqs. 5-6 as printed),
-    which lets long songs outrank short ones.
+    `reduction="mean"` divides by the axis that is left (the frames of the audio for `r^K`, its kernel positions for
+    `r^T`), so the score of a match does not depend on the length of the song; `"printed"` divides by the other axis
+    (Eqs. 5-6 as printed), which lets long songs outrank short ones.
 
     Padding never changes a score. Memory is O(A * B * W * H), of which `chunk_size` bounds B.
 
@@ -89,7 +116,7 @@ def attention_pooled_scores(
         audio_embeds: (A, T, D) unit vectors; padding may hold any finite number.
         audio_token_mask: (A, T) bool, True = real; the real tokens come first. An audio without any has no score: its
             row is NaN (a check would wait for the device). `CoLLAPFeatureExtractor` never returns such an audio.
-        kernel_size, stride: H and S in tokens.
+        kernel_size, stride: of a frame, in tokens.
         gamma_kernel, gamma_temporal: weights of the two scores.
         attention_temperature: divides the cosines inside both softmaxes.
         chunk_size: texts scored at a time; None for all. Changes nothing but memory, in the backward pass too.
@@ -122,7 +149,7 @@ def attention_pooled_scores(
 def mean_pooled_scores(
     text_embeds: torch.Tensor, audio_embeds: torch.Tensor, audio_token_mask: torch.Tensor
 ) -> torch.Tensor:
-    """The baseline that every peer uses: the cosine of the text with the mean of the tokens.
+    """Score as every peer does, for comparison: by the cosine of the text with the mean of the tokens.
 
     Args:
         text_embeds, audio_embeds, audio_token_mask: as in [`attention_pooled_scores`].
@@ -135,7 +162,7 @@ def mean_pooled_scores(
 
 
 def distance_from_flat_attention(scores: torch.Tensor, flat_scores: torch.Tensor) -> torch.Tensor:
-    """How far the attention takes the score from a plain mean over the song: 0 if the softmaxes are flat.
+    """Measure how far the attention takes the score from a plain mean over the song: 0 if the softmaxes are flat.
 
     With unit vectors and a temperature of 1 they nearly are. The mean difference of the two is left out, because a
     constant changes no ranking.

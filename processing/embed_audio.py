@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .decode_audio import AudioFileError, AudioSource, source_name, stream_audio
-from .feature_extraction_collap import MAX_PEAK, MIN_SECONDS
+from .songs_collap import MAX_PEAK, MIN_SECONDS
 
 
 def check_samples(samples: np.ndarray, source: AudioSource, sampling_rate: int, is_start: bool = True):
@@ -76,5 +76,5 @@ def embed_audio(model, feature_extractor, source: AudioSource) -> tuple[torch.Te
     Raises:
         AudioFileError: names the file and says why it cannot be read or embedded.
     """
-    segments = model.config.segment_batch_size
+    segments = model.audio_tower.segment_batch_size
     return embed_segments(model, feature_blocks(feature_extractor, source, segments, model.device))

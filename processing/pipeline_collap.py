@@ -6,27 +6,22 @@ Dimensions: `A` audios, `B` texts, `T` fused tokens of an audio, `W` frames of t
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.nn import functional as F
-from transformers import BatchFeature, Pipeline
+from transformers import Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 
 from .embed_audio import embed_audio
+from .feature_extraction_collap import pad_audio_features
 from .processing_collap import check_texts
+from .songs_collap import Song, file_source, is_file, list_songs
 
 TASK = "music-text-retrieval"
-Audio = str | PathLike | bytes | np.ndarray | torch.Tensor | Mapping
-
-
-def is_file(audio: Audio) -> bool:
-    """Whether it is a path or the bytes of a file, not samples."""
-    return isinstance(audio, (str, PathLike, bytes))
 
 
 def pooled_tokens(audio_embeds: torch.Tensor) -> torch.Tensor:
@@ -39,38 +34,6 @@ def pooled_tokens(audio_embeds: torch.Tensor) -> torch.Tensor:
         (..., D).
     """
     return F.normalize(audio_embeds.sum(-2), dim=-1)
-
-
-def waveform_features(
-    feature_extractor, audio: Audio, sampling_rate: int | None, index: int, device: str | torch.device = "cpu"
-) -> BatchFeature:
-    """Model inputs of one audio in memory.
-
-    Args:
-        audio: samples; a dict of samples (`array` or `raw`) and `sampling_rate`; or a decoder of torchcodec, to which
-            `datasets` decodes an audio column.
-        sampling_rate: Hz of samples without a rate of their own.
-        index: place of the audio in the caller's list, for messages.
-
-    Raises:
-        ValueError: for a dict of other keys, or as the feature extractor.
-    """
-    if isinstance(audio, Mapping):
-        samples = audio.get("array", audio.get("raw"))
-        if samples is None or "sampling_rate" not in audio:
-            raise ValueError(
-                f"audio[{index}] is a dict of {', '.join(map(str, audio)) or 'nothing'}; expected array (or raw) and "
-                "sampling_rate"
-            )
-        audio, sampling_rate = samples, audio["sampling_rate"]
-    elif hasattr(audio, "get_all_samples"):
-        decoded = audio.get_all_samples()
-        audio, sampling_rate = decoded.data, decoded.sample_rate
-    try:
-        return feature_extractor([audio], sampling_rate=sampling_rate, device=device)
-    except ValueError as error:
-        # The extractor was given this audio alone.
-        raise ValueError(str(error).replace("audio[0]", f"audio[{index}]")) from error
 
 
 class MusicTextRetrievalPipeline(Pipeline):
@@ -91,7 +54,7 @@ class MusicTextRetrievalPipeline(Pipeline):
     def __call__(
         self,
         text: str | list[str] | None = None,
-        audio: Audio | list[Audio] | None = None,
+        audio: Song | Iterable[Song] | None = None,
         sampling_rate: int | None = None,
         return_tokens: bool | None = None,
         return_moments: bool | None = None,
@@ -102,10 +65,12 @@ class MusicTextRetrievalPipeline(Pipeline):
 
         Args:
             text: one text or several.
-            audio: one audio or a list of them, each the path or the bytes of a file, samples, or a dict of samples
-                (`array` or `raw`) and `sampling_rate`; or what a call with `return_tokens` returned. Files are decoded
-                by PyAV (`pip install av`) and embedded block by block, so their length is not limited by memory.
-            sampling_rate: Hz of samples that come without a dict.
+            audio: one song, or a list or column of songs, each the path or the bytes of a file, an open file, a row of
+                `datasets` (with `bytes`, `path`, or samples as `array` or `raw` and their `sampling_rate`), a decoder
+                of torchcodec, or samples as [`CoLLAPFeatureExtractor`] takes them; or what a call with `return_tokens`
+                returned. Files are decoded by PyAV (`pip install av`) and embedded block by block, so their length is
+                not limited by memory.
+            sampling_rate: Hz of samples that do not say their own.
             return_tokens: whether to return the embeddings of every moment of the songs too; not by default.
             return_moments: whether to say where each song fits the text best; not by default.
             top_k: songs to return for a text; all by default.
@@ -134,7 +99,7 @@ class MusicTextRetrievalPipeline(Pipeline):
             text_embeds = torch.cat([out["text_embeds"] for out in self._run(texts, batch_size=batch_size)])  # (B, D)
             if audio is None:
                 return {"text_embeds": text_embeds}
-        songs = list_songs(audio)
+        songs = song_inputs(audio)
         if text is None:
             embedded = self._run(songs, **forward)
             return join_songs([out["audio_embeds"] for out in embedded], of_all.get("return_tokens", False))
@@ -181,13 +146,13 @@ class MusicTextRetrievalPipeline(Pipeline):
             scores["moments"] = best_moments(self.model, text_embeds, song, mask)  # (B, 2)
         return scores
 
-    def _embed(self, audio: Audio, sampling_rate: int | None, index: int) -> torch.Tensor:
-        """One song's real tokens, (T, D)."""
-        if is_file(audio):
-            embeds, mask = embed_audio(self.model, self.feature_extractor, audio)  # (1, T, D), (1, T)
+    def _embed(self, song: Song, sampling_rate: int | None, index: int) -> torch.Tensor:
+        """Return one song's real tokens, (T, D)."""
+        if is_file(song):
+            embeds, mask = embed_audio(self.model, self.feature_extractor, file_source(song))  # (1, T, D), (1, T)
         else:
-            inputs = waveform_features(self.feature_extractor, audio, sampling_rate, index, self.device)
-            embeds, mask = self.model.get_audio_features(**inputs)  # (1, T, D), (1, T)
+            features = self.feature_extractor.song_features(song, sampling_rate, self.device, f"audio[{index}]")
+            embeds, mask = self.model.get_audio_features(**pad_audio_features([features]))  # (1, T, D), (1, T)
         return embeds[mask]  # (T, D)
 
     def postprocess(self, outputs: dict, **of_all) -> dict:
@@ -200,8 +165,8 @@ class MusicTextRetrievalPipeline(Pipeline):
         add_pipeline(save_directory)
 
 
-def list_songs(audio: Audio | list[Audio]) -> list[dict]:
-    """The argument `audio` as inputs of the pipeline, one for each song.
+def song_inputs(audio: Song | Iterable[Song]) -> list[dict]:
+    """Turn the argument `audio` into inputs of the pipeline, one for each song.
 
     Raises:
         ValueError: for an empty list, or embeddings that were returned without their tokens.
@@ -215,10 +180,7 @@ def list_songs(audio: Audio | list[Audio]) -> list[dict]:
             )
         songs = zip(audio["audio_embeds"], audio["audio_token_mask"], strict=True)
         return [{"audio_embeds": embeds[mask]} for embeds, mask in songs]  # (T, D)
-    songs = audio if isinstance(audio, (list, tuple)) else [audio]
-    if not songs:
-        raise ValueError("found an empty list of audios; expected at least one")
-    return [{"audio": song, "index": index} for index, song in enumerate(songs)]
+    return [{"audio": song, "index": index} for index, song in enumerate(list_songs(audio))]
 
 
 def join_songs(songs: list[torch.Tensor], return_tokens: bool) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ def train_on_probes(model, processor) -> None:
     inputs = processor(audio=[probe.waveform for probe in probes], sampling_rate=SAMPLING_RATE)
     with torch.no_grad():
         fused = [
-            model.fused_segments(music[real], speech[real], frames[real]).flatten(0, 1)
+            model.audio_tower.fuse(music[real], speech[real], frames[real]).flatten(0, 1)
             for music, speech, frames, real in zip(
                 inputs["music_features"],
                 inputs["speech_features"],

@@ -47,6 +47,7 @@ class AudioTextBatch:
         seconds: of audio of each song.
         skipped: name of each file that could not be read while making this batch, and the reason.
         state: position of the stream after this batch; None for a table.
+        song_ids, text_ids: digests (n,) int64 of each one's song and text, by which equal ones are known; or None.
     """
 
     text: dict[str, torch.Tensor]
@@ -55,6 +56,8 @@ class AudioTextBatch:
     seconds: list[float]
     skipped: list[tuple[str, str]]
     state: dict | None = None
+    song_ids: torch.Tensor | None = None
+    text_ids: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.audios)

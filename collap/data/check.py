@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 
 import datasets
 
-from collap.data.catalogue import Request, find_entry, folder, shards
+from collap.data.catalogue import Request, all_splits
 from collap.data.rows import audio_source, check_column, naming_row, row_texts
 from collap.data.sources import open_dataset
 from processing.decode_audio import AudioFileError, header_seconds
@@ -58,11 +58,7 @@ def split_names(source: str, config_name: str | None = None, revision: str | Non
         FileNotFoundError: there is no such file, folder or Hub data set.
         ValueError: a folder holds none.
     """
-    request = Request(source, config_name=config_name, revision=revision)
-    entry, request = find_entry(request)
-    found = entry.splits(request)
-    if entry in (folder.ENTRY, shards.ENTRY):  # a folder may have some splits as shards and others as files
-        found = sorted({*folder.ENTRY.splits(request), *shards.ENTRY.splits(request)})
+    found = all_splits(Request(source, config_name=config_name, revision=revision))
     if not found:
         raise ValueError(f"{source}: no data set; expected metadata.jsonl, parquet shards or a folder of save_to_disk")
     return found

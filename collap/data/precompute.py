@@ -43,9 +43,10 @@ from collap.data.token_cache import (
     write_shard,
 )
 from collap.models import load_model
-from modeling_collap import BeatsModel, CoLLAPConfig, CoLLAPModel
+from modeling_collap import BeatsModel, CoLLAPConfig
 from modeling_collap.configuration_collap import max_segment_seconds
-from modeling_collap.modeling_collap import load_speech_encoder, load_whole
+from modeling_collap.loading_collap import load_speech_encoder, load_whole
+from modeling_collap.towers_collap import AudioTower
 from processing import CoLLAPFeatureExtractor
 from processing.decode_audio import AudioFileError, AudioSource
 from processing.embed_audio import feature_blocks
@@ -54,52 +55,33 @@ FRAME_SECONDS = 0.01
 NAMES_SHOWN = 5  # of bad files in the last line
 
 
-class AudioEncoders(nn.Module):
-    """The part of a `CoLLAPModel` whose output is stored: BEATs and the Whisper encoder."""
-
-    fused_segments = CoLLAPModel.fused_segments
-    _fused_segment_batch = CoLLAPModel._fused_segment_batch
-
-    def __init__(self, config: CoLLAPConfig, music_model: BeatsModel, speech_model: WhisperEncoder):
-        super().__init__()
-        self.config = config
-        self.music_model = music_model
-        self.speech_model = speech_model
-
-    @property
-    def device(self) -> torch.device:
-        return self.speech_model.device
-
-    @classmethod
-    def from_backbones(cls, music: str, speech: str, segment_seconds: float | None) -> "AudioEncoders":
-        """The encoders that `CoLLAPModel.from_backbones` builds, with the same errors."""
-        music_model, _ = load_whole(BeatsModel, music)
-        whisper, _ = load_whole(WhisperModel, speech, allow_missing="decoder.")
-        seconds = max_segment_seconds(whisper.config) if segment_seconds is None else segment_seconds
-        parts = {"music_config": music_model.config, "speech_config": whisper.config}
-        config = CoLLAPConfig(**parts, segment_seconds=seconds)  # the positions of one segment
-        speech_model = WhisperEncoder(config.speech_config)
-        load_speech_encoder(speech_model, whisper)
-        return cls(config, music_model, speech_model)
+def backbone_tower(music: str, speech: str, segment_seconds: float | None) -> tuple[AudioTower, CoLLAPConfig]:
+    """Build the encoders that `CoLLAPModel.from_backbones` builds, with the same errors; no adapter is needed."""
+    beats, _ = load_whole(BeatsModel, music)
+    whisper, _ = load_whole(WhisperModel, speech, allow_missing="decoder.")
+    seconds = max_segment_seconds(whisper.config) if segment_seconds is None else segment_seconds
+    config = CoLLAPConfig(music_config=beats.config, speech_config=whisper.config, segment_seconds=seconds)
+    encoder = WhisperEncoder(config.speech_config)  # with the positions of one segment
+    load_speech_encoder(encoder, whisper)
+    return AudioTower(beats, encoder, nn.Identity()), config
 
 
-def load_encoders(options, device: torch.device) -> tuple[AudioEncoders, CoLLAPFeatureExtractor]:
-    """The encoders of `--model`, or those of `--music` and `--speech`, in float32, and their feature extractor."""
+def load_encoders(options, device: torch.device) -> tuple[AudioTower, CoLLAPFeatureExtractor]:
+    """Load the encoders of `--model`, or those of `--music` and `--speech`, in float32, and their feature extractor."""
     if options.model is not None:
         model, processor = load_model(options.model)
-        encoders = AudioEncoders(model.config, model.music_model, model.speech_model)
-        feature_extractor = processor.feature_extractor
+        tower, feature_extractor = model.audio_tower, processor.feature_extractor
     else:
-        encoders = AudioEncoders.from_backbones(options.music, options.speech, options.segment_seconds)
-        feature_extractor = CoLLAPFeatureExtractor.from_model_config(encoders.config)
+        tower, config = backbone_tower(options.music, options.speech, options.segment_seconds)
+        feature_extractor = CoLLAPFeatureExtractor.from_model_config(config)
     if options.segment_batch_size is not None:
-        encoders.config.segment_batch_size = options.segment_batch_size
-    return encoders.to(device).eval(), feature_extractor
+        tower.segment_batch_size = options.segment_batch_size
+    return tower.to(device).eval(), feature_extractor
 
 
 @torch.inference_mode()
 def encode_song(
-    encoders: AudioEncoders, feature_extractor, source: AudioSource, dtype: str
+    tower: AudioTower, feature_extractor, source: AudioSource, dtype: str
 ) -> tuple[dict[str, torch.Tensor], float]:
     """Encode one file, `segment_batch_size` segments at a time.
 
@@ -110,9 +92,9 @@ def encode_song(
         AudioFileError: it cannot be read, or its tokens not be stored.
     """
     segment_seconds, blocks, seconds = float(feature_extractor.segment_seconds), [], 0.0
-    for features in feature_blocks(feature_extractor, source, encoders.config.segment_batch_size, encoders.device):
+    for features in feature_blocks(feature_extractor, source, tower.segment_batch_size, tower.music.device):
         frames = features["music_attention_mask"]  # (S, F)
-        fused = encoders.fused_segments(features["music_features"], features["speech_features"], frames)  # (S, K, M)
+        fused = tower.fuse(features["music_features"], features["speech_features"], frames)  # (S, K, M)
         blocks.append(pack_tokens(fused[features["audio_token_mask"]].cpu(), dtype))  # (T, M)
         for whole, count in zip(frames.all(-1).tolist(), frames.sum(-1).tolist(), strict=True):
             seconds += segment_seconds if whole else count * FRAME_SECONDS
@@ -140,7 +122,7 @@ class Split:
         return self.dataset[row][self.audio_column]
 
 
-def compute_shard(split: Split, shard: int, encoders: AudioEncoders, feature_extractor, progress: tqdm):
+def compute_shard(split: Split, shard: int, tower: AudioTower, feature_extractor, progress: tqdm):
     """Compute and write a shard unless it is there; rows that cannot be read get no tokens."""
     path = split.folder / shard_name(shard)
     identities = [audio_identity(split.audio(row)) for row in split.rows_of(shard)]
@@ -152,7 +134,7 @@ def compute_shard(split: Split, shard: int, encoders: AudioEncoders, feature_ext
         audio, dtype = split.audio(row), split.settings["dtype"]
         try:
             with naming_row(row, audio):
-                packed, seconds = encode_song(encoders, feature_extractor, audio_source(audio), dtype)
+                packed, seconds = encode_song(tower, feature_extractor, audio_source(audio), dtype)
         except AudioFileError as error:
             tqdm.write(f"skipped: {error}", file=sys.stderr)
             packed, seconds = pack_tokens(torch.zeros(0, split.settings["width"]), dtype), 0.0
@@ -178,9 +160,7 @@ def check_bad_share(split: Split, rows: list[dict], max_bad_share: float) -> str
     return message
 
 
-def compute_split(
-    split: Split, encoders: AudioEncoders, feature_extractor, max_bad_share: float, accelerator: Accelerator
-):
+def compute_split(split: Split, tower: AudioTower, feature_extractor, max_bad_share: float, accelerator: Accelerator):
     """Compute this process's shards; the main one then writes the index and says what the split has become."""
     if accelerator.is_main_process:
         split.folder.mkdir(parents=True, exist_ok=True)
@@ -195,7 +175,7 @@ def compute_split(
     disable = None if accelerator.is_main_process else True
     with tqdm(total=total, desc=split.folder.name, unit="song", disable=disable) as bar:
         for shard in own:
-            compute_shard(split, shard, encoders, feature_extractor, bar)
+            compute_shard(split, shard, tower, feature_extractor, bar)
             rows += read_header(split.folder / shard_name(shard))[1]
             check_bad_share(split, rows, max_bad_share)  # what this process alone has found can be too much
     accelerator.wait_for_everyone()
@@ -235,11 +215,11 @@ def run(options: argparse.Namespace) -> int:
     source = {"config_name": options.dataset_config, "revision": options.revision}
     with accelerator.main_process_first():
         opened = {name: open_dataset(options.dataset, name, **columns, **source) for name in options.splits}
-    encoders, feature_extractor = load_encoders(options, accelerator.device)
-    settings = cache_settings(encoders, feature_extractor, options.dtype, options.shard_songs)
+    tower, feature_extractor = load_encoders(options, accelerator.device)
+    settings = cache_settings(tower, feature_extractor, options.dtype, options.shard_songs)
     for name, dataset in opened.items():
         dataset = dataset.select_columns(options.audio_column)
         split = Split(options.output_dir / name, dataset, options.audio_column, settings)
-        compute_split(split, encoders, feature_extractor, options.max_bad_share, accelerator)
+        compute_split(split, tower, feature_extractor, options.max_bad_share, accelerator)
     accelerator.end_training()
     return 0

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from collap.files import replace_file
+from modeling_collap.configuration_collap import segment_tokens
 from processing.decode_audio import AudioFileError
 
 from .feature_cache import FEATURES_VERSION
@@ -37,11 +38,11 @@ HEADER = "collap_tokens"  # the only metadata entry of a shard: safetensors writ
 
 # What changes the output of an encoder in evaluation and cannot be told from its weights.
 ENCODER_SETTINGS = {
-    "music_model": (
+    "music": (
         *("patch_size", "num_attention_heads", "hidden_act", "layer_norm_first", "deep_norm", "conv_pos_groups"),
         *("num_buckets", "max_distance", "gated_relative_position", "relative_position_embedding", "layer_norm_eps"),
     ),
-    "speech_model": ("encoder_attention_heads", "activation_function", "scale_embedding"),
+    "speech": ("encoder_attention_heads", "activation_function", "scale_embedding"),
 }
 FEATURE_SETTINGS = (
     *("segment_seconds", "music_mel_bins", "speech_mel_bins", "patch_size"),
@@ -53,27 +54,27 @@ FEATURE_SETTINGS = (
 # What a cache was made from
 
 
-def encoder_digest(model) -> str:
+def encoder_digest(audio_tower) -> str:
     """Return the BLAKE2b of both audio encoders: names, dtypes, shapes and bytes of their weights, and their settings.
 
     Args:
-        model: has `music_model` and `speech_model`, as a `CoLLAPModel` does.
+        audio_tower: an `AudioTower`.
     """
     digest = hashlib.blake2b(digest_size=16)
     for part, names in ENCODER_SETTINGS.items():
-        encoder = getattr(model, part)
-        digest.update(json.dumps([part, {name: getattr(encoder.config, name) for name in names}]).encode())
+        encoder = getattr(audio_tower, part)
+        digest.update(json.dumps([f"{part}_model", {name: getattr(encoder.config, name) for name in names}]).encode())
         for name, tensor in sorted(encoder.state_dict().items()):
             digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
             digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
-def cache_settings(model, feature_extractor, dtype: str, shard_songs: int) -> dict:
+def cache_settings(audio_tower, feature_extractor, dtype: str, shard_songs: int) -> dict:
     """Return all that decides which tokens a cache holds of the same audio, and how.
 
     Args:
-        model: has `config`, `music_model` and `speech_model`, as a `CoLLAPModel` does.
+        audio_tower: an `AudioTower`, with or without its adapter.
         feature_extractor: a `CoLLAPFeatureExtractor`.
         dtype: one of `DTYPES`.
         shard_songs: rows of a shard.
@@ -82,11 +83,11 @@ def cache_settings(model, feature_extractor, dtype: str, shard_songs: int) -> di
     return {
         "format_version": FORMAT_VERSION,
         "features": {**features, "features_version": FEATURES_VERSION},
-        "encoders": encoder_digest(model),
+        "encoders": encoder_digest(audio_tower),
         "dtype": dtype,
         "shard_songs": shard_songs,
-        "width": model.config.music_config.hidden_size + model.config.speech_config.d_model,
-        "tokens_per_segment": model.config.tokens_per_segment,
+        "width": audio_tower.width,
+        "tokens_per_segment": segment_tokens(feature_extractor.segment_seconds, audio_tower.music.config.patch_size),
     }
 
 
@@ -308,7 +309,7 @@ class TokenCache:
         """
         folder = Path(folder) / split
         index = _read_index(folder)
-        settings = cache_settings(model, feature_extractor, index.get("dtype"), index.get("shard_songs"))
+        settings = cache_settings(model.audio_tower, feature_extractor, index.get("dtype"), index.get("shard_songs"))
         check_settings({name: index.get(name) for name in settings}, settings, folder)
         _check_rows(index["rows"], dataset, audio_column, folder)
         for name, size in index["shards"].items():

@@ -54,11 +54,11 @@ CLASSIFIER_HEAD = "predictor."
 
 
 class NotABeatsCheckpoint(ValueError):
-    """The file cannot be converted; the message says what was found and what was expected."""
+    """Say why the file cannot be converted: what was found, and what was expected."""
 
 
 def read_original(path: str | Path) -> tuple[dict, dict[str, torch.Tensor]]:
-    """Reads the original file without running code from it.
+    """Read the original file without running code from it.
 
     Returns:
         The original configuration and state dict.
@@ -104,7 +104,7 @@ def _weight_problem(name: object, weight: object) -> str | None:
 
 
 def convert_config(original: dict) -> BeatsConfig:
-    """The `BeatsConfig` of an original configuration.
+    """Return the `BeatsConfig` of an original configuration.
 
     Raises:
         NotABeatsCheckpoint: for a value of another type or range than the original code takes, an activation that
@@ -123,7 +123,7 @@ def convert_config(original: dict) -> BeatsConfig:
 
 
 def _checked_setting(name: str, value: object, default: bool | int | float | str) -> bool | int | float | str:
-    """`value` if it is of the kind of `default`: a switch, a size, a probability or a name."""
+    """Return `value` if it is of the kind of `default`: a switch, a size, a probability or a name."""
     if isinstance(default, bool):
         if isinstance(value, int) and value in (0, 1):  # bool is an int
             return bool(value)
@@ -144,7 +144,7 @@ def _checked_setting(name: str, value: object, default: bool | int | float | str
 
 
 def fold_weight_norm(magnitude: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
-    """The weight of a convolution normalised over all but its kernel axis.
+    """Return the weight of a convolution normalised over all but its kernel axis.
 
     Args:
         magnitude: (1, 1, kernel) `weight_g`.
@@ -157,7 +157,7 @@ def fold_weight_norm(magnitude: torch.Tensor, direction: torch.Tensor) -> torch.
 
 
 def convert_state_dict(original: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Our names for the original parameters, the classifier head left out.
+    """Return our names for the original parameters, the classifier head left out.
 
     Raises:
         NotABeatsCheckpoint: if the weight-normalised positional convolution is not one.
@@ -191,7 +191,7 @@ def convert_state_dict(original: dict[str, torch.Tensor]) -> dict[str, torch.Ten
 
 
 def load_original(path: str | Path) -> tuple[BeatsModel, list[str]]:
-    """Reads an original checkpoint.
+    """Read an original checkpoint.
 
     Returns:
         A [`BeatsModel`] with its weights, float32, and the names of the parameters that were left out: the classifier
@@ -214,7 +214,7 @@ def load_original(path: str | Path) -> tuple[BeatsModel, list[str]]:
 
 
 def _check_fit(path: str | Path, config: BeatsConfig, state: dict[str, torch.Tensor]):
-    """Before the model takes any memory: its sizes come from the file."""
+    """Check names and shapes of the weights before the model takes any memory: its sizes come from the file."""
     try:
         with torch.device("meta"):
             expected = BeatsModel(config).state_dict()

@@ -1,4 +1,4 @@
-"""Says whether a CoLLAP model is healthy: whole, undamaged, better than chance, and still what it was when stored.
+"""Say whether a CoLLAP model is healthy: whole, undamaged, better than chance, and still what it was when stored.
 
     collap doctor runs/demo/collap-gpt2/best
     collap doctor you/collap-gpt2 --revision v1.0 --json
@@ -40,14 +40,14 @@ NOT_FETCHED = (*(f"*{suffix}" for suffix in PICKLES), "*.onnx*", "*.pt2", "runs/
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What [`diagnose`] found of the model `name`."""
+    """Hold what [`diagnose`] found of the model `name`."""
 
     name: str
     checks: tuple[Check, ...]
 
     @property
     def healthy(self) -> bool:
-        """Whether no check failed."""
+        """Tell whether no check failed."""
         return not any(check.status == "failed" for check in self.checks)
 
     def to_dict(self) -> dict:
@@ -61,7 +61,7 @@ class Diagnosis:
 
 
 def fetch(name: str, revision: str | None = None, **download) -> tuple[Path, list[str], bool]:
-    """The folder of a model, the files that it has, and whether it comes from the Hub.
+    """Find the folder of a model, the files that it has, and whether it comes from the Hub.
 
     Args:
         **download: of `snapshot_download`: token, cache_dir, local_files_only, ...
@@ -89,7 +89,7 @@ def fetch(name: str, revision: str | None = None, **download) -> tuple[Path, lis
 
 
 def load(folder: Path, device: str, dtype: str, attn_implementation: str | None) -> tuple:
-    """The model with whatever weights fit, its processor, and what transformers says of the others.
+    """Load the model with whatever weights fit, its processor, and what transformers says of the others.
 
     Raises:
         Exception: of any kind, from a folder that is damaged.
@@ -116,7 +116,7 @@ def diagnose(
     attn_implementation: str | None = None,
     **download,
 ) -> Diagnosis:
-    """Examines a model.
+    """Examine a model.
 
     Args:
         name: a folder or Hub id; files of the Hub are fetched into the cache.

@@ -1,4 +1,4 @@
-"""A CoLLAP model as three graphs that run without this package: ONNX for onnxruntime, or archives of `torch.export`.
+"""Write a CoLLAP model as three graphs that run without this package: ONNX, or archives of `torch.export`.
 
     collap export you/collap-gpt2 exported                           # text, audio, score .onnx
     collap export runs/x/best exported --format torch_export         # text, audio, score .pt2
@@ -10,7 +10,6 @@ command says it is done.
 Dimensions: those of `modeling_collap.py`.
 """
 
-import copy
 import importlib.util
 import json
 import logging
@@ -29,7 +28,7 @@ from transformers.utils import cached_file
 
 from collap.models import load_model
 from modeling_collap.configuration_collap import CoLLAPConfig
-from modeling_collap.modeling_collap import CoLLAPModel
+from modeling_collap.modeling_collap import CoLLAPModel, score_embeddings, unit_tokens
 from processing import CoLLAPProcessor
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
@@ -44,25 +43,14 @@ COMPARED = (
 )
 
 
-class TextTower(nn.Module):
-    """`get_text_features` as a graph."""
-
-    def __init__(self, model: CoLLAPModel):
-        super().__init__()
-        self.model = _part(model, "text_model", "text_projection")
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """(B, L) and (B, L) -> (B, D)."""
-        return self.model.get_text_features(input_ids, attention_mask)
-
-
-class AudioTower(nn.Module):
-    """`get_audio_features` as a graph: the same numbers, but segments without audio are encoded, too, and then
+class AudioGraph(nn.Module):
+    """Compute `get_audio_features` as a graph: the same numbers, but segments without audio are encoded, too, and then
     dropped, because the sizes in a graph cannot depend on a mask."""
 
     def __init__(self, model: CoLLAPModel):
         super().__init__()
-        self.model = _part(model, "music_model", "speech_model", "audio_adapter", "structure_layers")
+        self.tower = model.audio_tower
+        self.structure = model.structure
 
     def forward(
         self,
@@ -72,43 +60,38 @@ class AudioTower(nn.Module):
         segment_mask: torch.Tensor,
         audio_token_mask: torch.Tensor,
     ) -> torch.Tensor:
-        """(A, S, F, mel bins), (A, S, mel bins, 100 L), (A, S, F), (A, S) and (A, T) -> (A, T, D)."""
+        """Map (A, S, F, mel bins), (A, S, mel bins, 100 per second), (A, S, F), (A, S) and (A, T) to (A, T, D)."""
         # A segment with every frame masked would be NaN.
         frame_mask = music_attention_mask | ~segment_mask.unsqueeze(-1)  # (A, S, F)
         features = (music_features, speech_features, frame_mask)
-        fused = self.model._fused_segment_batch(*(feature.flatten(0, 1) for feature in features))  # (A S, K, .)
-        tokens = self.model.audio_adapter(fused).unflatten(0, segment_mask.shape)  # (A, S, K, D)
+        fused = self.tower.fuse_at_once(*(feature.flatten(0, 1) for feature in features))  # (A S, K, M)
+        tokens = self.tower.adapter(fused).unflatten(0, segment_mask.shape)  # (A, S, K, D)
         tokens = tokens.masked_fill(~segment_mask[..., None, None], 0.0).flatten(1, 2)  # (A, T, D)
-        return self.model.normalize_tokens(tokens, audio_token_mask)
+        return unit_tokens(self.structure(tokens, audio_token_mask), audio_token_mask)
 
 
-class Score(nn.Module):
-    """`score` as a graph; gammas and temperature are constants."""
+class ScoreGraph(nn.Module):
+    """Compute `score` as a graph; gammas and temperature are constants."""
 
     def __init__(self, model: CoLLAPModel):
         super().__init__()
-        self.model = _part(model, "score_parameters")
+        self.score_parameters = model.score_parameters
         # So much padding, which changes no score, that there is more than one frame however short the audios are.
         self.padding = model.config.kernel_size + model.config.stride - 1
 
     def forward(
         self, text_embeds: torch.Tensor, audio_embeds: torch.Tensor, audio_token_mask: torch.Tensor
     ) -> torch.Tensor:
-        """(B, D), (A, T, D) and (A, T) -> (A, B)."""
+        """Map (B, D), (A, T, D) and (A, T) to (A, B)."""
         audio_embeds = F.pad(audio_embeds, (0, 0, 0, self.padding))  # (A, T + padding, D)
-        return self.model.score(text_embeds, audio_embeds, F.pad(audio_token_mask, (0, self.padding)))
-
-
-def _part(model: CoLLAPModel, *names: str) -> CoLLAPModel:
-    """The model with only these of its modules: an archive holds every weight of what it was made from."""
-    part = copy.copy(model)
-    part._modules = {name: model._modules[name] for name in names}
-    return part
+        mask = F.pad(audio_token_mask, (0, self.padding))  # (A, T + padding)
+        return score_embeddings(self.score_parameters, text_embeds, audio_embeds, mask)
 
 
 @dataclass
 class Graph:
-    """
+    """Hold what is traced, and what goes in and comes out.
+
     Attributes:
         module: what is traced.
         inputs: dtype and shape of each, free dimensions by name.
@@ -121,13 +104,13 @@ class Graph:
     output_shape: list[str | int]
 
     def describe(self) -> dict:
-        """Inputs and output as [`EXPORT_FILE`] holds them."""
+        """Describe inputs and output as [`EXPORT_FILE`] holds them."""
         inputs = {name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in self.inputs.items()}
         return {"inputs": inputs, "outputs": {self.output: {"dtype": "float32", "shape": self.output_shape}}}
 
 
 def free_dimensions(config: CoLLAPConfig) -> dict[str, tuple[Dim, int]]:
-    """Dimensions that a graph leaves free, by name, each with a size to trace with."""
+    """Return the dimensions that a graph leaves free, by name, each with a size to trace with."""
     segments, per_segment = Dim("segments", min=1), config.tokens_per_segment
     return {
         "texts": (Dim("texts", min=1), 2),
@@ -140,7 +123,7 @@ def free_dimensions(config: CoLLAPConfig) -> dict[str, tuple[Dim, int]]:
 
 
 def build_graphs(model: CoLLAPModel) -> dict[str, Graph]:
-    """`text`, `audio` and `score` of a model in evaluation mode."""
+    """Build the graphs `text`, `audio` and `score` of a model in evaluation mode."""
     config = model.config
     width, frames = config.projection_dim, 2 * config.speech_config.max_source_positions
     all_tokens = f"{config.tokens_per_segment}*segments"
@@ -159,14 +142,14 @@ def build_graphs(model: CoLLAPModel) -> dict[str, Graph]:
     }
     text_inputs = {"input_ids": text, "attention_mask": text}
     return {
-        "text": Graph(TextTower(model).eval(), text_inputs, "text_embeds", ["texts", width]),
-        "audio": Graph(AudioTower(model).eval(), audio, "audio_embeds", ["audios", all_tokens, width]),
-        "score": Graph(Score(model).eval(), score, "logits_per_audio", ["audios", "texts"]),
+        "text": Graph(model.text_tower.eval(), text_inputs, "text_embeds", ["texts", width]),
+        "audio": Graph(AudioGraph(model).eval(), audio, "audio_embeds", ["audios", all_tokens, width]),
+        "score": Graph(ScoreGraph(model).eval(), score, "logits_per_audio", ["audios", "texts"]),
     }
 
 
 def write_graph(graph: Graph, config: CoLLAPConfig, path: Path) -> None:
-    """Traces a graph and writes it: `.pt2`, or `.onnx` with its weights in `NAME.onnx.data` beside it, because an ONNX
+    """Trace a graph and write it: `.pt2`, or `.onnx` with its weights in `NAME.onnx.data` beside it, because an ONNX
     file holds 2 GB at most.
 
     Raises:
@@ -195,7 +178,7 @@ def write_graph(graph: Graph, config: CoLLAPConfig, path: Path) -> None:
 
 
 def load_graph(path: str | Path, threads: int = 0) -> Callable[..., torch.Tensor]:
-    """A written graph as a function of its inputs by name, on the CPU: onnxruntime for `.onnx`, torch for `.pt2`.
+    """Load a written graph as a function of its inputs by name, on the CPU: by onnxruntime `.onnx`, by torch `.pt2`.
 
     Args:
         threads: of onnxruntime, 0 for its own choice; those of torch are set by `torch.set_num_threads`.
@@ -221,7 +204,7 @@ def load_graph(path: str | Path, threads: int = 0) -> Callable[..., torch.Tensor
 def inputs_and_outputs(
     model: CoLLAPModel, processor: CoLLAPProcessor, texts: list[str], segments: list[float]
 ) -> dict[str, torch.Tensor]:
-    """Inputs of the graphs by name, texts and noise of so many segments, with what the model makes of them."""
+    """Make inputs of the graphs by name, texts and noise of so many segments, with what the model makes of them."""
     rate = processor.feature_extractor.sampling_rate
     generator = torch.Generator().manual_seed(0)
     lengths = [round(number * model.config.segment_seconds * rate) for number in segments]
@@ -231,7 +214,7 @@ def inputs_and_outputs(
 
 
 def largest_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest `|found - expected| / (1 + |expected|)`; infinite for other shapes, NaN or infinity."""
+    """Return the largest `|found - expected| / (1 + |expected|)`; infinite for other shapes, NaN or infinity."""
     if found.shape != expected.shape or not (found - expected).isfinite().all():
         return float("inf")
     return float(((found - expected).abs() / (1 + expected.abs())).max())
@@ -245,7 +228,7 @@ def export_model(
     source: str | None = None,
     revision: str | None = None,
 ) -> dict[str, float]:
-    """Writes the three graphs, the processor and [`EXPORT_FILE`] to a folder, and checks every graph.
+    """Write the three graphs, the processor and [`EXPORT_FILE`] to a folder, and check every graph.
 
     Args:
         model: float32, in evaluation mode, on the CPU.
@@ -304,7 +287,7 @@ def _write_graphs(model: CoLLAPModel, processor: CoLLAPProcessor, folder: Path, 
 def describe(
     model: CoLLAPModel, processor: CoLLAPProcessor, format: str, source: str | None, revision: str | None
 ) -> dict:
-    """The content of [`EXPORT_FILE`], for those who run the graphs without the processor, too."""
+    """Return the content of [`EXPORT_FILE`], for those who run the graphs without the processor, too."""
     config = model.config
     files = {name: f"{name}{SUFFIXES[format]}" for name in build_graphs(model)}
     return {
@@ -322,20 +305,20 @@ def describe(
 
 
 def check_packages(format: str) -> None:
-    """ImportError if ONNX is asked for and packages that it needs are missing."""
+    """Raise an ImportError if ONNX is asked for and packages that it needs are missing."""
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if format == "onnx" and missing:
         raise ImportError(f"exporting to ONNX needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def check_empty(folder: Path) -> None:
-    """OSError unless the folder is new or empty."""
+    """Raise an OSError unless the folder is new or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not an empty folder; expected a new one for the graphs")
 
 
 def resolve_source(name: str, revision: str | None) -> tuple[str, str | None]:
-    """The Hub id and the commit that `revision` stands for; of a folder, its name and None.
+    """Return the Hub id and the commit that `revision` stands for; of a folder, its name and None.
 
     Raises:
         ValueError: a folder with a revision.

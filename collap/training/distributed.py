@@ -29,7 +29,7 @@ def prepare(accelerator: Accelerator, model: CoLLAPModel, optimizer, batch_size:
         raise ValueError("lora does not go with FSDP2, and trains too little to need it: launch with DDP")
     # All processes must run each layer equally often, because each holds a part of its weights: one call for all
     # segments, however many a process has. And scores stay float32: Accelerate's policy would return bfloat16.
-    model.config.segment_batch_size = ALL_SEGMENTS
+    model.audio_tower.segment_batch_size = ALL_SEGMENTS
     accelerator.state.fsdp_plugin.mixed_precision_policy = None
     if accelerator.mixed_precision == "bf16":
         model.forward = torch.autocast(accelerator.device.type, torch.bfloat16)(model.forward)

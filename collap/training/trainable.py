@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 
 from collap.models import save_model_folder
 
-TOWERS = ("text", "music", "speech")
+TOWERS = ("text", "music", "speech")  # as `CoLLAPModel.encoders` names them
 ADAPTER_FOLDER = "adapter"
 
 
@@ -36,10 +36,6 @@ def _check_names(names: Iterable[str], known: Iterable[str]) -> None:
             nearest = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(known)}"
             raise ValueError(f"{name!r} is no part of the model; {hint}")
-
-
-def _tower(model: PreTrainedModel, name: str) -> nn.Module:
-    return getattr(model, f"{name}_model")
 
 
 def _state(tower: nn.Module) -> str:
@@ -62,7 +58,7 @@ def freeze(model: PreTrainedModel, towers: list[str]) -> None:
     """
     _check_names(towers, TOWERS)
     for name in towers:
-        tower = _tower(model, name)
+        tower = model.encoders[name]
         if _state(tower) == "LoRA":
             raise ValueError(f"the {name} tower has LoRA and cannot be frozen; name it once")
         tower.requires_grad_(False).eval()
@@ -70,11 +66,16 @@ def freeze(model: PreTrainedModel, towers: list[str]) -> None:
         tower.train = partial(_stay_in_eval, tower)
 
 
+def _path(model: PreTrainedModel, name: str) -> str:
+    """Return the name of a tower among the model's modules."""
+    return next(path for path, module in model.named_modules() if module is model.encoders[name])
+
+
 def _projections(model: PreTrainedModel, name: str) -> Iterator[str]:
-    """Names of a tower's linear maps from or to its hidden states, all attention and feed-forward projections; BEATs'
-    gate of the position bias, a map of one head to 8 numbers, is none."""
-    tower = _tower(model, name)
-    for block_name, block in tower.named_modules(prefix=f"{name}_model"):
+    """Yield the names of a tower's linear maps from or to its hidden states, all attention and feed-forward
+    projections; BEATs' gate of the position bias, a map of one head to 8 numbers, is none."""
+    tower = model.encoders[name]
+    for block_name, block in tower.named_modules(prefix=_path(model, name)):
         if isinstance(block, GradientCheckpointingLayer):
             for path, module in block.named_modules(prefix=block_name):
                 if isinstance(module, (nn.Linear, Conv1D)) and tower.config.hidden_size in module.weight.shape:
@@ -101,7 +102,7 @@ def add_lora(model: PreTrainedModel, towers: list[str], rank: int, base_model: s
     if rank < 1:
         raise ValueError(f"the rank of LoRA must be at least 1, found {rank}")
     for name in towers:
-        if _state(_tower(model, name)) == "frozen":
+        if _state(model.encoders[name]) == "frozen":
             raise ValueError(f"the {name} tower is frozen and cannot have LoRA; name it once")
     paths = [path for name in towers for path in _projections(model, name)]
     if not paths:
@@ -112,7 +113,7 @@ def add_lora(model: PreTrainedModel, towers: list[str], rank: int, base_model: s
         target_modules="|".join(sorted(set(map(_any_layer, paths)))),
         base_model_name_or_path=str(base_model),
     )
-    own = tuple(f"{name}_model." for name in towers)
+    own = tuple(f"{_path(model, name)}." for name in towers)
     trained = [p for name, p in model.named_parameters() if p.requires_grad and not name.startswith(own)]
     with warnings.catch_warnings():
         # Towers differ in it (GPT-2's Conv1D, Linear elsewhere), and peft sets it right for every layer.
@@ -144,11 +145,11 @@ def merge_lora(model: PreTrainedModel, state_dict: dict[str, torch.Tensor]) -> d
 
 
 def _modules_to_save(model: PreTrainedModel) -> list[str]:
-    """Names of the parts that train in full: heads, and towers with neither LoRA nor frozen."""
-    parts = {}
-    for name, module in model.named_children():
-        layers = module.named_children() if isinstance(module, nn.ModuleList) else ()
-        parts |= {f"{name}.{layer}": part for layer, part in layers} or {name: module}
+    """Return the names of the parts that train in full: heads, and towers with neither LoRA nor frozen."""
+    layers = {f"structure.layers.{number}": layer for number, layer in enumerate(model.structure.layers)}
+    parts = layers | {"score_parameters": model.score_parameters}
+    for name in ("text_tower", "audio_tower"):
+        parts |= {f"{name}.{child}": part for child, part in getattr(model, name).named_children()}
     return [name for name, part in parts.items() if _state(part) == "full"]
 
 
@@ -204,12 +205,16 @@ def parameter_groups(
         text_learning_rate, audio_learning_rate: `learning_rate` by default.
     """
     rates = {"text": text_learning_rate, "audio": audio_learning_rate}
-    part_of = {"text_model": "text", "music_model": "audio", "speech_model": "audio"}
+    part_of = {
+        id(parameter): "text" if name == "text" else "audio"
+        for name, encoder in model.encoders.items()
+        for parameter in encoder.parameters()
+    }
     groups = {}
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
-        part = part_of.get(name.split(".")[0], "heads")
+        part = part_of.get(id(parameter), "heads")
         decays = sum(size > 1 for size in parameter.shape) > 1
         rate = rates.get(part)
         group = {
@@ -233,9 +238,9 @@ def trainable_summary(model: PreTrainedModel) -> str:
     lines = [f"trains {trained:.2f} of {total:.2f} million parameters ({100 * trained / total:.1f} %):"]
     heads = trained, total
     for name in TOWERS:
-        counts = trains(_tower(model, name).parameters())
+        counts = trains(model.encoders[name].parameters())
         heads = heads[0] - counts[0], heads[1] - counts[1]
-        lines.append(f"  {name:6} {_state(_tower(model, name)):6} {counts[0]:.2f} of {counts[1]:.2f}")
+        lines.append(f"  {name:6} {_state(model.encoders[name]):6} {counts[0]:.2f} of {counts[1]:.2f}")
     return "\n".join([*lines, f"  heads  full   {heads[0]:.2f} of {heads[1]:.2f}"])
 
 
@@ -248,7 +253,7 @@ def enable_gradient_checkpointing(model: PreTrainedModel, towers: list[str]) -> 
     Raises:
         ValueError: for an unknown name, a frozen tower, or a part without transformer layers.
     """
-    parts = {name: _tower(model, name) for name in TOWERS} | {"structure": model.structure_layers}
+    parts = model.encoders | {"structure": model.structure}
     _check_names(towers, (*parts, "all"))
     if "all" in towers:
         towers = [name for name, part in parts.items() if _state(part) != "frozen"]
@@ -287,7 +292,7 @@ def compile_encoders(model: PreTrainedModel, backend: str) -> None:
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     # DDP's gradient exchange overlaps with the backward pass between layers anyway: no need to split a layer's graph.
     torch._dynamo.config.optimize_ddp = False
-    for name in TOWERS:
-        for layer in _tower(model, name).modules():
+    for encoder in model.encoders.values():
+        for layer in encoder.modules():
             if isinstance(layer, GradientCheckpointingLayer):
                 layer.compile(backend=backend, dynamic=True)

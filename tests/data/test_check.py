@@ -58,7 +58,7 @@ def test_nothing_usable_ends_with_1_and_a_wrong_column_is_named(capsys, corpus, 
 
 
 def test_the_splits_of_every_layout(corpus, tmp_path):
-    assert split_names(str(corpus)) == ["test", "train", "validation"]
+    assert split_names(str(corpus)) == split_names(f"folder:{corpus}") == ["test", "train", "validation"]
     assert split_names(str(corpus / "train" / "metadata.jsonl")) == ["train"]
     assert split_names(str(corpus / "train")) == ["train"]
     rows = Dataset.from_dict({"audio": ["a.wav"], "text": ["a song"]})

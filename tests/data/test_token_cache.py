@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
 from collap.cli import run_command
-from collap.data.precompute import AudioEncoders, encode_song
+from collap.data.precompute import backbone_tower, encode_song
 from collap.data.sources import open_dataset
 from collap.data.token_cache import DTYPES, TokenCache, pack_tokens, unpack_tokens
 from modeling_collap import CoLLAPModel
@@ -88,7 +88,7 @@ def test_tokens_are_those_before_the_adapter(cached, corpus, backbones, dtype):
         features = extractor.segment_features(torch.from_numpy(load_audio(example["audio"]["path"])))
         inputs = [features[name] for name in ("music_features", "speech_features", "music_attention_mask")]
         with torch.no_grad():
-            expected = model.fused_segments(*inputs)[features["audio_token_mask"]]  # (T, M)
+            expected = model.audio_tower.fuse(*inputs)[features["audio_token_mask"]]  # (T, M)
         tokens = cache[row]
         assert tokens.dtype == torch.float32 and tokens.shape == expected.shape
         assert cache.tokens(row) == len(expected)
@@ -99,8 +99,8 @@ def test_tokens_are_those_before_the_adapter(cached, corpus, backbones, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_loss_and_gradients_are_those_without_the_cache(cached, corpus, backbones, dtype):
     model = backbone_model(backbones, structure_layers=1)
-    model.music_model.requires_grad_(False)
-    model.speech_model.requires_grad_(False)
+    model.audio_tower.music.requires_grad_(False)
+    model.audio_tower.speech.requires_grad_(False)
     processor = AutoProcessor.from_pretrained(backbones["gpt2"])
     processor = CoLLAPProcessor.from_model_config(model.config, processor)
     rows = open_dataset(str(corpus), "validation", text_column="captions")
@@ -120,8 +120,9 @@ def test_loss_and_gradients_are_those_without_the_cache(cached, corpus, backbone
         losses.append(loss.item())
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
     assert losses[1] == pytest.approx(losses[0], rel=PRECISION[dtype])
-    trained = {name.split(".")[0] for name in gradients[0]}
-    assert trained >= {"audio_adapter", "structure_layers", "text_model", "text_projection", "score_parameters"}
+    trained = {".".join(name.split(".")[:2]) for name in gradients[0]}
+    assert trained >= {"audio_tower.adapter", "structure.layers", "text_tower.encoder", "text_tower.projection"}
+    assert "score_parameters.log_gamma_kernel" in trained
     assert gradients[0].keys() == gradients[1].keys()
     for name, expected in gradients[0].items():
         error = (gradients[1][name] - expected).norm()
@@ -167,7 +168,7 @@ def test_a_model_folder_gives_its_own_encoders_and_workers_read_them(corpus, mod
     features = processor.feature_extractor.segment_features(torch.from_numpy(load_audio(dataset[0]["audio"]["path"])))
     inputs = [features[name] for name in ("music_features", "speech_features", "music_attention_mask")]
     with torch.no_grad():  # this model has dropout, which must be off
-        fused = model.eval().fused_segments(*inputs)[features["audio_token_mask"]]  # (T, M)
+        fused = model.eval().audio_tower.fuse(*inputs)[features["audio_token_mask"]]  # (T, M)
     assert (expected[0] - fused).norm() < PRECISION["float16"] * fused.norm()
     loader = torch.utils.data.DataLoader(cache, batch_size=None, sampler=[3, 0, 2, 1], num_workers=1)
     for row, tokens in zip([3, 0, 2, 1], loader, strict=True):
@@ -250,14 +251,14 @@ def test_a_damaged_shard_is_noticed_and_mended(cached, corpus, backbones, tmp_pa
 
 
 def test_encoders_that_differ_by_one_bit_are_refused(cached, corpus, backbones):
-    for part in ("music_model", "speech_model"):
+    for part in ("audio_tower.music", "audio_tower.speech"):
         model = backbone_model(backbones)
-        weight = next(iter(getattr(model, part).state_dict().values()))
+        weight = next(iter(model.get_submodule(part).state_dict().values()))
         weight.view(torch.int32).view(-1)[0] ^= 1
         with pytest.raises(ValueError, match="made by other encoders"):
             open_cache(cached["float16"], backbones, corpus, model=model)
     model = backbone_model(backbones)
-    model.music_model.config.num_attention_heads = 4  # other numbers of the same weights
+    model.audio_tower.music.config.num_attention_heads = 4  # other numbers of the same weights
     with pytest.raises(ValueError, match="made by other encoders"):
         open_cache(cached["float16"], backbones, corpus, model=model)
     model = backbone_model(backbones, structure_layers=1, projection_dim=64)  # neither was asked for the tokens
@@ -398,12 +399,12 @@ def test_a_long_file_takes_little_more_memory_than_a_short_one(backbones, tmp_pa
     minute = (np.sin(np.arange(16000 * 60) * 0.05) * 8000).astype(np.int16)
     for minutes in (1, 10):
         soundfile.write(tmp_path / f"{minutes}.wav", np.tile(minute, minutes), 16000)
-    encoders = AudioEncoders.from_backbones(str(backbones["beats"]), str(backbones["whisper"]), 2.0).eval()
-    extractor = CoLLAPFeatureExtractor.from_model_config(encoders.config)
-    encode_song(encoders, extractor, tmp_path / "1.wav", "float16")
+    tower, config = backbone_tower(str(backbones["beats"]), str(backbones["whisper"]), 2.0)
+    extractor = CoLLAPFeatureExtractor.from_model_config(config)
+    encode_song(tower.eval(), extractor, tmp_path / "1.wav", "float16")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = memory("VmRSS")
-    packed, seconds = encode_song(encoders, extractor, tmp_path / "10.wav", "float16")
+    packed, seconds = encode_song(tower, extractor, tmp_path / "10.wav", "float16")
     growth = memory("VmHWM") - before
     features = 10 * 60 * 100 * (128 + 40) * 4  # 40 MB, and as much again for the audio
     assert seconds == 600 and growth < 3 * packed["tokens"].nbytes + 15e6 < features / 2

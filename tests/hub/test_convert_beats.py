@@ -14,7 +14,7 @@ from transformers import AutoModel
 from collap.cli import run_command
 from collap.hub.convert_beats import CONFIG_NAMES, convert_config, fold_weight_norm
 from modeling_collap import BeatsModel
-from modeling_collap.modeling_beats import token_mask_from_frame_mask
+from modeling_collap.modeling_beats import patch_mask_from_frame_mask
 
 ORIGINAL = REFERENCE / "beats_tiny.pt"
 
@@ -47,7 +47,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess:
 
 def assert_equals_reference(model: BeatsModel):
     reference = load_file(REFERENCE / "beats_tiny.safetensors")
-    frame_mask = token_mask_from_frame_mask(~reference["padding_mask"], reference["fbank"].shape[1])
+    frame_mask = patch_mask_from_frame_mask(~reference["padding_mask"], reference["fbank"].shape[1])
     with torch.no_grad():
         alone = model(reference["fbank"][:1]).last_hidden_state
         padded = model(reference["fbank"], frame_mask).last_hidden_state

@@ -58,7 +58,7 @@ def zero(prefix: str, *parts: str):
 
 def reinitialise_text_tower(folder: Path, text: str, healthy: dict) -> None:
     fresh = tiny_model(text, seed=7).state_dict()
-    edit_weights(folder, lambda w: w.update({k: fresh[k].clone() for k in w if k.startswith("text_model.")}))
+    edit_weights(folder, lambda w: w.update({k: fresh[k].clone() for k in w if k.startswith("text_tower.encoder.")}))
 
 
 def swap_layer_norms(tower: str):
@@ -109,13 +109,17 @@ def other_temperature(folder: Path, text: str, healthy: dict) -> None:
 # What is done to a folder; the part that the golden vectors blame; the checks that fail even where no golden vectors
 # are stored (empty: nothing else can know, because a model of other weights might be meant so).
 DAMAGES = {
-    "text projection zeroed": (zero("text_projection", "weight"), "text tower", {"weights", "text tower spread"}),
-    "text projection and bias zeroed": (zero("text_projection", "weight", "bias"), "text tower", {"text tower spread"}),
-    "audio adapter zeroed": (zero("audio_adapter", "weight"), "audio tower", {"weights", "audio tower spread"}),
+    "text projection zeroed": (zero("text_tower.projection", "weight"), "text tower", {"weights", "text tower spread"}),
+    "text projection and bias zeroed": (
+        zero("text_tower.projection", "weight", "bias"),
+        "text tower",
+        {"text tower spread"},
+    ),
+    "audio adapter zeroed": (zero("audio_tower.adapter", "weight"), "audio tower", {"weights", "audio tower spread"}),
     "text tower re-initialised": (reinitialise_text_tower, "text tower", {"built-in set"}),
     "filter bank swapped": (swap_fbank, "audio front end", {"processor"}),
-    "norms of the text tower swapped": (swap_layer_norms("text_model"), "text tower", {"text tower spread"}),
-    "norms of BEATs swapped": (swap_layer_norms("music_model"), "audio tower", {"audio tower spread"}),
+    "norms of the text tower swapped": (swap_layer_norms("text_tower.encoder"), "text tower", {"text tower spread"}),
+    "norms of BEATs swapped": (swap_layer_norms("audio_tower.music"), "audio tower", {"audio tower spread"}),
     "tokenizer of the other variant": (other_tokenizer, "tokenizer", {"processor"}),
     "vocabulary permuted": (permute_vocabulary, "tokenizer", set()),
     "weights of the other variant": (other_weights, None, {"weights", "loading"}),
@@ -209,20 +213,35 @@ def test_lines_for_people(healthy, patient, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"{healthy['gpt2']} is healthy (1 warning)"
     assert all(line.startswith(("ok ", "warning ")) for line in lines[:-1]) and len(lines) == 11
-    zero("audio_adapter", "weight")(patient, "gpt2", healthy)
+    zero("audio_tower.adapter", "weight")(patient, "gpt2", healthy)
     assert run_command("doctor", [str(patient)]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == f"{patient} is NOT HEALTHY (4 failed, 1 warning)"
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "roberta"])
+def test_a_folder_without_a_vocabulary(healthy, tmp_path, capsys, kind):
+    """transformers loads it with a tokenizer of special tokens alone, to which all texts are the same."""
+    shutil.copytree(healthy[kind], tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    _, checks = examine(tmp_path / "model", capsys)
+    assert checks["files"]["status"] == checks["processor"]["status"] == "failed"
+    assert "lacks tokenizer.json (the vocabulary" in checks["files"]["detail"]
+    assert "no vocabulary but" in checks["processor"]["detail"]
+    with pytest.raises(
+        ValueError, match=r"model: the tokenizer has no vocabulary but \d special tokens.*300 embeddings"
+    ):
+        load_model(tmp_path / "model")
+
+
 def test_weights_that_are_unknown_or_no_numbers(patient, capsys):
     def change(weights: dict) -> None:
-        weights["audio_adapter.bias"][3] = torch.nan
-        weights["structure_layers.0.attention_out.weight"] = torch.ones(2, 2)
+        weights["audio_tower.adapter.bias"][3] = torch.nan
+        weights["structure.layers.0.attention_out.weight"] = torch.ones(2, 2)
 
     edit_weights(patient, change)
     detail = examine(patient, capsys)[1]["weights"]["detail"]
-    assert "1 unknown to this configuration (structure_layers.0.attention_out.weight)" in detail
-    assert "1 not finite (audio_adapter.bias)" in detail
+    assert "1 unknown to this configuration (structure.layers.0.attention_out.weight)" in detail
+    assert "1 not finite (audio_tower.adapter.bias)" in detail
 
 
 @pytest.mark.parametrize(
@@ -394,9 +413,9 @@ def test_a_model_quantised_by_torchao_is_healthy(healthy, tmp_path, capsys):
     code, found = examine(tmp_path, capsys)
     assert code == 0 and " of 0.1 (" in found["golden vectors"]["detail"]
     weights = AutoModel.from_pretrained(tmp_path)
-    weights.audio_adapter.weight.scale.fill_(torch.nan)
+    weights.audio_tower.adapter.weight.scale.fill_(torch.nan)
     nothing = dict.fromkeys(("missing_keys", "mismatched_keys", "unexpected_keys"), ())
-    assert "1 not finite (audio_adapter.weight)" in checks.check_weights(weights, nothing).detail
+    assert "1 not finite (audio_tower.adapter.weight)" in checks.check_weights(weights, nothing).detail
 
 
 def write_card(folder: Path, **changes) -> None:

@@ -208,7 +208,7 @@ def test_the_description_tells_what_the_graphs_want(case, folder):
 def test_a_graph_holds_the_weights_of_its_part_only(folder):
     """An archive of the text tower with the audio towers in it would be three times as large."""
     model, _ = build("gpt2")
-    counts = {"text": (model.text_model, model.text_projection), "score": (model.score_parameters,)}
+    counts = {"text": (model.text_tower.encoder, model.text_tower.projection), "score": (model.score_parameters,)}
     for name, parts in counts.items():
         expected = 4 * sum(parameter.numel() for part in parts for parameter in part.parameters())
         program = loaded(folder / "exported" / "archive" / f"{name}.pt2")
@@ -249,7 +249,7 @@ def test_the_documented_code_runs_where_collap_is_not_installed(folder):
     assert done.returncode == 0, done.stderr
     model, processor = build("gpt2")
     stored, rate = soundfile.read(work / "song.flac", dtype="float32")
-    inputs = processor(text=["a slow song with piano", "a loud guitar"], audio=stored.T, sampling_rate=rate)
+    inputs = processor(text=["a slow song with piano", "a loud guitar"], audio=[stored.T], sampling_rate=rate)
     with torch.no_grad():
         expected = model(**inputs).logits_per_audio
     provider, scores = done.stdout.strip().split("] ", 1)

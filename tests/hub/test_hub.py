@@ -137,7 +137,7 @@ def described(part):
         types = [[str(value.dtype) for name, value in part.named_parameters() if of_score[name] is own]
                  for own in (False, True)]
         about["dtypes"] = [sorted(set(found)) for found in types]
-        configs = (part.config, part.text_model.config, part.music_model.config, part.speech_model.config)
+        configs = (part.config, *(encoder.config for encoder in part.encoders.values()))
         about["attention"] = [config._attn_implementation for config in configs]
         about["device_map"] = {key: str(value) for key, value in getattr(part, "hf_device_map", {}).items()}
     elif isinstance(part, transformers.PreTrainedTokenizerBase):

@@ -33,11 +33,11 @@ import train
 from collap.cli import parse, run_command
 from collap.corpora.synthetic.songs import build_corpus
 from collap.hub import publish as publishing
-from collap.hub.staging import UPLOADED_CODE, PublishSettings, own_files
+from collap.hub.remote import UPLOADED_CODE, PublishSettings
+from collap.hub.staging import own_files
 from collap.models import load_model, save_model_folder
 
 ROOT = Path(__file__).parents[2]
-METRIC = str(ROOT / "collap" / "hub" / "spaces" / "audio_text_retrieval")
 FILES = {
     "README.md",
     "config.json",
@@ -383,7 +383,7 @@ def test_what_the_former_weights_were_made_from_leaves_the_card(hub, publish, ru
 
 def change_weights(model: Path) -> None:
     weights = {name: weight.clone() for name, weight in load_file(model / "model.safetensors").items()}
-    weights["text_projection.bias"] += 1e-6
+    weights["text_tower.projection.bias"] += 1e-6
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -531,7 +531,7 @@ def test_every_process_of_a_training_run_ends_if_it_cannot_be_published(corpus, 
 def test_an_unhealthy_model_is_refused_unless_anyway(hub, publish, run_folder, tmp_path):
     model = copy_model(run_folder, tmp_path)
     weights = load_file(model / "model.safetensors")
-    weights["text_projection.weight"].zero_()
+    weights["text_tower.projection.weight"].zero_()
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     code, _, err = publish(model, "you/sick")
     assert code == 1 and "unhealthy" in one_line(err) and "text" in err
@@ -554,7 +554,7 @@ def test_an_unhealthy_model_is_refused_unless_anyway(hub, publish, run_folder, t
         (["{run}/best", "you/x", "--repo_type", "space"], "no sdk and no tags"),
         (["{run}/best", "you/x", "--repo_type", "dataset"], "corpus.json: not found"),
         (
-            [METRIC, "you/audio-text-retrieval", "--repo_type", "space"],
+            ["audio_text_retrieval", "you/audio-text-retrieval", "--repo_type", "space"],
             "no audio-text-retrieval.py, which",
         ),
     ],

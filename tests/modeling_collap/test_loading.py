@@ -1,4 +1,4 @@
-"""`from_pretrained` loads all of a checkpoint or says what is wrong with it; older configurations load; int8 works."""
+"""`from_pretrained` loads all of a checkpoint or says what is wrong with it; int8 works."""
 
 import json
 import logging
@@ -9,10 +9,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny import REFERENCE, TEXTS, tiny_config, tiny_model, tiny_processor
+from tiny import TEXTS, tiny_model, tiny_processor
 from transformers import AutoConfig, AutoModel, TorchAoConfig
 
-from modeling_collap import CoLLAPConfig, CoLLAPModel, configuration_collap
+from modeling_collap import CoLLAPModel
 
 
 @pytest.fixture
@@ -32,8 +32,8 @@ def transformers_log(caplog, monkeypatch):
 
 
 def test_missing_weights_are_an_error_that_names_them(folder):
-    change_weights(folder, lambda weights: weights.pop("text_projection.weight"))
-    with pytest.raises(ValueError, match="lacks 1 weights of this configuration .text_projection.weight."):
+    change_weights(folder, lambda weights: weights.pop("text_tower.projection.weight"))
+    with pytest.raises(ValueError, match="lacks 1 weights of this configuration .text_tower.projection.weight."):
         AutoModel.from_pretrained(folder)
 
 
@@ -41,23 +41,23 @@ def test_missing_weights_are_initialised_when_asked_for(folder):
     model, info = AutoModel.from_pretrained(
         folder, structure_layers=1, ignore_mismatched_sizes=True, output_loading_info=True
     )
-    assert info["missing_keys"] and all(key.startswith("structure_layers.") for key in info["missing_keys"])
-    assert torch.equal(model.audio_adapter.weight, tiny_model("gpt2").audio_adapter.weight)
-    with pytest.raises(ValueError, match="structure_layers"):
+    assert info["missing_keys"] and all(key.startswith("structure.layers.") for key in info["missing_keys"])
+    assert torch.equal(model.audio_tower.adapter.weight, tiny_model("gpt2").audio_tower.adapter.weight)
+    with pytest.raises(ValueError, match="structure.layers"):
         AutoModel.from_pretrained(folder, structure_layers=1)
 
 
 def test_weights_of_another_shape_are_an_error_unless_asked_for(folder, caplog, monkeypatch):
     def widen(weights):
-        weights["text_projection.weight"] = torch.zeros(32, 48)
+        weights["text_tower.projection.weight"] = torch.zeros(32, 48)
 
     change_weights(folder, widen)
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         AutoModel.from_pretrained(folder)
     with transformers_log(caplog, monkeypatch).at_level(logging.WARNING):
         model = AutoModel.from_pretrained(folder, ignore_mismatched_sizes=True)
-    assert model.text_projection.weight.shape == (32, 32) and model.text_projection.weight.abs().sum() > 0
-    assert "text_projection.weight" in caplog.text and "MISMATCH" in caplog.text
+    assert model.text_tower.projection.weight.shape == (32, 32) and model.text_tower.projection.weight.abs().sum() > 0
+    assert "text_tower.projection.weight" in caplog.text and "MISMATCH" in caplog.text
 
 
 def test_unexpected_weights_are_reported(folder, caplog, monkeypatch):
@@ -69,7 +69,7 @@ def test_unexpected_weights_are_reported(folder, caplog, monkeypatch):
 
 def test_weights_of_the_other_variant_are_refused(folder):
     save_file(tiny_model("roberta").state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks \d+ weights.*text_model.* it does not know"):
+    with pytest.raises(ValueError, match=r"lacks \d+ weights.*text_tower.encoder.* it does not know"):
         AutoModel.from_pretrained(folder)
 
 
@@ -96,7 +96,7 @@ def test_shards_outside_of_the_folder_are_refused(folder, where):
 
 def test_shards_of_a_variant_are_looked_at_too(folder):
     (folder / "model.safetensors").rename(folder.parent / "secret.safetensors")
-    index = {"metadata": {}, "weight_map": {"text_projection.weight": "../secret.safetensors"}}
+    index = {"metadata": {}, "weight_map": {"text_tower.projection.weight": "../secret.safetensors"}}
     (folder / "model.safetensors.index.fp16.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="index.fp16.json names the shard '../secret.safetensors'"):
         AutoModel.from_pretrained(folder, variant="fp16")
@@ -111,9 +111,11 @@ def test_a_damaged_index_is_said(folder, content):
 
 
 def test_an_adapter_does_not_hide_missing_weights(folder):
-    peft_model = get_peft_model(tiny_model("gpt2"), LoraConfig(target_modules=["text_projection"], r=2))
+    peft_model = get_peft_model(tiny_model("gpt2"), LoraConfig(target_modules=["text_tower.projection"], r=2))
     peft_model.save_pretrained(folder)
-    change_weights(folder, lambda weights: [weights.pop(key) for key in list(weights) if key.startswith("text_model.")])
+    change_weights(
+        folder, lambda weights: [weights.pop(key) for key in list(weights) if key.startswith("text_tower.encoder.")]
+    )
     with pytest.raises(ValueError, match="holds a peft adapter"):
         CoLLAPModel.from_pretrained(folder)
 
@@ -126,41 +128,12 @@ def test_shards_in_the_folder_load(tmp_path):
     assert all(torch.equal(weight, loaded.state_dict()[name]) for name, weight in model.state_dict().items())
 
 
-def test_a_configuration_from_before_versions_loads(tmp_path):
-    """tests/reference/config_version_0.json is what an earlier commit of this repository wrote."""
-    settings = json.loads((REFERENCE / "config_version_0.json").read_text())
-    assert "config_version" not in settings
-    (tmp_path / "config.json").write_text(json.dumps(settings))
-    config = AutoConfig.from_pretrained(tmp_path)
-    expected = tiny_config("gpt2", learn_attention_temperature=True, kernel_seconds=0.5, score_reduction="printed")
-    saved = {"architectures", "auto_map", "_name_or_path", "dtype", "transformers_version"}
-
-    def own(config):
-        return {name: value for name, value in config.to_diff_dict().items() if name not in saved}
-
-    assert own(config) == own(expected)
-    assert config.config_version == configuration_collap.CONFIG_VERSION
-
-
-def test_upgrades_run_one_after_the_other(tmp_path, monkeypatch):
-    def rename(settings):
-        settings["projection_dim"] = settings.pop("width")
-        return settings
-
-    def halve(settings):
-        return settings | {"projection_dim": settings["projection_dim"] // 2}
-
-    old = tiny_config().to_dict() | {"config_version": 5, "width": 64}
-    old.pop("projection_dim")
-    (tmp_path / "config.json").write_text(json.dumps(old))
-    monkeypatch.setattr(configuration_collap, "CONFIG_VERSION", 7)
-    monkeypatch.setattr(configuration_collap, "UPGRADES", {5: rename, 6: halve})
-    config = CoLLAPConfig.from_pretrained(tmp_path)
-    assert (config.projection_dim, config.config_version) == (32, 7)
-    config.save_pretrained(tmp_path)
-    assert CoLLAPConfig.from_pretrained(tmp_path).projection_dim == 32  # is of this version now: not halved again
-    with pytest.raises(ValueError, match="version 8, and this code reads versions up to 7"):
-        CoLLAPConfig.from_dict(old | {"config_version": 8})
+def test_settings_of_before_are_dropped(folder):
+    expected = AutoConfig.from_pretrained(folder).to_dict()
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"config_version": 1, "segment_batch_size": 4}))
+    assert AutoConfig.from_pretrained(folder).to_dict() == expected
+    assert not {"config_version", "segment_batch_size"} & set(AutoModel.from_pretrained(folder).config.to_dict())
 
 
 def test_int8_weights_of_torchao_load_score_and_are_saved(model_folder, tmp_path):
@@ -170,7 +143,7 @@ def test_int8_weights_of_torchao_load_score_and_are_saved(model_folder, tmp_path
     inputs = tiny_processor("gpt2")(text=TEXTS, audio=audio, sampling_rate=16000)
     settings = TorchAoConfig(Int8WeightOnlyConfig())
     quantised = CoLLAPModel.from_pretrained(model_folder, quantization_config=settings).eval()
-    assert type(quantised.audio_adapter.weight).__name__ == "Int8Tensor"
+    assert type(quantised.audio_tower.adapter.weight).__name__ == "Int8Tensor"
     assert quantised.score_parameters.log_gamma_kernel.dtype == torch.float32
     with torch.no_grad():
         expected = CoLLAPModel.from_pretrained(model_folder).eval()(**inputs).logits_per_audio

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import modeling_collap.modeling_beats as modeling_beats
 from collap.hub.convert_beats import load_original
 from modeling_collap import BeatsConfig, BeatsModel
-from modeling_collap.modeling_beats import relative_position_buckets, token_mask_from_frame_mask
+from modeling_collap.modeling_beats import patch_mask_from_frame_mask, relative_position_buckets
 
 # Variants that the released checkpoints, and with them the reference values, do not cover.
 VARIANTS = {
@@ -39,7 +39,7 @@ def original() -> BeatsModel:
 
 def frame_mask_of(reference: dict[str, torch.Tensor]) -> torch.Tensor:
     """(2, 323), True where the 160 samples of a frame hold audio: the rule of the original."""
-    return token_mask_from_frame_mask(~reference["padding_mask"], reference["fbank"].shape[1])
+    return patch_mask_from_frame_mask(~reference["padding_mask"], reference["fbank"].shape[1])
 
 
 def variant(name: str, implementation: str = "sdpa", **overrides) -> BeatsModel:
@@ -238,11 +238,11 @@ def test_no_block_of_the_mask_is_larger_than_allowed(monkeypatch, elements):
 
 def test_token_mask_follows_the_rule_of_the_original(reference):
     # 2 time patches, 16 tokens of 2 frames each; 19 frames of audio reach into the tenth token.
-    mask = token_mask_from_frame_mask(torch.arange(32)[None] < 19, 16)
+    mask = patch_mask_from_frame_mask(torch.arange(32)[None] < 19, 16)
     assert mask.tolist() == [[True] * 10 + [False] * 6]
     # The 3 frames that do not fill a share are dropped, though they are all that is left of the audio.
-    assert not token_mask_from_frame_mask(torch.arange(35)[None] >= 32, 16).any()
-    found = token_mask_from_frame_mask(frame_mask_of(reference), 160)
+    assert not patch_mask_from_frame_mask(torch.arange(35)[None] >= 32, 16).any()
+    found = patch_mask_from_frame_mask(frame_mask_of(reference), 160)
     assert torch.equal(found, ~reference["output_padding_mask"])
     assert 0 < int(found[1].sum()) < 160
 
@@ -250,7 +250,7 @@ def test_token_mask_follows_the_rule_of_the_original(reference):
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_padding_has_no_effect_on_audio(implementation):
     model, (fbank, frame_mask) = variant("gated", implementation), inputs()
-    token_mask = token_mask_from_frame_mask(frame_mask, 48)
+    token_mask = patch_mask_from_frame_mask(frame_mask, 48)
     junk = fbank.masked_fill(torch.arange(FRAMES)[None, :, None] >= torch.tensor([99, 80, 32])[:, None, None], 1e3)
     with torch.no_grad():
         clean, dirty = model(fbank, frame_mask).last_hidden_state, model(junk, frame_mask).last_hidden_state

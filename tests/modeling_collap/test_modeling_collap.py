@@ -35,7 +35,8 @@ from transformers import (
 
 from collap.hub.convert_beats import main as convert_beats
 from modeling_collap import BeatsModel, CoLLAPConfig, CoLLAPModel, attention_pooled_scores
-from modeling_collap.modeling_collap import fuse_segments, pool_text, sinusoidal_positions
+from modeling_collap.structure_collap import sinusoidal_positions
+from modeling_collap.towers_collap import fuse_segments, pool_text
 
 TEXT_TOWERS = ("gpt2", "roberta")
 SONG_SECONDS = (2.0, 7.3, 0.4, 4.1)  # 1, 4, 1 and 3 segments of 2 s
@@ -94,8 +95,8 @@ class TestText:
         model = lively_model(text)
         input_ids = torch.tensor([[5, 9, 17, 23]])
         with torch.no_grad():
-            hidden_states = model.text_model(input_ids=input_ids).last_hidden_state
-            expected = F.normalize(model.text_projection(hidden_states[:, position]), dim=-1)
+            hidden_states = model.text_tower.encoder(input_ids=input_ids).last_hidden_state
+            expected = F.normalize(model.text_tower.projection(hidden_states[:, position]), dim=-1)
             torch.testing.assert_close(model.get_text_features(input_ids), expected)
 
 
@@ -166,8 +167,8 @@ class TestBatches:
     def test_real_segments_alone_are_encoded_a_few_at_a_time(self, segment_batch_size):
         model = lively_model(segment_batch_size=segment_batch_size)
         seen = {"music": [], "speech": []}
-        model.music_model.register_forward_pre_hook(lambda _, inputs: seen["music"].append(len(inputs[0])))
-        model.speech_model.register_forward_pre_hook(lambda _, inputs: seen["speech"].append(len(inputs[0])))
+        model.audio_tower.music.register_forward_pre_hook(lambda _, inputs: seen["music"].append(len(inputs[0])))
+        model.audio_tower.speech.register_forward_pre_hook(lambda _, inputs: seen["speech"].append(len(inputs[0])))
         inputs = audio_inputs(songs(*SONG_SECONDS))
         with torch.no_grad():
             embeds, _ = model.get_audio_features(**inputs)
@@ -264,7 +265,7 @@ class TestScore:
         real = inputs["segment_mask"]
         with torch.no_grad():
             whole, text_only, audio_only = model(**texts, **inputs), model(**texts), model(**inputs)
-            fused = model.fused_segments(
+            fused = model.audio_tower.fuse(
                 *(inputs[name][real] for name in ("music_features", "speech_features", "music_attention_mask"))
             )  # (N, K, M)
             stored = fused.new_zeros(*real.shape, *fused.shape[1:])  # (A, S, K, M)
@@ -402,7 +403,7 @@ class TestPrecision:
         expected_model = CoLLAPModel.from_pretrained(tmp_path)
         model = CoLLAPModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
         assert {parameter.dtype for parameter in model.score_parameters.parameters()} == {torch.float32}
-        for tower in (model.text_model, model.music_model, model.speech_model, model.structure_layers):
+        for tower in (model.text_tower.encoder, model.audio_tower.music, model.audio_tower.speech, model.structure):
             assert {parameter.dtype for parameter in tower.parameters()} == {torch.bfloat16}
         inputs = tiny_processor()(text=TEXTS, audio=songs(5.0, 3.0), sampling_rate=16000)
         with torch.no_grad():
@@ -440,8 +441,13 @@ class TestTraining:
         assert without == []
         # Whisper's sinusoids are constants.
         frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
-        assert frozen == ["speech_model.embed_positions.weight"]
-        for tower in (model.text_model, model.music_model, model.speech_model, model.score_parameters):
+        assert frozen == ["audio_tower.speech.embed_positions.weight"]
+        for tower in (
+            model.text_tower.encoder,
+            model.audio_tower.music,
+            model.audio_tower.speech,
+            model.score_parameters,
+        ):
             assert all(torch.isfinite(p.grad).all() for p in tower.parameters() if p.requires_grad)
             assert sum(p.grad.abs().sum() for p in tower.parameters() if p.requires_grad) > 0
 
@@ -454,10 +460,12 @@ class TestTraining:
             if checkpointing:
                 model.gradient_checkpointing_enable()
             blocks = {
-                "text": model.text_model.h[1].mlp if text == "gpt2" else model.text_model.encoder.layer[1].output,
-                "music": model.music_model.layers[1].feed_forward,
-                "speech": model.speech_model.layers[1].fc1,
-                "structure": model.structure_layers[0].feed_forward,
+                "text": model.text_tower.encoder.h[1].mlp
+                if text == "gpt2"
+                else model.text_tower.encoder.encoder.layer[1].output,
+                "music": model.audio_tower.music.layers[1].feed_forward,
+                "speech": model.audio_tower.speech.layers[1].fc1,
+                "structure": model.structure.layers[0].feed_forward,
             }
             counts = dict.fromkeys(blocks, 0)
 
@@ -479,10 +487,10 @@ class TestTraining:
         torch.manual_seed(0)
         wide = tiny_config(projection_dim=256)
         model = CoLLAPModel(wide)
-        assert model.audio_adapter.weight.std().item() == pytest.approx(0.02, rel=0.05)
-        query = model.music_model.layers[0].self_attn.q_proj.weight
+        assert model.audio_tower.adapter.weight.std().item() == pytest.approx(0.02, rel=0.05)
+        query = model.audio_tower.music.layers[0].self_attn.q_proj.weight
         assert query.std().item() == pytest.approx((2 / 64) ** 0.5, rel=0.1)  # DeepNet's, not 0.02
-        sinusoids = model.speech_model.embed_positions.weight
+        sinusoids = model.audio_tower.speech.embed_positions.weight
         assert sinusoids[0].tolist() == [0.0] * 16 + [1.0] * 16
 
 
@@ -531,14 +539,11 @@ class TestSaving:
     def test_nothing_is_saved_that_the_model_does_not_use(self, text, tmp_path):
         tiny_model(text).save_pretrained(tmp_path)
         names = load_file(tmp_path / "model.safetensors").keys()
-        towers = {"text_model", "music_model", "speech_model"}
-        assert {name.split(".")[0] for name in names} == towers | {
-            "text_projection",
-            "audio_adapter",
-            "score_parameters",
-        }
+        parts = {".".join(name.split(".")[:2]) for name in names if not name.startswith("score_parameters.")}
+        audio = {"audio_tower.music", "audio_tower.speech", "audio_tower.adapter"}
+        assert parts == {"text_tower.encoder", "text_tower.projection"} | audio
         assert not [name for name in names if "decoder" in name or "pooler" in name or "lm_head" in name]
-        assert load_file(tmp_path / "model.safetensors")["speech_model.embed_positions.weight"].shape == (100, 32)
+        assert load_file(tmp_path / "model.safetensors")["audio_tower.speech.embed_positions.weight"].shape == (100, 32)
 
 
 @pytest.fixture(scope="module")
@@ -586,26 +591,26 @@ class TestFromBackbones:
     def test_every_pretrained_tensor_arrives_bit_equal(self, backbones, text, prefix):
         model = from_backbones(backbones, text, projection_dim=16, structure_layers=1, structure_heads=2)
         expected = {
-            "text_model": tensors(backbones[text], prefix),
-            "music_model": tensors(backbones["beats"]),
-            "speech_model": tensors(backbones["whisper"], "model.encoder."),
+            "text_tower.encoder": tensors(backbones[text], prefix),
+            "audio_tower.music": tensors(backbones["beats"]),
+            "audio_tower.speech": tensors(backbones["whisper"], "model.encoder."),
         }
         for tower, state in expected.items():
-            found = getattr(model, tower).state_dict()
+            found = model.get_submodule(tower).state_dict()
             state = {name: tensor for name, tensor in state.items() if not name.startswith("pooler.")}
             assert found.keys() == state.keys()
             assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
             assert {tensor.dtype for tensor in found.values()} == {torch.float32}
         assert model.config.segment_seconds == 4.0  # what the speech encoder has positions for
-        assert model.config.projection_dim == model.text_projection.out_features == 16
-        assert model.audio_adapter.weight.std().item() == pytest.approx(0.02, rel=0.1)
+        assert model.config.projection_dim == model.text_tower.projection.out_features == 16
+        assert model.audio_tower.adapter.weight.std().item() == pytest.approx(0.02, rel=0.1)
         pooling = {"gpt2": "last", "gpt2-lm": "last", "roberta": "first"}
         assert model.config.text_pooling == pooling.get(text, "mean")
 
     def test_speech_positions_are_sliced_to_a_shorter_segment(self, backbones, tmp_path):
         model = from_backbones(backbones, "gpt2-lm", segment_seconds=1.5, projection_dim=32)
         positions = tensors(backbones["whisper"], "model.encoder.")["embed_positions.weight"]
-        assert torch.equal(model.speech_model.embed_positions.weight, positions[:75])
+        assert torch.equal(model.audio_tower.speech.embed_positions.weight, positions[:75])
         assert model.config.tokens_per_segment == 9
         model.save_pretrained(tmp_path)
         loaded = CoLLAPModel.from_pretrained(tmp_path)
@@ -669,11 +674,11 @@ class TestFromBackbones:
         state = {name: tensor for name, tensor in state.items() if name.startswith("encoder.")}
         save_file(state, encoder_only / "model.safetensors", metadata={"format": "pt"})
         model = from_backbones({**backbones, "whisper": encoder_only}, "gpt2")
-        assert torch.equal(model.speech_model.conv2.bias, state["encoder.conv2.bias"])
-        assert type(model.music_model) is BeatsModel
+        assert torch.equal(model.audio_tower.speech.conv2.bias, state["encoder.conv2.bias"])
+        assert type(model.audio_tower.music) is BeatsModel
         reference = load_file(REFERENCE / "beats_tiny.safetensors")
         with torch.no_grad():
-            output = model.music_model(reference["fbank"][:1]).last_hidden_state
+            output = model.audio_tower.music(reference["fbank"][:1]).last_hidden_state
         torch.testing.assert_close(output, reference["output_unpadded_first"], atol=1e-4, rtol=0)
 
 
@@ -689,7 +694,6 @@ class TestConfig:
             ({"stride_seconds": -1.0}, "stride_seconds must be positive, found -1.0"),
             ({"attention_temperature": math.nan}, "attention_temperature must be positive, found nan"),
             ({"gamma_init_sum": 0.0}, "gamma_init_sum must be positive, found 0.0"),
-            ({"segment_batch_size": 0}, "segment_batch_size must be positive, found 0"),
             ({"structure_heads": 0}, "structure_heads must be positive, found 0"),
             ({"gamma_max": 7.0}, r"gamma_max \(7.0\) is below the initial value 7.14"),
             ({"structure_layers": -1}, r"structure_layers \(-1\) must not be negative"),
@@ -733,7 +737,6 @@ class TestConfig:
             "text_pooling": "mean",
             "structure_layers": 2,
             "structure_heads": 4,
-            "segment_batch_size": 3,
             "initializer_range": 0.05,
         }
         config = tiny_config(text, **other)

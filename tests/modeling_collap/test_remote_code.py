@@ -5,14 +5,13 @@ The second part lints the files that travel, because transformers copies them by
 
 import ast
 import re
-import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from elsewhere import run_elsewhere
+from elsewhere import publish, run_elsewhere
 from safetensors.torch import load_file, save_file
 from tiny import TEXTS, tiny_model, tiny_processor
 from transformers import AutoModel, AutoProcessor
@@ -28,13 +27,17 @@ TRAVELLING = {
     *ENTRIES,
     "configuration_beats",
     "modeling_beats",
+    "towers_collap",
+    "structure_collap",
+    "loading_collap",
     "scoring_collap",
     "loss_collap",
     "audio_collap",
+    "songs_collap",
 }
-PUBLISHED = TRAVELLING | {*INTEGRATIONS, "audio_files", "embed_audio"}
-THIRD_PARTY = {"torch", "torchaudio", "numpy", "transformers"}
-ALSO = {"audio_files": {"av"}, "sentence_collap": {"sentence_transformers"}}  # av is optional
+PUBLISHED = TRAVELLING | {*INTEGRATIONS, "decode_audio", "embed_audio"}
+THIRD_PARTY = {"torch", "torchaudio", "numpy", "transformers", "safetensors"}
+ALSO = {"decode_audio": {"av"}, "sentence_collap": {"sentence_transformers"}}  # av is optional
 # Folder and repository names become Python modules: '.' and '-' must not matter.
 FOLDERS = {"gpt2": "collap-gpt2.v1.0", "roberta": "collap.roberta-base"}
 LONG = " ".join(300 * ["piano"])
@@ -56,7 +59,7 @@ for name, again, results in zip(*[iter(triples)] * 3):
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
     for part in (config, model, processor, extractor):
         assert type(part).__module__.startswith("transformers_modules."), type(part)
-    assert config.model_type == "collap" and config.structure_layers == len(model.structure_layers) == 1
+    assert config.model_type == "collap" and config.structure_layers == len(model.structure.layers) == 1
     assert extractor.to_dict() == processor.feature_extractor.to_dict()
     assert tokenizer(texts[0])["input_ids"] == processor.tokenizer(texts[0])["input_ids"]
     inputs = processor(text=texts, audio=waveforms, sampling_rate=22050)
@@ -72,15 +75,6 @@ assert not {"modeling_collap", "processing"} & set(sys.modules)
 
 def python_files(folder: Path) -> set[str]:
     return {path.stem for path in folder.rglob("*.py")}
-
-
-def publish(folder: Path, hf_home: Path, repository: str) -> None:
-    """Lays a folder into the cache as if it had been downloaded from the Hub."""
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    cache = hf_home / "hub" / f"models--{repository.replace('/', '--')}"
-    shutil.copytree(folder, cache / "snapshots" / commit)
-    (cache / "refs").mkdir()
-    (cache / "refs" / "main").write_text(commit)
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,14 @@
 """The score against reference values, and against Eqs. 1-7 written as loops in this file."""
 
+import doctest
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import REFERENCE
 from torch.nn import functional as F
 
-from modeling_collap import attention_pooled_scores, mean_pooled_scores
+from modeling_collap import attention_pooled_scores, mean_pooled_scores, scoring_collap
 from modeling_collap.scoring_collap import (
     attended_scores,
     distance_from_flat_attention,
@@ -264,3 +266,8 @@ def test_a_song_without_tokens_has_no_score_and_does_not_touch_the_others(reduct
     found = attention_pooled_scores(texts, songs, mask, reduction=reduction, **settings)
     assert found[1].isnan().all()
     torch.testing.assert_close(found[[0, 2]], expected[[0, 2]])
+
+
+def test_the_formulas_in_the_docstring_hold():
+    found = doctest.testmod(scoring_collap)
+    assert found.attempted >= 10 and found.failed == 0

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from healthy import healthy_folder
 from runs import REPOSITORY, command, settings
+from steps import take_step
 from test_modeling_beats import inputs, variant
 from test_modeling_collap import lively_model, songs
 from tiny import TEXTS, tiny_processor
@@ -20,8 +21,7 @@ from transformers import AutoModel
 from collap.data.batches import AudioTextCollator
 from collap.data.samples import AudioTextSample
 from collap.hub.doctor import diagnose
-from collap.training.step import contrastive_step
-from modeling_collap.modeling_beats import eager_attention, sdpa_attention, token_mask_from_frame_mask
+from modeling_collap.modeling_beats import eager_attention, patch_mask_from_frame_mask, sdpa_attention
 from processing import CoLLAPFeatureExtractor
 
 DEVICE = "cuda"
@@ -69,7 +69,7 @@ def test_fused_attention_equals_the_readable_one_on_the_cpu(name, dtype, toleran
         expected = eager(features, frame_mask).last_hidden_state
         found = fused(features.to(DEVICE), frame_mask.to(DEVICE)).last_hidden_state
     assert found.dtype == dtype
-    real = token_mask_from_frame_mask(frame_mask, expected.shape[1])
+    real = patch_mask_from_frame_mask(frame_mask, expected.shape[1])
     error = found.float().cpu()[real] - expected[real]
     if dtype == torch.float32:
         assert error.abs().max() < tolerance
@@ -141,7 +141,7 @@ def test_micro_batches_have_the_gradients_of_the_whole_batch(precision):
     batch, found = AudioTextCollator(processor)(samples), []
     for micro_batch_size in (None, 2):
         model = accelerator.prepare(lively_model(structure_layers=1))
-        step = contrastive_step(accelerator, model, batch, processor.feature_extractor, micro_batch_size)
+        step = take_step(accelerator, model, batch, processor.feature_extractor, micro_batch_size)
         gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         found.append((step.loss.item(), gradients / (accelerator.scaler.get_scale() if accelerator.scaler else 1)))
     tolerance = 1e-4 if precision == "no" else 3e-2
@@ -173,8 +173,8 @@ def test_the_doctor_finds_a_healthy_model_healthy(tmp_path, monkeypatch, dtype):
 
 def test_parts_on_several_devices_give_the_same_scores(model_folder):
     inputs = tiny_processor()(text=TEXTS, audio=songs(5.0, 0.5), sampling_rate=16000)
-    parts = {"text_model": "cpu", "music_model": DEVICE, "speech_model": "cpu", "structure_layers": DEVICE}
-    parts |= {"text_projection": "cpu", "audio_adapter": DEVICE, "score_parameters": DEVICE}
+    parts = {"text_tower.encoder": "cpu", "audio_tower.music": DEVICE, "audio_tower.speech": "cpu", "structure": DEVICE}
+    parts |= {"text_tower.projection": "cpu", "audio_tower.adapter": DEVICE, "score_parameters": DEVICE}
     model = AutoModel.from_pretrained(model_folder, device_map=parts).eval()
     with torch.no_grad():
         expected = AutoModel.from_pretrained(model_folder).eval()(**inputs).logits_per_audio

@@ -134,7 +134,7 @@ for micro_batch_size in (None, 1):
     optimizer.zero_grad()
 assert accelerator.unwrap_model(trained).get_text_features(torch.arange(10, 17)[None]).shape == (1, 32)
 whole, state = whole_model(accelerator, trained, config)
-assert whole.config.segment_batch_size == config.segment_batch_size and type(whole).__name__ == "CoLLAPModel"
+assert type(whole).__name__ == "CoLLAPModel"
 if accelerator.is_main_process:
     save_file({"steps": torch.stack(steps)}, folder / "steps.safetensors")
     save_model(whole, tiny_processor("roberta"), folder / "prepared", state)
@@ -192,7 +192,7 @@ def assert_same(found: Path, expected: Path):
     for name in first:
         torch.testing.assert_close(first[name], second[name], rtol=0, atol=1e-6)
     start = tiny_model("gpt2", structure_layers=1).state_dict()
-    assert not torch.equal(first["audio_adapter.weight"], start["audio_adapter.weight"])
+    assert not torch.equal(first["audio_tower.adapter.weight"], start["audio_tower.adapter.weight"])
     assert type(AutoModel.from_pretrained(found / "model")).__name__ == "CoLLAPModel"
 
 

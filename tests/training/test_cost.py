@@ -124,9 +124,9 @@ def test_flops_of_a_step_are_those_of_a_real_one(overrides):
     config = config_without_dropout(structure_layers=1)
     model = real_model(config)
     for tower in overrides.get("frozen", ()):
-        getattr(model, f"{tower}_model").requires_grad_(False)
+        model.encoders[tower].requires_grad_(False)
     for tower in overrides.get("gradient_checkpointing", ()):
-        getattr(model, f"{tower}_model").activation_checkpointing_enable({"use_reentrant": False})
+        model.encoders[tower].activation_checkpointing_enable({"use_reentrant": False})
     with FlopCounterMode(display=False) as counter:
         model(**batch(config), return_loss=True).loss.backward()
     found = plan(config, workload(config, **overrides))
@@ -166,7 +166,7 @@ def test_bytes_kept_for_the_backward_pass_are_those_of_a_real_step(checkpointed,
     towers = ("text", "music", "speech") if checkpointed else ()
     model = real_model(config)
     for tower in towers:
-        getattr(model, f"{tower}_model").activation_checkpointing_enable({"use_reentrant": False})
+        model.encoders[tower].activation_checkpointing_enable({"use_reentrant": False})
     work = workload(config, gradient_checkpointing=towers)
     parts = measure_parts(config, build_meta_model(config, work), work)
     # Features are kept for the first convolutions; the plan lists them by themselves.
@@ -184,7 +184,7 @@ def test_the_worst_moment_is_that_of_a_real_step(checkpointed):
     towers = ("text", "music", "speech") if checkpointed else ()
     model = real_model(config)
     for tower in towers:
-        getattr(model, f"{tower}_model").activation_checkpointing_enable({"use_reentrant": False})
+        model.encoders[tower].activation_checkpointing_enable({"use_reentrant": False})
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     inputs = batch(config, songs=1)
@@ -197,9 +197,9 @@ def test_the_worst_moment_is_that_of_a_real_step(checkpointed):
 
 
 def test_more_segments_than_one_pass_of_the_encoders_are_extrapolated_to_what_they_cost():
-    config = config_without_dropout("sdpa", segment_batch_size=2)
+    config = config_without_dropout("sdpa")
     for mixed_precision in ("no", "bf16"):
-        work = workload(config, mixed_precision=mixed_precision)
+        work = workload(config, mixed_precision=mixed_precision, segment_batch_size=2)
         model = build_meta_model(config, work)
         found = encoder_cost(model, 6, work)
         frames = round(100 * config.segment_seconds)
@@ -214,16 +214,17 @@ def test_more_segments_than_one_pass_of_the_encoders_are_extrapolated_to_what_th
 
 def test_autocast_on_meta_keeps_what_autocast_of_cuda_keeps():
     """torch's own rules for CUDA, on fake tensors (which a CPU cannot take backwards), are the judge."""
-    config = tiny_config(segment_batch_size=2)  # two passes share the casts of the weights
+    config = tiny_config()
     for part in (config.text_config, config.music_config, config.speech_config):
         part._attn_implementation = "eager"
-    work = workload(config, mixed_precision="bf16")
+    work = workload(config, mixed_precision="bf16", segment_batch_size=2)  # two passes share the casts of the weights
     meta = build_meta_model(config, work)
     frames = round(100 * config.segment_seconds)
     shapes = ((4, frames - 2, 128), (4, 40, frames))
     with FakeTensorMode():
         with torch.device("cuda"):
             model = CoLLAPModel(config).train()
+            model.audio_tower.segment_batch_size = 2
             features = [torch.empty(shape) for shape in shapes]
             input_ids = torch.zeros(SONGS, TEXT_TOKENS, dtype=torch.long)
         torch.set_autocast_dtype("cuda", torch.bfloat16)

@@ -44,7 +44,7 @@ def without_dropout(model):
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    model.music_model.config.attention_dropout = 0.0
+    model.audio_tower.music.config.attention_dropout = 0.0
     return model
 
 
@@ -91,7 +91,7 @@ def saved_by_towers(model, batch) -> dict[str, int]:
         inside.pop()
 
     for name in TOWERS:
-        tower = getattr(model, f"{name}_model")
+        tower = model.encoders[name]
         tower.register_forward_pre_hook(lambda *_, name=name: inside.append(name))
         tower.register_forward_hook(leave)
 
@@ -113,13 +113,13 @@ class TestFreeze:
         )
         batch = inputs("gpt2")
         freeze(model.train(), [tower])
-        assert {module.training for module in getattr(model, f"{tower}_model").modules()} == {False}
+        assert {module.training for module in model.encoders[tower].modules()} == {False}
         model.eval()
         expected = model.get_text_features(batch["input_ids"], batch["attention_mask"])
         for _ in range(2):
             model.train()
             for name in TOWERS:
-                modules = list(getattr(model, f"{name}_model").modules())
+                modules = list(model.encoders[name].modules())
                 assert {module.training for module in modules} == {name != tower}
             model.eval()
         assert model.training is False and not any(module.training for module in model.modules())
@@ -163,9 +163,9 @@ class TestLora:
             + ["attention.output.dense", "intermediate.dense", "output.dense"],
         }
         layers = {
-            "text_model.h" if text == "gpt2" else "text_model.encoder.layer": of_text[text],
-            "music_model.layers": [*attention, "feed_forward.fc1", "feed_forward.fc2"],
-            "speech_model.layers": [*attention, "fc1", "fc2"],
+            "text_tower.encoder.h" if text == "gpt2" else "text_tower.encoder.encoder.layer": of_text[text],
+            "audio_tower.music.layers": [*attention, "feed_forward.fc1", "feed_forward.fc2"],
+            "audio_tower.speech.layers": [*attention, "fc1", "fc2"],
         }
         assert found == {f"{path}.{i}.{name}" for path, names in layers.items() for i in (0, 1) for name in names}
 
@@ -185,8 +185,9 @@ class TestLora:
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         train(model, inputs(text))
         changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
-        constant = {"score_parameters.log_attention_temperature", "speech_model.embed_positions.weight"}
-        fixed = tuple(f"{tower}_model." for tower in [*lora, *frozen])
+        constant = {"score_parameters.log_attention_temperature", "audio_tower.speech.embed_positions.weight"}
+        paths = {"text": "text_tower.encoder.", "music": "audio_tower.music.", "speech": "audio_tower.speech."}
+        fixed = tuple(paths[tower] for tower in [*lora, *frozen])
         expected = {name for name in before if ".lora_" in name or not name.startswith(fixed)} - constant
         assert changed == expected
 
@@ -247,8 +248,8 @@ class TestSaveModel:
             name.removeprefix("base_model.model.")
             for name in load_file(tmp_path / "adapter" / "adapter_model.safetensors")
         }
-        assert not any(name.startswith("speech_model") for name in names)
-        assert all(".lora_" in name for name in names if name.startswith(("text_model", "music_model")))
+        assert not any(name.startswith("audio_tower.speech") for name in names)
+        assert all(".lora_" in name for name in names if name.startswith(("text_tower.encoder", "audio_tower.music")))
 
     def test_without_lora_it_is_the_model_and_its_processor(self, tmp_path):
         model = tiny_model("gpt2")
@@ -269,10 +270,10 @@ def test_parameter_groups_separate_rates_and_decay_of_what_trains():
     assert sorted(name for found in of.values() for name in found) == sorted(trained)
     assert [groups[name]["lr"] for name in ("audio", "audio, no decay", "heads")] == [3e-4, 3e-4, 1e-3]
     assert groups["audio"]["weight_decay"] == 0.1 and groups["audio, no decay"]["weight_decay"] == 0.0
-    assert "music_model.layers.0.self_attn.gate_scale" in of["audio, no decay"]
-    assert "speech_model.layers.1.fc1.lora_B.default.weight" in of["audio"]
-    assert of["heads, no decay"] >= {"score_parameters.log_gamma_kernel", "text_projection.bias"}
-    assert of["heads"] >= {"audio_adapter.weight", "structure_layers.0.query_key_value.weight"}
+    assert "audio_tower.music.layers.0.self_attn.gate_scale" in of["audio, no decay"]
+    assert "audio_tower.speech.layers.1.fc1.lora_B.default.weight" in of["audio"]
+    assert of["heads, no decay"] >= {"score_parameters.log_gamma_kernel", "text_tower.projection.bias"}
+    assert of["heads"] >= {"audio_tower.adapter.weight", "structure.layers.0.query_key_value.weight"}
 
     groups = {group["name"]: group for group in parameter_groups(tiny_model(), 1e-3, 0.1, text_learning_rate=2e-3)}
     assert {name: groups[name]["lr"] for name in ("text", "audio", "heads")} == {
@@ -296,11 +297,11 @@ def test_the_summary_counts_every_part():
     assert (
         lines[0] == f"trains {millions('', trained=True)} of {millions('')} million parameters ({100 * share:.1f} %):"
     )
-    heads = ("text_projection", "audio_adapter", "structure_layers", "score_parameters")
+    heads = ("text_tower.projection", "audio_tower.adapter", "structure", "score_parameters")
     assert [line.split() for line in lines[1:]] == [
-        ["text", "LoRA", millions("text_model", trained=True), "of", millions("text_model")],
-        ["music", "frozen", "0.00", "of", millions("music_model")],
-        ["speech", "full", millions("speech_model", trained=True), "of", millions("speech_model")],
+        ["text", "LoRA", millions("text_tower.encoder", trained=True), "of", millions("text_tower.encoder")],
+        ["music", "frozen", "0.00", "of", millions("audio_tower.music")],
+        ["speech", "full", millions("audio_tower.speech", trained=True), "of", millions("audio_tower.speech")],
         ["heads", "full", millions(*heads, trained=True), "of", millions(*heads)],
     ]
 
@@ -309,10 +310,12 @@ class TestGradientCheckpointing:
     def blocks(self, model, text) -> dict[str, torch.nn.Module]:
         """A module inside of a layer of every part."""
         return {
-            "text": model.text_model.h[1].mlp if text == "gpt2" else model.text_model.encoder.layer[1].output,
-            "music": model.music_model.layers[1].feed_forward,
-            "speech": model.speech_model.layers[1].self_attn,
-            "structure": model.structure_layers[0].feed_forward,
+            "text": model.text_tower.encoder.h[1].mlp
+            if text == "gpt2"
+            else model.text_tower.encoder.encoder.layer[1].output,
+            "music": model.audio_tower.music.layers[1].feed_forward,
+            "speech": model.audio_tower.speech.layers[1].self_attn,
+            "structure": model.structure.layers[0].feed_forward,
         }
 
     @pytest.mark.parametrize("text", TEXT_TOWERS)
