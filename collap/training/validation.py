@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from collap.evaluation.metrics import measure_of
 from collap.evaluation.retrieval import (
     embed_row,
     embed_texts,
@@ -40,7 +41,8 @@ def one_line(figures: dict) -> str:
     """Return what the terminal shows of an evaluation."""
     parts = []
     for direction, values in figures.items():
-        shown = [f"{name} {values[name]['value']:.1f}" for name in ("R@1", "R@5", "mAP") if name in values]
+        known = [measure_of(name) for name in ("R@1", "R@5", "mAP") if name in values]
+        shown = [f"{one.title} {one.show(values[one.name]['value'])}" for one in known]
         parts.append(f"{direction.replace('_', '-')} {' '.join(shown)} ({values['num_queries']} queries)")
     return f"{', '.join(parts)}, in %"
 
