@@ -42,6 +42,6 @@ setup(
         "export": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
         "sentence-transformers": ["sentence-transformers>=6.2"],
         "int8": ["torchao>=0.18"],
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "trackio>=0.43", "wandb>=0.31"],
+        "test": ["mteb>=2.26", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "trackio>=0.43", "wandb>=0.31"],
     },
 )
