@@ -25,7 +25,7 @@ def is_array(song: Song) -> bool:
 
 
 def is_file(song: Song) -> bool:
-    """Tell whether it is a path, the bytes of a file, an open file, or a row of a data set that names or holds a file."""
+    """Tell whether it is a path, the bytes of a file, an open file, or a row of a data set with one of those."""
     if isinstance(song, Mapping):
         return not {"array", "raw"} & set(song) and any(song.get(name) is not None for name in ("bytes", "path"))
     return isinstance(song, (str, PathLike, bytes)) or hasattr(song, "read")
