@@ -362,6 +362,7 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         text_embeds: torch.Tensor | None = None,
         return_loss: bool = False,
         gather_negatives: bool = False,
+        false_negatives: torch.Tensor | None = None,
         text_chunk_size: int | None = None,
         return_dict: bool | None = None,
     ) -> CoLLAPOutput | tuple:
@@ -378,6 +379,7 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
                 call with all pairs. Trainer reports no `eval_loss` for batches without `return_loss=True`.
             gather_negatives: whether audios and texts of all processes are contrasted. Each process scores its own
                 audios with all texts, and the loss is that of the whole batch; only text embeddings and scores travel.
+            false_negatives: (A, B) bool over the audios and texts of the loss, see [`contrastive_loss`].
             text_chunk_size: texts scored at a time, to bound memory; None for all.
             return_dict: False for a tuple.
 
@@ -400,7 +402,7 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
             logits = self.score(all_texts, audio_embeds, audio_token_mask, text_chunk_size)  # (A, B)
         if return_loss:
             all_logits = gather_rows(logits) if gather_negatives else logits
-            loss = contrastive_loss(all_logits, self.config.loss_direction)
+            loss = contrastive_loss(all_logits, self.config.loss_direction, false_negatives)
         logits_per_text = None if logits is None else logits.T
         output = CoLLAPOutput(loss, logits, logits_per_text, text_embeds, audio_embeds, audio_token_mask)
         return output if return_dict is not False else output.to_tuple()

@@ -1,4 +1,4 @@
-"""Streams of audio and text: data sets read shard by shard, never whole, as batches for training.
+"""Stream audio and text: read a data set shard by shard, never whole, as batches for training.
 
 A shard is a file of a data set (or a range of rows of a local folder of files). Every epoch the shards are shuffled and
 dealt to the processes, and of each process to its lanes: one lane for each worker. A lane reads its shards one after
@@ -9,7 +9,6 @@ the shard in the lane's order of that epoch, row of the shard).
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import datasets
 import fsspec
@@ -21,23 +20,15 @@ from torch.utils.data import get_worker_info
 
 from processing.decode_audio import AudioFileError, header_seconds
 
-from .samples import (
-    MAX_REPLACEMENTS,
-    AudioTextBatch,
-    AudioTextCollator,
-    AudioTextSample,
-    SampleReader,
-    audio_source,
-    check_column,
-    length_buckets,
-    no_replacement,
-    num_segments,
-    open_dataset,
-    parquet_shards,
-    resolve_path,
-    row_name,
-    split_name,
-)
+from .batches import AudioTextBatch, AudioTextCollator, length_buckets
+from .catalogue import Request, find_entry
+from .catalogue.hub import check_hub_id
+from .catalogue.shards import parquet_shards
+from .lengths import num_segments
+from .rows import audio_source, check_column, row_name
+from .samples import MAX_REPLACEMENTS, AudioTextSample, SampleReader, no_replacement
+from .sources import open_dataset
+from .tables import resolve_path, split_name
 
 ROWS_READ = 16  # rows that `datasets` hands over at a time; a parquet reader holds a row group anyway
 WINDOW_BATCHES = 16
@@ -52,7 +43,7 @@ def open_stream(
     config_name: str | None = None,
     revision: str | None = None,
 ) -> datasets.IterableDataset:
-    """Opens one split of a data set to be read shard by shard, its audio not decoded.
+    """Open one split of a data set to be read shard by shard, its audio not decoded.
 
     Args:
         source: one of
@@ -71,7 +62,8 @@ def open_stream(
         FileNotFoundError: if a source does not exist.
         ValueError: as [`open_dataset`]; while reading, if a path leads out of the data set's folder.
     """
-    path = Path(source)
+    _, request = find_entry(Request(source, split, audio_column, config_name, revision))
+    path = request.path
     is_one_shard = path.suffix == ".parquet" and path.is_file() and split_name(split) == "train"
     shards = [path] if is_one_shard else parquet_shards(path, split)
     if path.exists() and not shards:
@@ -83,10 +75,9 @@ def open_stream(
     if shards:
         files = [str(shard) for shard in shards]
         stream = _load_stream(source, "parquet", data_files={split: files}, split=split)
-    elif source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise FileNotFoundError(f"{source}: no such file or folder; a Hub id has the form owner/name")
     else:
-        stream = _load_stream(source, source, name=config_name, revision=revision, split=split)
+        check_hub_id(request.source)
+        stream = _load_stream(source, request.source, name=config_name, revision=revision, split=split)
     if not stream.column_names:
         raise ValueError(f"{source}: its files do not state their columns; expected parquet shards to stream")
     for column in (audio_column, text_column):
@@ -117,7 +108,7 @@ def _load_stream(source: str, *args, **settings) -> datasets.IterableDataset:
 
 
 def _resolve_paths(table: pa.Table, rows: list[int], column: str, folder: str | None) -> pa.Table:
-    """Paths of rows without bytes, relative to the shards' folder, which they may not leave; None on the Hub."""
+    """Resolve paths of rows without bytes in the shards' folder, which they may not leave; None on the Hub."""
     audio = table.column(column).combine_chunks()
     content, paths = pc.struct_field(audio, "bytes"), pc.struct_field(audio, "path")
     needed = pc.and_(pc.is_null(content), pc.is_valid(paths)).to_pylist()
@@ -138,7 +129,7 @@ def _resolve_paths(table: pa.Table, rows: list[int], column: str, folder: str | 
 
 
 def stream_state(state: dict | None, batch_state: dict) -> dict:
-    """The position of a process after one more batch, to be given to `AudioTextStream.load_state_dict`; JSON-able.
+    """Return the position of a process after one more batch, ready for JSON and `load_state_dict`.
 
     Args:
         state: the position before; None before the first batch.
@@ -155,7 +146,7 @@ def stream_state(state: dict | None, batch_state: dict) -> dict:
 
 @dataclass
 class _Row:
-    """A row of a lane with its position, its audio not decoded."""
+    """Hold a row of a lane with its position, its audio not decoded."""
 
     epoch: int
     order: int
@@ -173,7 +164,7 @@ class _Row:
 
 
 class _Rows:
-    """An iterator of rows that takes rows back."""
+    """Iterate over rows, and take rows back."""
 
     def __init__(self, rows: Iterator[_Row]):
         self.rows, self.waiting = rows, deque()
@@ -189,7 +180,9 @@ class _Rows:
 
 
 class AudioTextStream(torch.utils.data.IterableDataset):
-    """Endless [`AudioTextBatch`]es of one process: for `DataLoader(stream, batch_size=None, num_workers=num_workers)`.
+    """Give endless [`AudioTextBatch`]es of one process.
+
+    For `DataLoader(stream, batch_size=None, num_workers=num_workers)`.
 
     Every row comes once in an epoch, and no song twice in a batch. (Where the rows of a lane are so few that the end of
     an epoch cannot make a batch with other songs from the next one's beginning, those last rows are left out.) A row
@@ -260,7 +253,7 @@ class AudioTextStream(torch.utils.data.IterableDataset):
         self.state = {"batches": 0, "lanes": {}}
 
     def load_state_dict(self, state: dict):
-        """Goes on after the batches that `state` counts; to be called before the `DataLoader` starts its workers.
+        """Go on after the batches that `state` counts; to be called before the `DataLoader` starts its workers.
 
         Raises:
             ValueError: if the stream was another one; says in what.
@@ -283,7 +276,7 @@ class AudioTextStream(torch.utils.data.IterableDataset):
         return self._batches(lane, **self.state["lanes"].get(str(lane), {"start": [0, 0, 0], "batches": 0, "drawn": 0}))
 
     def _batches(self, lane: int, start: list[int], batches: int, drawn: int) -> Iterator[AudioTextBatch]:
-        """Of one lane, after the first `batches` of the window at `start`, which used `drawn` rows beyond it."""
+        """Give those of a lane after the first `batches` of the window at `start`, which used `drawn` rows after it."""
         rows = _Rows(self._lane_rows(lane, start))
         while True:
             window = self._read_window(rows)
@@ -301,7 +294,7 @@ class AudioTextStream(torch.utils.data.IterableDataset):
             batches, drawn = 0, 0
 
     def _plan(self, window: list[_Row], lane: int) -> np.ndarray:
-        """(batches, songs) indexes into a window, batches of about one length."""
+        """Return (batches, songs) indexes into a window, batches of about one length."""
         generator = np.random.default_rng((self.reader.seed, self.process_index, lane, *window[0].position))
         return length_buckets(np.array([self._segments(row) for row in window]), self.songs, generator)
 
@@ -314,7 +307,7 @@ class AudioTextStream(torch.utils.data.IterableDataset):
         return num_segments(min(seconds, longest), self.reader.feature_extractor.segment_seconds)
 
     def _read_samples(self, batch: list[_Row], rows: _Rows) -> tuple[list[AudioTextSample], int]:
-        """The samples of a batch, and how many of `rows` were drawn in place of those that cannot be read."""
+        """Read the samples of a batch, and tell how many of `rows` were drawn in place of those that cannot be read."""
         samples, skipped, keys, drawn = [], [], {row.key for row in batch}, 0
         waiting, failed = deque(batch), 0
         while waiting:
@@ -338,7 +331,7 @@ class AudioTextStream(torch.utils.data.IterableDataset):
 
     @staticmethod
     def _next_free(rows: _Rows, keys: set[tuple[int, int]], skipped: list[tuple[str, str]]) -> tuple[_Row, int]:
-        """The next row whose key is not among `keys`, and how many were drawn to find it."""
+        """Return the next row whose key is not among `keys`, and how many were drawn to find it."""
         last = None
         for drawn, row in enumerate(rows, 1):
             if row.key not in keys:
@@ -349,7 +342,7 @@ class AudioTextStream(torch.utils.data.IterableDataset):
         raise no_replacement(skipped)
 
     def _read_window(self, rows: _Rows) -> list[_Row]:
-        """Whole batches of different songs; what was read beyond them is put back."""
+        """Read whole batches of different songs; put back what was read beyond them."""
         for _ in range(2):
             read, keys = [], set()
             for row in rows:
@@ -370,7 +363,7 @@ class AudioTextStream(torch.utils.data.IterableDataset):
         )
 
     def _lane_rows(self, lane: int, start: list[int]) -> Iterator[_Row]:
-        """Of one lane from a position on, epoch after epoch."""
+        """Give the rows of one lane from a position on, epoch after epoch."""
         epoch, first_shard, first_row = start
         while True:
             shards, is_empty = self._lane_shards(epoch, lane), (first_shard, first_row) == (0, 0)
@@ -389,7 +382,7 @@ class AudioTextStream(torch.utils.data.IterableDataset):
         return own[lane :: self.lanes].tolist()
 
     def _shard_rows(self, shard: int, first: int) -> Iterator[tuple[int, dict]]:
-        """(row, example) of this process in a shard, from row `first` on.
+        """Give (row, example) of this process in a shard, from row `first` on.
 
         Not `iter(dataset)`: in a worker of a `DataLoader` that would split the shard among the workers again.
         """

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
-from collap.models import save_folder
+from collap.models import save_model_folder
 
 TOWERS = ("text", "music", "speech")  # as `CoLLAPModel.encoders` names them
 ADAPTER_FOLDER = "adapter"
@@ -181,7 +181,7 @@ def save_model(
         results: of the model's evaluation, for its card.
     """
     state_dict = model.state_dict() if state_dict is None else state_dict
-    save_folder(model, processor, folder, state_dict=merge_lora(model, state_dict))
+    save_model_folder(model, processor, folder, state_dict=merge_lora(model, state_dict))
     if _state(model) == "LoRA":
         _save_adapter(model, Path(folder) / ADAPTER_FOLDER, state_dict)
     if results is not None:

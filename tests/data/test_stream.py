@@ -12,7 +12,9 @@ import torch
 from tiny import tiny_processor
 from torch.utils.data import DataLoader
 
-from collap.data.samples import AudioTextBatch, AudioTextCollator, AudioTextDataset, SampleReader, open_dataset
+from collap.data.batches import AudioTextBatch, AudioTextCollator
+from collap.data.samples import AudioTextDataset, SampleReader
+from collap.data.sources import open_dataset
 from collap.data.stream import AudioTextStream, open_stream, stream_state
 from processing import AudioFileError
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from tiny import TEXTS, Decoder, tiny_model, tiny_processor
 from transformers import AutoTokenizer, pipeline
 
-from collap.models import save_folder
+from collap.models import save_model_folder
 from modeling_collap import mean_pooled_scores
 from processing import AudioFileError, CoLLAPFeatureExtractor
 from processing.pipeline_collap import TASK, MusicTextRetrievalPipeline, best_moments
@@ -86,7 +86,7 @@ def write_files(folder: Path) -> list[str]:
 
 def save_published(variant: str, folder: Path) -> Path:
     """A folder as it is published."""
-    save_folder(tiny_model(variant), tiny_processor(variant), folder)
+    save_model_folder(tiny_model(variant), tiny_processor(variant), folder)
     return folder
 
 
