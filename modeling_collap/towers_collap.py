@@ -104,7 +104,8 @@ class TextTower(nn.Module):
         places = places + length * (attention_mask == 0)  # (B, L), without ties, because ONNX has no stable sort
         order = places.argsort(dim=1)  # (B, L)
         input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
-        return self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state, attention_mask
+        encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
+        return encoded.last_hidden_state, attention_mask
 
     def pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Make one unit vector, (B, D) float32, of what [`encode`] returned for each text."""
@@ -165,8 +166,8 @@ class AudioTower(nn.Module):
         self, music_features: torch.Tensor, speech_features: torch.Tensor, music_attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
         """Encode segments as [`fuse`] does, all of them in one call of each encoder."""
-        music = self.music(music_features, attention_mask=music_attention_mask).last_hidden_state
-        speech = self.speech(speech_features.to(self.speech.conv1.weight.dtype)).last_hidden_state
+        music = self.music(music_features, attention_mask=music_attention_mask, return_dict=True).last_hidden_state
+        speech = self.speech(speech_features.to(self.speech.conv1.weight.dtype), return_dict=True).last_hidden_state
         # The encoders may be on two devices.
         grid = self.music.config.frequency_patches, speech_tokens_per_patch(self.music.config)
         return fuse_segments(music, speech.to(music.device), *grid)  # (N, K, M)

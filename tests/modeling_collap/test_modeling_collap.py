@@ -696,7 +696,7 @@ class TestConfig:
             ({"gamma_init_sum": 0.0}, "gamma_init_sum must be positive, found 0.0"),
             ({"structure_heads": 0}, "structure_heads must be positive, found 0"),
             ({"gamma_max": 7.0}, r"gamma_max \(7.0\) is below the initial value 7.14"),
-            ({"structure_layers": -1}, r"structure_layers \(-1\) must not be negative"),
+            ({"structure_layers": -1}, "structure_layers must not be negative, found -1"),
             (
                 {"structure_layers": 1, "structure_heads": 5},
                 r"must be a multiple of twice structure_heads \(5\)",
