@@ -5,7 +5,7 @@ python evaluate_retrieval.py --model runs/demo/collap-gpt2/best --dataset data/d
 
 import sys
 
-from collap.evaluation.retrieval import main
+from collap.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

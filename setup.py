@@ -1,4 +1,4 @@
-"""Packaging of CoLLAP: its three packages and the command `collap`. The scripts (train.py, ...) run from a clone."""
+"""Package CoLLAP: its three packages and the command `collap`. The scripts (train.py, ...) run from a clone."""
 
 from pathlib import Path
 
@@ -25,16 +25,14 @@ setup(
         "jinja2>=3",
         "numpy>=1.26",
         "av>=14",
+        "pyyaml>=6",
     ],
     extras_require={
         "train": [
             "accelerate>=1.10",
             "datasets>=5",
-            "evaluate>=0.4.6",
             "matplotlib>=3.8",
             "peft>=0.21",
-            "pyyaml>=6",
-            "scipy>=1.11",
             "soundfile>=0.13",
             "tensorboard>=2.16",
             "tqdm>=4.66",
@@ -42,6 +40,14 @@ setup(
         "export": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
         "sentence-transformers": ["sentence-transformers>=6.2"],
         "int8": ["torchao>=0.18"],
-        "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "trackio>=0.43", "wandb>=0.31"],
+        "test": [
+            "evaluate>=0.4.6",
+            "mteb>=2.26",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.14",
+            "trackio>=0.43",
+            "wandb>=0.31",
+        ],
     },
 )

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 
 from benchmarks.stored_tokens import Demo, one_epoch
 from collap.corpora.synthetic.songs import compose_song, render_song
-from collap.data.samples import AudioTextCollator, AudioTextDataset
+from collap.data.batches import AudioTextCollator
+from collap.data.samples import AudioTextDataset
 from collap.training.cost import PAPER, TYPICAL_TFLOPS, plan
 from modeling_collap import CoLLAPConfig
 from processing import CoLLAPProcessor

@@ -3,7 +3,7 @@
 import numpy as np
 
 from collap.data.batches import deal_rows, epoch_plan, idle_share, padding_share
-from collap.data.samples import num_segments
+from collap.data.lengths import num_segments
 from collap.training.cost import paper_config
 from collap.training.tracking import song_tokens
 from modeling_collap import CoLLAPConfig

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from transformers import GPT2Config, WhisperConfig
 
 from benchmarks.encode import take_turns
-from collap.data.samples import AudioTextBatch
+from collap.data.batches import AudioTextBatch
 from collap.training.cost import Meter, Plan, Workload, paper_config, plan
 from collap.training.step import contrastive_step
 from collap.training.trainable import enable_gradient_checkpointing

@@ -15,9 +15,9 @@ from tqdm.auto import tqdm
 
 from benchmarks.encode import take_turns
 from benchmarks.steps import SAMPLING_RATE, TEXT_TOKENS, median_ratio, medians
+from collap.cli import run_command
 from collap.corpora.synthetic.songs import build_corpus
-from collap.data import precompute as precompute_features
-from collap.data.samples import AudioTextBatch
+from collap.data.batches import AudioTextBatch
 from collap.training.settings import parse_config
 from collap.training.tracking import song_tokens
 from collap.training.trainable import freeze
@@ -53,13 +53,13 @@ class Demo:
     def store_tokens(self, dtype: str) -> Path:
         """Makes the cache of the training split, unless it is there."""
         output, backbones = self.folder / f"tokens-{dtype}", self.folder / "backbones"
-        names = {"--dataset": self.folder / "songs", "--splits": "train", "--output": output, "--dtype": dtype}
+        names = {"--dataset": self.folder / "songs", "--splits": "train", "--output_dir": output, "--dtype": dtype}
         names |= {"--music": backbones / "beats", "--speech": backbones / "whisper", "--segment_seconds": 2.5}
         arguments = [str(part) for pair in names.items() for part in pair]
         with contextlib.redirect_stdout(sys.stderr):
-            code = precompute_features.main(arguments)
+            code = run_command("precompute", arguments)
         if code:
-            raise RuntimeError(f"precompute_features.py {' '.join(arguments)} ended with {code}")
+            raise RuntimeError(f"collap precompute {' '.join(arguments)} ended with {code}")
         return output
 
 

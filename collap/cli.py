@@ -1,36 +1,229 @@
 """The command `collap`: one sub-command for each thing that is done with a model, a data set or a corpus.
 
-A command's module is imported only when the command runs, so that `collap --help` answers at once.
+Arguments are described here, with one vocabulary for all; the module that does the work, and torch with it, is imported
+only when a command runs. So help and mistakes are answered at once.
 """
 
+import argparse
 import importlib
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from collap.files import nearest
+
+TOKEN_DTYPES = ("float16", "int8")  # that stored tokens can have
+HELP = ("-h", "--help")
+
+
+class Parser(argparse.ArgumentParser):
+    """Parse the arguments of a command; an unknown option is refused with the nearest known one."""
+
+    def __init__(self, **settings):
+        self.known_options: set[str] = set()
+        super().__init__(allow_abbrev=False, **settings)
+
+    def add_argument(self, *names, **settings):
+        action = super().add_argument(*names, **settings)
+        self.known_options.update(action.option_strings)
+        return action
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Look at unknown options first: argparse would ask for what is missing beside them, and not name the slip."""
+        args = sys.argv[1:] if args is None else list(args)
+        for word in args[: args.index("--")] if "--" in args else args:
+            name = word.split("=")[0]
+            if name.startswith("--") and " " not in name and name not in self.known_options:
+                known = sorted(option for option in self.known_options if option.startswith("--"))
+                self.error(f"unknown option {name!r}; {nearest(name, known)}")
+        return super().parse_known_args(args, namespace)
+
+
+def _add_data_options(parser: Parser) -> None:
+    """Add the options that say where a data set lies and which columns to read, the same for every command."""
+    parser.add_argument("--dataset_config", help="configuration of a Hub data set")
+    parser.add_argument("--revision", help="revision of a Hub data set")
+    parser.add_argument("--audio_column", default="audio")
+
+
+def _add_text_column(parser: Parser) -> None:
+    parser.add_argument("--text_column", default="text", help="one text or a list of texts for each audio")
+
+
+def _evaluate(parser: Parser) -> None:
+    parser.add_argument("--model", required=True, help="folder or Hub id of a CoLLAP model")
+    parser.add_argument("--dataset", required=True, help="local folder, table file or Hub id")
+    parser.add_argument("--split", default="test")
+    _add_data_options(parser)
+    _add_text_column(parser)
+    parser.add_argument("--song_column", help="rows with the same value are one song; default: every row is one")
+    parser.add_argument("--sections_column", help="draw the first song's score over its {label, start, end} sections")
+    parser.add_argument("--output_dir", type=Path, default=Path("results"))
+    parser.add_argument("--chunk_size", type=int, default=1024, help="texts scored at a time")
+    parser.add_argument("--device", help="where the model runs; default: cuda if there is one, else cpu")
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the encoders"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+
+
+def _precompute(parser: Parser) -> None:
+    parser.add_argument("--dataset", required=True, help="local folder, table file or Hub id")
+    _add_data_options(parser)
+    parser.add_argument("--splits", nargs="+", default=["train", "validation"])
+    parser.add_argument("--model", help="folder or Hub id of a CoLLAP model, for its encoders")
+    parser.add_argument("--music", help="converted BEATs: folder or Hub id; instead of --model")
+    parser.add_argument("--speech", default="openai/whisper-small", help="Whisper: folder or Hub id; with --music")
+    parser.add_argument("--segment_seconds", type=float, help="with --music; default: all that Whisper reads")
+    parser.add_argument("--segment_batch_size", type=int, help="segments encoded at a time; default: the model's")
+    parser.add_argument("--output_dir", required=True, type=Path, help="folder of the stored tokens")
+    parser.add_argument("--dtype", default="float16", choices=TOKEN_DTYPES, help="of the stored tokens")
+    parser.add_argument("--shard_songs", type=int, default=64, help="songs of a file")
+    parser.add_argument("--max_bad_share", type=float, default=0.01, help="of files that may be unreadable")
+
+
+def _publish(parser: Parser) -> None:
+    parser.add_argument("folder", help="of a model (runs/.../best), a corpus or a metric")
+    parser.add_argument("repo_id", help="owner/name")
+    parser.add_argument("--repo_type", choices=("model", "dataset", "space"), default="model")
+    parser.add_argument("--private", action="store_true", help="make the repository private, if it is new")
+    parser.add_argument("--revision", help="branch to publish to, made if there is none")
+    parser.add_argument("--create_pr", action="store_true", help="open a pull request")
+    parser.add_argument("--license", help="of the weights or the data, e.g. apache-2.0")
+    parser.add_argument("--language", nargs="+", help="of the texts, e.g. en")
+    parser.add_argument("--base_model", nargs="+", help="Hub ids; default: those of the training run")
+    parser.add_argument("--datasets", nargs="+", help="Hub ids; default: that of the training run")
+    parser.add_argument("--results", nargs="+", help="results.json files of `collap evaluate`")
+    parser.add_argument("--energy_kwh", type=float, help="that the training took")
+    parser.add_argument("--max_shard_size", default="5GB", help="weights above it are split")
+    parser.add_argument("--anyway", action="store_true", help="publish even what the doctor finds unhealthy")
+
+
+def _doctor(parser: Parser) -> None:
+    parser.epilog = (
+        "Exit code: 0 healthy (there may be warnings), 1 a check failed, 2 no such model or a wrong command."
+    )
+    parser.add_argument("model", help="folder, or Hub id")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    parser.add_argument("--revision", help="branch, tag or commit on the Hub")
+    parser.add_argument("--device", default="cpu", help="where the model runs (cpu)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"))
+    parser.add_argument("--attn_implementation", choices=("eager", "sdpa"), help="what transformers chooses by default")
+
+
+def _export(parser: Parser) -> None:
+    parser.add_argument("model", help="folder or Hub id of a CoLLAP model")
+    parser.add_argument("folder", type=Path, help="new folder for the graphs, the processor and export.json")
+    parser.add_argument("--format", choices=("onnx", "torch_export"), default="onnx")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
+
+
+def _convert_beats(parser: Parser) -> None:
+    parser.add_argument("checkpoint", help="BEATs checkpoint of the original release (.pt)")
+    parser.add_argument("folder", type=Path, help="where config.json and model.safetensors are written")
+
+
+def _convert_model(parser: Parser) -> None:
+    parser.add_argument("folder", type=Path, help="model folder of an earlier release")
+    parser.add_argument("target", type=Path, help="new folder")
+
+
+def _corpus(parser: Parser) -> None:
+    parser.add_argument("folder", type=Path, help="folder to create")
+    for split, count in (("train", 400), ("validation", 50), ("test", 100)):
+        parser.add_argument(f"--{split}", type=int, default=count, help=f"songs in this split, 0 for none ({count})")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--min_seconds", type=float, default=60.0)
+    parser.add_argument("--max_seconds", type=float, default=300.0)
+    parser.add_argument("--sampling_rate", type=int, default=16000)
+    parser.add_argument("--captions_per_song", type=int, default=3)
+    parser.add_argument("--num_workers", type=int, default=2)
+
+
+def _data_check(parser: Parser) -> None:
+    parser.add_argument("dataset", help="local folder, table file or Hub id")
+    _add_data_options(parser)
+    _add_text_column(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command: what it does, the module whose `run(options)` does it, and what adds its arguments."""
+
+    summary: str
+    module: str
+    add_arguments: Callable[[Parser], None]
+
 
 COMMANDS = {
-    "evaluate": ("collap.evaluation.retrieval", "measure retrieval of a model on a data set"),
-    "precompute": ("collap.data.precompute", "store what the frozen audio encoders make of every song"),
-    "publish": ("collap.hub.publish", "publish a model, a corpus or a metric on the Hub"),
-    "doctor": ("collap.hub.doctor", "say whether a model is healthy"),
-    "export": ("collap.hub.export", "write a model as ONNX graphs or torch.export archives"),
-    "convert-beats": ("collap.hub.convert_beats", "convert an original BEATs checkpoint"),
-    "convert-model": ("collap.hub.convert_model", "convert a model folder of an earlier release"),
-    "corpus": ("collap.corpora.synthetic.songs", "render songs with captions and section times"),
+    "evaluate": Command("measure retrieval of a model on a data set", "collap.evaluation.retrieval", _evaluate),
+    "precompute": Command(
+        "store what the frozen audio encoders make of every song", "collap.data.precompute", _precompute
+    ),
+    "publish": Command("publish a model, a corpus or a metric on the Hub", "collap.hub.publish", _publish),
+    "doctor": Command("say whether a model is healthy", "collap.hub.doctor", _doctor),
+    "export": Command("write a model as ONNX graphs or torch.export archives", "collap.hub.export", _export),
+    "convert-beats": Command("convert an original BEATs checkpoint", "collap.hub.convert_beats", _convert_beats),
+    "convert-model": Command(
+        "convert a model folder of an earlier release", "collap.hub.convert_model", _convert_model
+    ),
+    "corpus": Command("render songs with captions and section times", "collap.corpora.synthetic.songs", _corpus),
+    "data check": Command("say what a data set holds, and what of it cannot be used", "collap.data.check", _data_check),
 }
 
 
-def usage() -> str:
-    """What `collap --help` prints."""
-    lines = [f"  {name:15} {text}" for name, (_, text) in COMMANDS.items()]
+def usage(group: str = "") -> str:
+    """Return what `collap --help` prints, or of a group of commands, `collap GROUP --help`."""
+    named = {name: one for name, one in COMMANDS.items() if not group or name.startswith(f"{group} ")}
+    lines = [f"  {name:15} {one.summary}" for name, one in named.items()]
     return "\n".join(["usage: collap COMMAND ...", "", *lines, "", "collap COMMAND --help says what it takes."])
 
 
+def parser_of(name: str) -> Parser:
+    """Return the parser of a command."""
+    command = COMMANDS[name]
+    parser = Parser(prog=f"collap {name}", description=f"{command.summary[0].upper()}{command.summary[1:]}.")
+    command.add_arguments(parser)
+    return parser
+
+
+def parse(name: str, arguments: list[str]) -> argparse.Namespace:
+    """Return the options of a command."""
+    return parser_of(name).parse_args(arguments)
+
+
+def run_command(name: str, arguments: list[str]) -> int:
+    """Run a command; return its exit code.
+
+    What a user can do something about is one line on stderr: 1 for what it names, 130 for an interruption.
+    """
+    options = parse(name, arguments)
+    try:
+        return importlib.import_module(COMMANDS[name].module).run(options)
+    except ModuleNotFoundError as error:
+        package = error.name.split(".")[0]
+        print(f"error: collap {name} needs {package}: pip install {package}", file=sys.stderr)
+    except (ImportError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+    return 1
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a sub-command; returns its exit code, 2 for an unknown one."""
+    """Run `collap`, by default with the arguments of the process; return its exit code, 2 for a wrong command."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
-        return 0 if arguments else 2
-    if arguments[0] not in COMMANDS:
-        print(f"error: {arguments[0]!r} is no command\n{usage()}", file=sys.stderr)
-        return 2
-    return importlib.import_module(COMMANDS[arguments[0]][0]).main(arguments[1:]) or 0
+    words = 2 if " ".join(arguments[:2]) in COMMANDS else 1  # `data check`, or `evaluate`
+    name, rest = " ".join(arguments[:words]), arguments[words:]
+    if name in COMMANDS:
+        return run_command(name, rest)
+    is_group = any(command.startswith(f"{name} ") for command in COMMANDS)
+    if name in ("", *HELP) or (is_group and (not rest or rest[0] in HELP)):
+        print(usage(name if is_group else ""))
+        return 0 if {name, *rest} & {*HELP} else 2
+    given = " ".join(arguments[:2]) if is_group else name
+    print(f"error: {given!r} is no command; {nearest(given, COMMANDS)}\n{usage()}", file=sys.stderr)
+    return 2

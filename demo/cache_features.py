@@ -1,21 +1,23 @@
-"""Computes the features of the demo's songs once, for both variants, before they train side by side.
+"""Compute the features of the demo's songs once, for both variants, before they train side by side.
 
 Takes the arguments of `train.py`: `python -m demo.cache_features configs/demo.yaml --text data/demo_backbones/gpt2`.
 """
 
 import sys
 
-from collap.data.samples import cache_features, open_dataset
-from collap.training.settings import parse_config
-from train import build_model_and_processor
+from collap.data.feature_cache import cache_features
+from collap.data.sources import open_dataset
+from collap.training.run import build_model_and_processor
+from collap.training.settings import parse_settings
 
 
 def main():
-    config = parse_config(sys.argv[1:])
-    _, processor = build_model_and_processor(config)
-    for split in (config.train_split, config.eval_split):
-        dataset = open_dataset(config.dataset, split, config.audio_column, config.text_column)
-        cache_features(dataset, processor.feature_extractor, config.audio_column, config.num_workers)
+    settings = parse_settings(sys.argv[1:])
+    data = settings.data
+    _, processor = build_model_and_processor(settings.model, settings.optimisation.segment_batch_size)
+    for split in (data.train_split, data.eval_split):
+        dataset = open_dataset(data.dataset, split, data.audio_column, data.text_column)
+        cache_features(dataset, processor.feature_extractor, data.audio_column, data.num_workers)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ grep -ah "^epoch\|epoch [0-9]*:" runs/demo/*.log | tr '\r' '\n' | grep "^epoch" 
 
 echo "4/4 finding 100 songs that no model has heard"
 for text in $VARIANTS; do
-  $PYTHON evaluate_retrieval.py --model runs/demo/collap-$text/best --dataset $SONGS --split test \
+  $PYTHON -m collap evaluate --model runs/demo/collap-$text/best --dataset $SONGS --split test \
     --text_column captions --song_column song_id --sections_column sections --output_dir results/demo/collap-$text \
     >runs/demo/evaluate-$text.log 2>&1 || { tail -n 5 runs/demo/evaluate-$text.log; exit 1; }
 done

@@ -1,28 +1,29 @@
-"""The end of `make demo`: what was trained, how well it finds held-out songs, and where to look.
+"""Print the end of `make demo`: what was trained, how well it finds held-out songs, and where to look.
 
-Run as `python -m demo.summary results/demo`, on the results of `evaluate_retrieval.py`.
+Run as `python -m demo.summary results/demo`, on the results of `collap evaluate`.
 """
 
 import json
 import sys
 from pathlib import Path
 
+from collap.evaluation.metrics import measure_of
+from collap.evaluation.results import show_interval
+
 ROW = "{:<18}{:<15}{:>22}{:>22}{:>22}"
 
 
-def with_interval(figure: dict) -> str:
-    return f"{figure['value']:.1f} [{figure['low']:.1f}, {figure['high']:.1f}]"
-
-
 def variant_rows(results: dict, variant: str) -> list[str]:
-    """CoLLAP's score, the mean-pooled score of the same embeddings and chance, text to audio."""
+    """Return lines for CoLLAP's score, the mean-pooled score of the same embeddings and chance, text to audio."""
     names = ("R@1", "R@5", "mAP")
     rows = [
-        ROW.format(variant, kind.replace("_", "-"), *(with_interval(scores["text_to_audio"][name]) for name in names))
+        ROW.format(
+            variant, kind.replace("_", "-"), *(show_interval(name, scores["text_to_audio"][name]) for name in names)
+        )
         for kind, scores in results["scores"].items()
     ]
     figures = results["scores"]["collap"]["text_to_audio"]
-    return [*rows, ROW.format(variant, "chance", *(f"{figures[name]['chance']:.1f}" for name in names))]
+    return [*rows, ROW.format(variant, "chance", *(measure_of(name).show(figures[name]["chance"]) for name in names))]
 
 
 def main():

@@ -8,13 +8,17 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 
-def contrastive_loss(scores: torch.Tensor, direction: str = "symmetric") -> torch.Tensor:
+def contrastive_loss(
+    scores: torch.Tensor, direction: str = "symmetric", false_negatives: torch.Tensor | None = None
+) -> torch.Tensor:
     """Compute the cross-entropy within a batch: audio i belongs to text i, all other texts (and audios) are negatives.
 
     Args:
         scores: (A, B) with A = B.
         direction: `"audio_to_text"` (Eq. 8: softmax over the texts of each audio), or `"symmetric"`, the mean of that
             and of the softmax over the audios of each text.
+        false_negatives: (A, B) bool, True = text j describes audio i too (the same song, or the same words), so that
+            the pair counts as no negative; the diagonal does not matter. None for none.
 
     Returns:
         Scalar.
@@ -28,6 +32,9 @@ def contrastive_loss(scores: torch.Tensor, direction: str = "symmetric") -> torc
             f"{scores.shape[0]} audios and {scores.shape[-1]} texts"
         )
     labels = torch.arange(scores.shape[0], device=scores.device)
+    if false_negatives is not None:
+        own = torch.eye(scores.shape[0], dtype=torch.bool, device=scores.device)
+        scores = scores.masked_fill(false_negatives.to(scores.device) & ~own, -torch.inf)  # (A, B)
     if direction == "audio_to_text":
         return F.cross_entropy(scores, labels)
     if direction == "symmetric":

@@ -372,6 +372,7 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         text_embeds: torch.Tensor | None = None,
         return_loss: bool = False,
         gather_negatives: bool = False,
+        false_negatives: torch.Tensor | None = None,
         text_chunk_size: int | None = None,
         **kwargs,
     ) -> CoLLAPOutput | tuple:
@@ -383,9 +384,12 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
             music_features, speech_features, music_attention_mask, segment_mask, audio_token_mask, fused_tokens: as in
                 [`get_audio_features`].
             text_embeds: (B, D) from [`get_text_features`], instead of `input_ids`.
-            return_loss: whether to add the contrastive loss; text i must describe audio i.
+            return_loss: whether to add the contrastive loss; text i must describe audio i. It contrasts what is in this
+                call: accumulated gradients of several calls, as of transformers' Trainer, have fewer negatives than one
+                call with all pairs. Trainer reports no `eval_loss` for batches without `return_loss=True`.
             gather_negatives: whether audios and texts of all processes are contrasted. Each process scores its own
                 audios with all texts, and the loss is that of the whole batch; only text embeddings and scores travel.
+            false_negatives: (A, B) bool over the audios and texts of the loss, see [`contrastive_loss`].
             text_chunk_size: texts scored at a time, to bound memory; None for all.
             **kwargs: of transformers' clients. `return_dict=False` for a tuple; `output_hidden_states` and
                 `output_attentions` for those of the text encoder (those of the audio encoders, for hundreds of
@@ -403,7 +407,9 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         asked = self._asked_of_text_encoder(kwargs)
         loss = logits = audio_embeds = encoded = None
         if input_ids is not None and text_embeds is None:
-            text_embeds, encoded = self.text_tower.embed(input_ids, attention_mask, **asked)  # (B, D)
+            text_embeds = self.get_text_features(input_ids, attention_mask)  # (B, D)
+        if input_ids is not None and asked:
+            encoded, _ = self.text_tower.encode(input_ids, attention_mask, **asked)
         if has_audio:
             audio_embeds, audio_token_mask = self.get_audio_features(
                 music_features, speech_features, music_attention_mask, segment_mask, audio_token_mask, fused_tokens
@@ -413,11 +419,9 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
             logits = self.score(all_texts, audio_embeds, audio_token_mask, text_chunk_size)  # (A, B)
         if return_loss:
             all_logits = gather_rows(logits) if gather_negatives else logits
-            loss = contrastive_loss(all_logits, self.config.loss_direction)
+            loss = contrastive_loss(all_logits, self.config.loss_direction, false_negatives)
         logits_per_text = None if logits is None else logits.T
-        return CoLLAPOutput(
-            loss, logits, logits_per_text, text_embeds, audio_embeds, audio_token_mask, encoded if asked else None
-        )
+        return CoLLAPOutput(loss, logits, logits_per_text, text_embeds, audio_embeds, audio_token_mask, encoded)
 
     def _asked_of_text_encoder(self, kwargs: dict) -> dict[str, bool]:
         """Return those of [`RECORDED`] that a call or the configuration asks for; refuse what would have no effect."""

@@ -75,13 +75,14 @@ class TextTower(nn.Module):
         self.pooling = pooling
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Embed texts: (B, L) -> (B, D) float32, unit norm; arguments and errors as in [`embed`]."""
-        return self.embed(input_ids, attention_mask)[0]
+        """Embed texts: (B, L) -> (B, D) float32, unit norm; arguments and errors as in [`encode`]."""
+        encoded, attention_mask = self.encode(input_ids, attention_mask)
+        return self.pool(encoded.last_hidden_state, attention_mask)
 
-    def embed(
+    def encode(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **asked: bool
-    ) -> tuple[torch.Tensor, BaseModelOutput]:
-        """Embed texts, and return what the encoder makes of them, too.
+    ) -> tuple[BaseModelOutput, torch.Tensor]:
+        """Run the encoder.
 
         Args:
             input_ids: (B, L).
@@ -89,7 +90,8 @@ class TextTower(nn.Module):
             **asked: `output_hidden_states` and `output_attentions` of the encoder.
 
         Returns:
-            (B, D) float32, unit norm; the encoder's output, in which the real tokens of a text come first.
+            The encoder's output, the real tokens of each text first: `last_hidden_state` (B, L, hidden); their mask
+            (B, L).
 
         Raises:
             ValueError: for more tokens than the encoder has positions for.
@@ -108,8 +110,12 @@ class TextTower(nn.Module):
         order = places.argsort(dim=1)  # (B, L)
         input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
         encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **asked)
-        pooled = pool_text(encoded.last_hidden_state, attention_mask, self.pooling)  # (B, hidden)
-        return F.normalize(self.projection(pooled).float(), dim=-1), encoded  # (B, D)
+        return encoded, attention_mask
+
+    def pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Make one unit vector of the last hidden states (B, L, hidden) of each text: (B, D) float32."""
+        pooled = pool_text(hidden_states, attention_mask, self.pooling)  # (B, hidden)
+        return F.normalize(self.projection(pooled).float(), dim=-1)  # (B, D)
 
 
 class SpeechEncoder(WhisperEncoder):

@@ -7,7 +7,7 @@ from tiny import tiny_model, tiny_processor
 
 from collap.hub.golden import write_golden
 from collap.hub.probes import SAMPLING_RATE, load_probes
-from collap.models import save_folder
+from collap.models import save_model_folder
 
 STEPS = 60
 
@@ -46,6 +46,6 @@ def healthy_folder(folder: str | Path, text: str = "gpt2") -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         train_on_probes(model, processor)
-    save_folder(model, processor, folder)
+    save_model_folder(model, processor, folder)
     write_golden(model, processor, folder)
     return Path(folder)

@@ -1,25 +1,138 @@
-"""Which songs meet at which step: batches by length, dealt to processes so that none waits for another.
+"""Join samples into batches, and plan which songs meet at which step.
 
-Pure functions of (seed, epoch), so that every process knows the plan of all, and a run resumes at any step. The rows of
-a step do not depend on the number of processes.
+Batches are formed by length and dealt to processes so that none waits for another. Plans are pure functions of (seed,
+epoch), so that every process knows the plan of all, and a run resumes at any step. The rows of a step do not depend on
+the number of processes.
 
-Letters: P processes, B songs of a step over all processes, n = B / P songs of one process.
+Letters: P processes, A songs of a step over all processes, n = A / P songs of one process; B texts, L text tokens,
+T audio tokens of a song, M music + speech width.
 """
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
-from collap.data.samples import length_buckets
+from processing.feature_extraction_collap import pad_audio_features
+
+from .samples import AudioTextSample
 
 MIN_SEEN = 100  # songs of a stream before a share of bad ones says anything
 
 
+def _join_songs(audios: list[dict[str, torch.Tensor]]) -> tuple[list[int], dict[str, torch.Tensor]]:
+    """Return the songs' lengths and, for each input, the tensors of all songs in one, along the first dimension."""
+    lengths = [len(next(iter(audio.values()))) for audio in audios]
+    return lengths, {name: torch.cat([audio[name] for audio in audios]) for name in audios[0]}
+
+
+def _split_songs(lengths: list[int], joined: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """Undo [`_join_songs`], without a copy."""
+    songs = zip(*(tensor.split(lengths) for tensor in joined.values()), strict=True)
+    return [dict(zip(joined, song, strict=True)) for song in songs]
+
+
+@dataclass
+class AudioTextBatch:
+    """Hold songs with their texts, nothing of the audio padded yet; text i describes audio i.
+
+    Args:
+        text: input_ids and attention_mask, (B, L).
+        audios: one dict for each song, all of one kind: `waveform` (samples,); or the five features of
+            `CoLLAPFeatureExtractor.segment_features`; or `fused_tokens` (T, M).
+        names: row and file of each song, for messages.
+        seconds: of audio of each song.
+        skipped: name of each file that could not be read while making this batch, and the reason.
+        state: position of the stream after this batch; None for a table.
+        song_ids, text_ids: digests (n,) int64 of each one's song and text, by which equal ones are known; or None.
+    """
+
+    text: dict[str, torch.Tensor]
+    audios: list[dict[str, torch.Tensor]]
+    names: list[str]
+    seconds: list[float]
+    skipped: list[tuple[str, str]]
+    state: dict | None = None
+    song_ids: torch.Tensor | None = None
+    text_ids: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.audios)
+
+    def __getstate__(self) -> dict:
+        # A worker sends every tensor as an open file: one for each input, not for each input of each song.
+        return {**self.__dict__, "audios": _join_songs(self.audios)}
+
+    def __setstate__(self, state: dict):
+        self.__dict__.update(state, audios=_split_songs(*state["audios"]))
+
+    def pin_memory(self) -> "AudioTextBatch":
+        """Move the tensors to page-locked memory; a `DataLoader` with `pin_memory=True` calls it."""
+        lengths, joined = _join_songs(self.audios)
+        self.audios = _split_songs(lengths, {name: tensor.pin_memory() for name, tensor in joined.items()})
+        self.text = {name: tensor.pin_memory() for name, tensor in self.text.items()}
+        return self
+
+    def text_inputs(self, part: slice, device: torch.device | str) -> dict[str, torch.Tensor]:
+        """Return input_ids and attention_mask (part, L) on `device`."""
+        return {name: tensor[part].to(device, non_blocking=True) for name, tensor in self.text.items()}
+
+    def audio_inputs(self, part: slice, device: torch.device | str, feature_extractor) -> dict[str, torch.Tensor]:
+        """Return the audio inputs of the songs in `part`, padded to the longest; features are computed on `device`.
+
+        Returns:
+            What `CoLLAPFeatureExtractor` returns; or, of songs that are tokens, fused_tokens (A, T, M) float32 and
+            audio_token_mask (A, T) bool, True = token.
+        """
+        songs = [
+            {name: tensor.to(device, non_blocking=True) for name, tensor in audio.items()}
+            for audio in self.audios[part]
+        ]
+        if "fused_tokens" in songs[0]:
+            tokens = [song["fused_tokens"].float() for song in songs]
+            masks = [torch.ones(len(one), dtype=torch.bool, device=one.device) for one in tokens]
+            pad = torch.nn.utils.rnn.pad_sequence
+            return {"fused_tokens": pad(tokens, batch_first=True), "audio_token_mask": pad(masks, batch_first=True)}
+        if "waveform" in songs[0]:
+            songs = [feature_extractor.segment_features(song["waveform"]) for song in songs]
+        return dict(pad_audio_features(songs))
+
+
+class AudioTextCollator:
+    """Join samples into an [`AudioTextBatch`]; texts are cut to what the text tower reads."""
+
+    def __init__(self, processor):
+        self.processor = processor
+
+    def __call__(self, samples: list[AudioTextSample]) -> AudioTextBatch:
+        return AudioTextBatch(
+            text=dict(self.processor(text=[sample.text for sample in samples])),
+            audios=[sample.audio for sample in samples],
+            names=[sample.name for sample in samples],
+            seconds=[sample.seconds for sample in samples],
+            skipped=[bad for sample in samples for bad in sample.skipped],
+        )
+
+
+def length_buckets(lengths: np.ndarray, batch_size: int, generator: np.random.Generator) -> np.ndarray:
+    """Form batches of songs of about one length, in random order.
+
+    Args:
+        lengths: (n,), in any unit; equal ones are shuffled. n is a multiple of `batch_size`.
+
+    Returns:
+        (n / batch_size, batch_size) indexes into `lengths`, each once.
+    """
+    order = generator.permutation(len(lengths))
+    order = order[np.argsort(np.asarray(lengths)[order], kind="stable")]
+    return generator.permutation(order.reshape(-1, batch_size))  # (n / batch_size, batch_size)
+
+
 def padding_share(segments: np.ndarray) -> float:
-    """Share of silence in batches padded to the longest song of each process.
+    """Return the share of silence in batches padded to the longest song of each process.
 
     Args:
         segments: (steps, P, n) real segments of every song.
@@ -32,7 +145,7 @@ def padding_share(segments: np.ndarray) -> float:
 
 
 def idle_share(segments: np.ndarray) -> float:
-    """Share of all processes' time spent waiting for the slowest one, which ends each step.
+    """Return the share of all processes' time spent waiting for the slowest one, which ends each step.
 
     Args:
         segments: (steps, P, n) real segments of every song; they alone are encoded, so a process's time for a step is
@@ -53,30 +166,30 @@ def epoch_plan(
     segments: Sequence[int] | None = None,
     pool_batches: int = 64,
 ) -> np.ndarray:
-    """The rows of every step of an epoch, each row at most once; a random rest that fills no batch is left out.
+    """Plan the rows of every step of an epoch, each row at most once; a random rest that fills no batch is left out.
 
     Args:
         segments: of every row, to form batches of songs of about one length: random pools of `pool_batches` batches are
             sorted and cut. None for plain random batches.
 
     Returns:
-        (steps, B) rows.
+        (steps, A) rows.
     """
     generator = np.random.default_rng((seed, epoch))
     steps = num_rows // batch_size
     rows = generator.permutation(num_rows)[: steps * batch_size]
     if segments is None:
-        return rows.reshape(steps, batch_size)  # (steps, B)
+        return rows.reshape(steps, batch_size)  # (steps, A)
     lengths, pool_rows = np.asarray(segments), pool_batches * batch_size
     pools = [rows[start : start + pool_rows] for start in range(0, len(rows), pool_rows)]
-    return np.concatenate([pool[length_buckets(lengths[pool], batch_size, generator)] for pool in pools])  # (steps, B)
+    return np.concatenate([pool[length_buckets(lengths[pool], batch_size, generator)] for pool in pools])  # (steps, A)
 
 
 def deal_rows(plan: np.ndarray, num_processes: int, segments: Sequence[int] | None = None) -> np.ndarray:
-    """The rows of every step split over processes, with nearly equal sums of segments if those are given.
+    """Split the rows of every step over processes, with nearly equal sums of segments if those are given.
 
     Args:
-        plan: (steps, B) rows; P divides B.
+        plan: (steps, A) rows; P divides A.
 
     Returns:
         (steps, P, n) rows.
@@ -91,7 +204,7 @@ def deal_rows(plan: np.ndarray, num_processes: int, segments: Sequence[int] | No
 
 
 def process_songs(batch_size: int, num_processes: int) -> int:
-    """n, or a ValueError if the processes cannot have equal shares of a batch."""
+    """Return n, or raise a ValueError if the processes cannot have equal shares of a batch."""
     if batch_size % num_processes:
         raise ValueError(
             f"batch_size {batch_size} cannot be split evenly over {num_processes} processes; make it a multiple"
@@ -100,7 +213,7 @@ def process_songs(batch_size: int, num_processes: int) -> int:
 
 
 def check_processes(accelerator: Accelerator):
-    """ValueError if a launcher has started processes that do not know of one another."""
+    """Raise a ValueError if a launcher has started processes that do not know of one another."""
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != accelerator.num_processes:
         raise ValueError(
@@ -110,18 +223,18 @@ def check_processes(accelerator: Accelerator):
 
 
 class EpochBatches(torch.utils.data.Sampler[list[int]]):
-    """Batch sampler of one process over a table, from any step of any epoch on.
+    """Sample the batches of one process over a table, from any step of any epoch on.
 
     Args:
         num_rows: of the data set.
-        batch_size: B, songs of all processes.
+        batch_size: A, songs of all processes.
         seed: of the plan of every epoch.
         process_index, num_processes: of this process.
         segments: of every row, see [`epoch_plan`]; None for plain random batches.
         pool_batches: batches whose songs are sorted together.
 
     Raises:
-        ValueError: if B is no multiple of the processes or larger than the data set, or segments and rows differ.
+        ValueError: if A is no multiple of the processes or larger than the data set, or segments and rows differ.
     """
 
     def __init__(
@@ -145,11 +258,11 @@ class EpochBatches(torch.utils.data.Sampler[list[int]]):
         self.set_position(0, 0)
 
     def set_position(self, epoch: int, step: int):
-        """Where the next iteration starts."""
+        """Set where the next iteration starts."""
         self.epoch, self.step = epoch, step
 
     def __len__(self) -> int:
-        """Steps of a whole epoch."""
+        """Return the steps of a whole epoch."""
         return self.num_rows // self.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -159,7 +272,7 @@ class EpochBatches(torch.utils.data.Sampler[list[int]]):
 
 
 class BadFiles:
-    """Counts files that cannot be read, and stops a run that has too many of them.
+    """Count files that cannot be read, and stop a run that has too many of them.
 
     Args:
         max_share: of bad files that is borne.
@@ -172,7 +285,7 @@ class BadFiles:
         self.seen = 0
 
     def add(self, skipped: Sequence[tuple[str, str]], num_read: int = 0):
-        """Adds the bad files met while reading `num_read` good songs (needed for a stream alone).
+        """Add the bad files met while reading `num_read` good songs (needed for a stream alone).
 
         Raises:
             ValueError: their share is too large; names the first of them.
@@ -189,7 +302,7 @@ class BadFiles:
             )
 
     def state_dict(self) -> dict:
-        """JSON-able."""
+        """Return the counts, ready for JSON."""
         return {"reasons": dict(self.reasons), "seen": self.seen}
 
     def load_state_dict(self, state: dict):

@@ -1,9 +1,9 @@
 """Store what the frozen audio encoders make of every song, so that the rest of the model trains without them.
 
-    python precompute_features.py --dataset data/demo_songs --splits train validation \\
-        --music data/demo_backbones/beats --speech data/demo_backbones/whisper --output data/demo_tokens
-    accelerate launch --num_processes 2 precompute_features.py --dataset owner/songs --model you/collap --dtype int8 \\
-        --output data/song_tokens
+    collap precompute --dataset data/demo_songs --splits train validation \\
+        --music data/demo_backbones/beats --speech data/demo_backbones/whisper --output_dir data/demo_tokens
+    accelerate launch --num_processes 2 --module collap precompute --dataset owner/songs --model you/collap \\
+        --dtype int8 --output_dir data/song_tokens
 
 Every process takes its share of the shards. A run that was killed goes on from the whole shards when it is started
 again; so does one after audio has changed. A file that cannot be read is named and skipped. `token_cache.py`
@@ -27,9 +27,9 @@ from transformers import WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from collap.data.batches import check_processes
-from collap.data.samples import audio_source, naming_row, open_dataset
+from collap.data.rows import audio_source, naming_row
+from collap.data.sources import open_dataset
 from collap.data.token_cache import (
-    DTYPES,
     INDEX,
     audio_identity,
     cache_settings,
@@ -42,7 +42,7 @@ from collap.data.token_cache import (
     write_index,
     write_shard,
 )
-from collap.models import load_folder
+from collap.models import load_model
 from modeling_collap import BeatsModel, CoLLAPConfig
 from modeling_collap.configuration_collap import max_segment_seconds
 from modeling_collap.loading_collap import load_speech_encoder, load_whole
@@ -69,7 +69,7 @@ def backbone_tower(music: str, speech: str, segment_seconds: float | None) -> tu
 def load_encoders(options, device: torch.device) -> tuple[AudioTower, CoLLAPFeatureExtractor]:
     """Load the encoders of `--model`, or those of `--music` and `--speech`, in float32, and their feature extractor."""
     if options.model is not None:
-        model, processor = load_folder(options.model)
+        model, processor = load_model(options.model)
         tower, feature_extractor = model.audio_tower, processor.feature_extractor
     else:
         tower, config = backbone_tower(options.music, options.speech, options.segment_seconds)
@@ -83,7 +83,7 @@ def load_encoders(options, device: torch.device) -> tuple[AudioTower, CoLLAPFeat
 def encode_song(
     tower: AudioTower, feature_extractor, source: AudioSource, dtype: str
 ) -> tuple[dict[str, torch.Tensor], float]:
-    """One file, `segment_batch_size` segments at a time.
+    """Encode one file, `segment_batch_size` segments at a time.
 
     Returns:
         Its real tokens (T, M) as `pack_tokens` gives them, and its seconds, to 0.02.
@@ -103,7 +103,7 @@ def encode_song(
 
 @dataclass
 class Split:
-    """A split on its way into a cache: where, from what, and with which settings."""
+    """Hold a split on its way into a cache: where, from what, and with which settings."""
 
     folder: Path
     dataset: datasets.Dataset
@@ -123,7 +123,7 @@ class Split:
 
 
 def compute_shard(split: Split, shard: int, tower: AudioTower, feature_extractor, progress: tqdm):
-    """Computes and writes a shard unless it is there; rows that cannot be read get no tokens."""
+    """Compute and write a shard unless it is there; rows that cannot be read get no tokens."""
     path = split.folder / shard_name(shard)
     identities = [audio_identity(split.audio(row)) for row in split.rows_of(shard)]
     if whole_shard(path, split.settings, identities):
@@ -144,7 +144,7 @@ def compute_shard(split: Split, shard: int, tower: AudioTower, feature_extractor
 
 
 def check_bad_share(split: Split, rows: list[dict], max_bad_share: float) -> str:
-    """Says how many of the `rows` of a split have no tokens.
+    """Say how many of the `rows` of a split have no tokens.
 
     Raises:
         ValueError: more than `max_bad_share` of the split.
@@ -161,7 +161,7 @@ def check_bad_share(split: Split, rows: list[dict], max_bad_share: float) -> str
 
 
 def compute_split(split: Split, tower: AudioTower, feature_extractor, max_bad_share: float, accelerator: Accelerator):
-    """Computes this process's shards; the main one then writes the index and says what the split has become."""
+    """Compute this process's shards; the main one then writes the index and says what the split has become."""
     if accelerator.is_main_process:
         split.folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(split.folder.glob("shard-*.safetensors")):
@@ -190,27 +190,8 @@ def compute_split(split: Split, tower: AudioTower, feature_extractor, max_bad_sh
         )
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--dataset", required=True, help="local folder, table file or Hub id")
-    parser.add_argument("--splits", nargs="+", default=["train", "validation"])
-    parser.add_argument("--config_name", help="configuration of a Hub data set")
-    parser.add_argument("--revision", help="revision of a Hub data set")
-    parser.add_argument("--audio_column", default="audio")
-    parser.add_argument("--model", help="folder or Hub id of a CoLLAP model, for its encoders")
-    parser.add_argument("--music", help="converted BEATs: folder or Hub id; instead of --model")
-    parser.add_argument("--speech", default="openai/whisper-small", help="Whisper: folder or Hub id; with --music")
-    parser.add_argument("--segment_seconds", type=float, help="with --music; default: all that Whisper reads")
-    parser.add_argument("--segment_batch_size", type=int, help="segments encoded at a time; default: the model's")
-    parser.add_argument("--output", required=True, type=Path, help="folder of the cache")
-    parser.add_argument("--dtype", default="float16", choices=DTYPES, help="of the stored tokens")
-    parser.add_argument("--shard_songs", type=int, default=64, help="songs of a file")
-    parser.add_argument("--max_bad_share", type=float, default=0.01, help="of files that may be unreadable")
-    return parser.parse_args(arguments)
-
-
 def check_options(options: argparse.Namespace):
-    """ValueError for options that cannot work, before anything is loaded."""
+    """Raise a ValueError for options that cannot work, before anything is loaded."""
     if (options.model is None) == (options.music is None):
         raise ValueError("name the encoders by one of --model (a CoLLAP model) and --music with --speech")
     if options.model is not None and options.segment_seconds is not None:
@@ -224,29 +205,21 @@ def check_options(options: argparse.Namespace):
         raise ValueError(f"--splits names a split twice: {' '.join(options.splits)}")
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parse_arguments(arguments)
-    try:
-        check_options(options)
-        # Processes meet only at the end of a split, hours after one another where the songs are uneven.
-        accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
-        check_processes(accelerator)
-        columns = {"audio_column": options.audio_column, "text_column": options.audio_column}  # texts are not read
-        source = {"config_name": options.config_name, "revision": options.revision}
-        with accelerator.main_process_first():
-            opened = {name: open_dataset(options.dataset, name, **columns, **source) for name in options.splits}
-        tower, feature_extractor = load_encoders(options, accelerator.device)
-        settings = cache_settings(tower, feature_extractor, options.dtype, options.shard_songs)
-        for name, dataset in opened.items():
-            dataset = dataset.select_columns(options.audio_column)
-            split = Split(options.output / name, dataset, options.audio_column, settings)
-            compute_split(split, tower, feature_extractor, options.max_bad_share, accelerator)
-        accelerator.end_training()
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def run(options: argparse.Namespace) -> int:
+    """Do `collap precompute`; return its exit code."""
+    check_options(options)
+    # Processes meet only at the end of a split, hours after one another where the songs are uneven.
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
+    check_processes(accelerator)
+    columns = {"audio_column": options.audio_column, "text_column": None}
+    source = {"config_name": options.dataset_config, "revision": options.revision}
+    with accelerator.main_process_first():
+        opened = {name: open_dataset(options.dataset, name, **columns, **source) for name in options.splits}
+    tower, feature_extractor = load_encoders(options, accelerator.device)
+    settings = cache_settings(tower, feature_extractor, options.dtype, options.shard_songs)
+    for name, dataset in opened.items():
+        dataset = dataset.select_columns(options.audio_column)
+        split = Split(options.output_dir / name, dataset, options.audio_column, settings)
+        compute_split(split, tower, feature_extractor, options.max_bad_share, accelerator)
+    accelerator.end_training()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

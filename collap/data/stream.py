@@ -1,4 +1,4 @@
-"""Streams of audio and text: data sets read shard by shard, never whole, as batches for training.
+"""Stream audio and text: read a data set shard by shard, never whole, as batches for training.
 
 A shard is a file of a data set (or a range of rows of a local folder of files). Every epoch the shards are shuffled and
 dealt to the processes, and of each process to its lanes: one lane for each worker. A lane reads its shards one after
@@ -15,29 +15,21 @@ import datasets
 import fsspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch.utils.data import get_worker_info
 
 from processing.decode_audio import AudioFileError, header_seconds
 
-from .samples import (
-    MAX_REPLACEMENTS,
-    AudioTextBatch,
-    AudioTextCollator,
-    AudioTextSample,
-    SampleReader,
-    audio_source,
-    check_column,
-    length_buckets,
-    no_replacement,
-    num_segments,
-    open_dataset,
-    parquet_shards,
-    resolve_path,
-    row_name,
-    split_name,
-)
+from .batches import AudioTextBatch, AudioTextCollator, length_buckets
+from .catalogue import Request, find_entry
+from .catalogue.hub import check_hub_id
+from .catalogue.shards import parquet_shards
+from .lengths import num_segments
+from .places import Place
+from .rows import audio_source, check_column, row_name
+from .samples import MAX_REPLACEMENTS, AudioTextSample, SampleReader, no_replacement
+from .sources import open_dataset
+from .tables import ParquetShards, settle_table, split_name
 
 ROWS_READ = 16  # rows that `datasets` hands over at a time; a parquet reader holds a row group anyway
 WINDOW_BATCHES = 16
@@ -52,7 +44,7 @@ def open_stream(
     config_name: str | None = None,
     revision: str | None = None,
 ) -> datasets.IterableDataset:
-    """Opens one split of a data set to be read shard by shard, its audio not decoded.
+    """Open one split of a data set to be read shard by shard, its audio not decoded.
 
     Args:
         source: one of
@@ -71,74 +63,86 @@ def open_stream(
         FileNotFoundError: if a source does not exist.
         ValueError: as [`open_dataset`]; while reading, if a path leads out of the data set's folder.
     """
-    path = Path(source)
-    is_one_shard = path.suffix == ".parquet" and path.is_file() and split_name(split) == "train"
+    _, request = find_entry(Request(source, split, audio_column, config_name, revision))
+    path, columns = request.path, [audio_column, text_column]
+    is_one_shard = path.suffix.lower() == ".parquet" and path.is_file() and split_name(split) == "train"
     shards = [path] if is_one_shard else parquet_shards(path, split)
     if path.exists() and not shards:
         table = open_dataset(source, split, audio_column, text_column)
         stream = table.to_iterable_dataset(num_shards=min(len(table), MAX_FOLDER_SHARDS))
-        return stream.select_columns([audio_column, text_column]).with_format("arrow")
+        return stream.select_columns(columns).with_format("arrow")
     if "[" in split:
         raise ValueError(f"{source}: a stream has no slices; found split {split!r}, expected {split_name(split)!r}")
-    if shards:
-        files = [str(shard) for shard in shards]
-        stream = _load_stream(source, "parquet", data_files={split: files}, split=split)
-    elif source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise FileNotFoundError(f"{source}: no such file or folder; a Hub id has the form owner/name")
-    else:
-        stream = _load_stream(source, source, name=config_name, revision=revision, split=split)
-    if not stream.column_names:
-        raise ValueError(f"{source}: its files do not state their columns; expected parquet shards to stream")
-    for column in (audio_column, text_column):
-        check_column(stream, column, source)
-    kind = stream.features[audio_column]
-    if not isinstance(kind, (datasets.Audio, dict)) and getattr(kind, "dtype", None) not in ("string", "binary"):
-        raise ValueError(f"{source}: the column {audio_column!r} holds {kind}; expected audio: bytes or paths")
-    stream = stream.select_columns([audio_column, text_column])
-    stream = stream.cast_column(audio_column, datasets.Audio(decode=False)).with_format("arrow")
-    places = {"column": audio_column, "folder": str(shards[0].resolve().parent) if shards else None}
-    return stream.map(
-        _resolve_paths,
-        with_indices=True,
-        batched=True,
-        batch_size=ROWS_READ,
-        fn_kwargs=places,
-        features=stream.features,
+    return _stream_shards(shards, source, columns) if shards else _stream_hub(request, columns)
+
+
+def _stream_shards(files: list[Path], source: str, columns: list[str]) -> datasets.IterableDataset:
+    """Stream parquet files by their literal names, which `load_dataset` would take for patterns and addresses."""
+    shards = ParquetShards(files, columns[0], Place(files[0].parent))
+    for column in columns:
+        check_column(shards, column, source)
+    stream = datasets.IterableDataset.from_generator(
+        _shard_rows,
+        features=datasets.Features({name: shards.features[name] for name in columns}),
+        gen_kwargs={"files": files, "columns": tuple(columns)},  # a list would be split over processes,
     )
+    return stream.with_format("arrow")
 
 
-def _load_stream(source: str, *args, **settings) -> datasets.IterableDataset:
+def _shard_rows(files: list[Path], columns: tuple[str, ...]) -> Iterator[dict]:
+    """Give the rows of shards; `datasets` splits the list of files."""
+    for batch in ParquetShards(files, columns[0], Place(files[0].parent), columns).batches():
+        yield from batch.to_pylist()
+
+
+def _stream_hub(request: Request, columns: list[str]) -> datasets.IterableDataset:
+    """Stream a data set of the Hub."""
+    source, place = request.source, {"name": request.config_name, "revision": request.revision}
+    check_hub_id(source)
     try:
-        return datasets.load_dataset(*args, streaming=True, **settings)
+        stream = datasets.load_dataset(source, streaming=True, split=request.split, **place)
     except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
         raise FileNotFoundError(f"{source}: neither a local folder nor a Hub data set in reach ({error})") from error
     except (ValueError, RuntimeError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"{source}: {error.__cause__ or error}") from error
-
-
-def _resolve_paths(table: pa.Table, rows: list[int], column: str, folder: str | None) -> pa.Table:
-    """Paths of rows without bytes, relative to the shards' folder, which they may not leave; None on the Hub."""
-    audio = table.column(column).combine_chunks()
-    content, paths = pc.struct_field(audio, "bytes"), pc.struct_field(audio, "path")
-    needed = pc.and_(pc.is_null(content), pc.is_valid(paths)).to_pylist()
-    if not any(needed):
-        return table
-    if folder is None:
-        raise ValueError(
-            f"the column {column!r} holds paths without bytes ({paths[needed.index(True)].as_py()!r}); a stream from "
-            "the Hub needs the bytes in its shards: train without streaming, or download the data set"
+    if not stream.column_names:
+        raise ValueError(f"{source}: its files do not state their columns; expected parquet shards to stream")
+    for column in columns:
+        check_column(stream, column, source)
+    if isinstance(stream.features[columns[0]], datasets.Audio):
+        stream = stream.cast_column(columns[0], datasets.Audio(decode=False))
+    features = {**stream.features, columns[0]: datasets.Audio(decode=False)}
+    return (
+        stream.select_columns(columns)
+        .with_format("arrow")
+        .map(
+            _settle_hub_rows,
+            with_indices=True,
+            batched=True,
+            batch_size=ROWS_READ,
+            fn_kwargs={"column": columns[0], "source": source},
+            features=datasets.Features({name: features[name] for name in columns}),
         )
-    resolved = [
-        resolve_path({column: path}, row, column, folder)[column] if is_needed else path
-        for row, path, is_needed in zip(rows, paths.to_pylist(), needed, strict=True)
-    ]
-    fields = [content, pa.array(resolved, paths.type)]
-    audio = pa.StructArray.from_arrays(fields, names=["bytes", "path"], mask=pc.is_null(audio))
-    return table.set_column(table.column_names.index(column), column, audio.cast(table.schema.field(column).type))
+    )
+
+
+class _NoPlace:
+    """Refuse paths: nothing but its shards is fetched of a stream from the Hub."""
+
+    def find(self, name: str | None, row: int) -> str:
+        """Raise a ValueError that names the row."""
+        raise ValueError(
+            f"row {row} holds paths without bytes ({name!r}); a stream from the Hub needs the bytes in its shards: "
+            "train without streaming, or download the data set"
+        )
+
+
+def _settle_hub_rows(table: pa.Table, rows: list[int], column: str, source: str) -> pa.Table:
+    return settle_table(table, _NoPlace(), column, source, rows[0])
 
 
 def stream_state(state: dict | None, batch_state: dict) -> dict:
-    """The position of a process after one more batch, to be given to `AudioTextStream.load_state_dict`; JSON-able.
+    """Return the position of a process after one more batch, ready for JSON and `load_state_dict`.
 
     Args:
         state: the position before; None before the first batch.
@@ -155,7 +159,7 @@ def stream_state(state: dict | None, batch_state: dict) -> dict:
 
 @dataclass
 class _Row:
-    """A row of a lane with its position, its audio not decoded."""
+    """Hold a row of a lane with its position, its audio not decoded."""
 
     epoch: int
     order: int
@@ -173,7 +177,7 @@ class _Row:
 
 
 class _Rows:
-    """An iterator of rows that takes rows back."""
+    """Iterate over rows, and take rows back."""
 
     def __init__(self, rows: Iterator[_Row]):
         self.rows, self.waiting = rows, deque()
@@ -189,7 +193,9 @@ class _Rows:
 
 
 class AudioTextStream(torch.utils.data.IterableDataset):
-    """Endless [`AudioTextBatch`]es of one process: for `DataLoader(stream, batch_size=None, num_workers=num_workers)`.
+    """Give endless [`AudioTextBatch`]es of one process.
+
+    For `DataLoader(stream, batch_size=None, num_workers=num_workers)`.
 
     Every row comes once in an epoch, and no song twice in a batch. (Where the rows of a lane are so few that the end of
     an epoch cannot make a batch with other songs from the next one's beginning, those last rows are left out.) A row
@@ -260,7 +266,7 @@ class AudioTextStream(torch.utils.data.IterableDataset):
         self.state = {"batches": 0, "lanes": {}}
 
     def load_state_dict(self, state: dict):
-        """Goes on after the batches that `state` counts; to be called before the `DataLoader` starts its workers.
+        """Go on after the batches that `state` counts; to be called before the `DataLoader` starts its workers.
 
         Raises:
             ValueError: if the stream was another one; says in what.
@@ -283,7 +289,7 @@ class AudioTextStream(torch.utils.data.IterableDataset):
         return self._batches(lane, **self.state["lanes"].get(str(lane), {"start": [0, 0, 0], "batches": 0, "drawn": 0}))
 
     def _batches(self, lane: int, start: list[int], batches: int, drawn: int) -> Iterator[AudioTextBatch]:
-        """Of one lane, after the first `batches` of the window at `start`, which used `drawn` rows beyond it."""
+        """Give those of a lane after the first `batches` of the window at `start`, which used `drawn` rows after it."""
         rows = _Rows(self._lane_rows(lane, start))
         while True:
             window = self._read_window(rows)
@@ -301,7 +307,7 @@ class AudioTextStream(torch.utils.data.IterableDataset):
             batches, drawn = 0, 0
 
     def _plan(self, window: list[_Row], lane: int) -> np.ndarray:
-        """(batches, songs) indexes into a window, batches of about one length."""
+        """Return (batches, songs) indexes into a window, batches of about one length."""
         generator = np.random.default_rng((self.reader.seed, self.process_index, lane, *window[0].position))
         return length_buckets(np.array([self._segments(row) for row in window]), self.songs, generator)
 
@@ -314,7 +320,7 @@ class AudioTextStream(torch.utils.data.IterableDataset):
         return num_segments(min(seconds, longest), self.reader.feature_extractor.segment_seconds)
 
     def _read_samples(self, batch: list[_Row], rows: _Rows) -> tuple[list[AudioTextSample], int]:
-        """The samples of a batch, and how many of `rows` were drawn in place of those that cannot be read."""
+        """Read the samples of a batch, and tell how many of `rows` were drawn in place of those that cannot be read."""
         samples, skipped, keys, drawn = [], [], {row.key for row in batch}, 0
         waiting, failed = deque(batch), 0
         while waiting:
@@ -338,7 +344,7 @@ class AudioTextStream(torch.utils.data.IterableDataset):
 
     @staticmethod
     def _next_free(rows: _Rows, keys: set[tuple[int, int]], skipped: list[tuple[str, str]]) -> tuple[_Row, int]:
-        """The next row whose key is not among `keys`, and how many were drawn to find it."""
+        """Return the next row whose key is not among `keys`, and how many were drawn to find it."""
         last = None
         for drawn, row in enumerate(rows, 1):
             if row.key not in keys:
@@ -349,7 +355,7 @@ class AudioTextStream(torch.utils.data.IterableDataset):
         raise no_replacement(skipped)
 
     def _read_window(self, rows: _Rows) -> list[_Row]:
-        """Whole batches of different songs; what was read beyond them is put back."""
+        """Read whole batches of different songs; put back what was read beyond them."""
         for _ in range(2):
             read, keys = [], set()
             for row in rows:
@@ -370,7 +376,7 @@ class AudioTextStream(torch.utils.data.IterableDataset):
         )
 
     def _lane_rows(self, lane: int, start: list[int]) -> Iterator[_Row]:
-        """Of one lane from a position on, epoch after epoch."""
+        """Give the rows of one lane from a position on, epoch after epoch."""
         epoch, first_shard, first_row = start
         while True:
             shards, is_empty = self._lane_shards(epoch, lane), (first_shard, first_row) == (0, 0)
@@ -389,7 +395,7 @@ class AudioTextStream(torch.utils.data.IterableDataset):
         return own[lane :: self.lanes].tolist()
 
     def _shard_rows(self, shard: int, first: int) -> Iterator[tuple[int, dict]]:
-        """(row, example) of this process in a shard, from row `first` on.
+        """Give (row, example) of this process in a shard, from row `first` on.
 
         Not `iter(dataset)`: in a worker of a `DataLoader` that would split the shard among the workers again.
         """

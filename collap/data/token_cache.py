@@ -1,11 +1,11 @@
-"""What the frozen audio encoders make of every song, on disk: the rest of the model trains without running them.
+"""Keep on disk what the frozen audio encoders make of every song: the rest of the model trains without running them.
 
 A split is a folder of shards, each with the songs of consecutive rows, and of index.json, which is written last:
 
     train/shard-00000.safetensors  tokens (sum T, M) float16, or int8 with scales (sum T, 1) float32; offsets (rows + 1)
     train/index.json               settings, sizes, and of every row its shard, length and audio
 
-`precompute_features.py` writes it, [`TokenCache`] reads it. A shard also holds what the index says of its rows, so that
+`collap precompute` writes it, [`TokenCache`] reads it. A shard also holds what the index says of its rows, so that
 an interrupted run goes on from whole shards alone.
 
 Dimensions: `T` real fused tokens of a song, `K` of a whole segment, `M` music hidden + speech hidden.
@@ -24,10 +24,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from collap.data.samples import FEATURES_VERSION, audio_source, naming_row
 from collap.files import replace_file
 from modeling_collap.configuration_collap import segment_tokens
 from processing.decode_audio import AudioFileError
+
+from .feature_cache import FEATURES_VERSION
+from .rows import audio_source, content_digest, naming_row
 
 FORMAT_VERSION = 1
 DTYPES = ("float16", "int8")
@@ -53,7 +55,7 @@ FEATURE_SETTINGS = (
 
 
 def encoder_digest(audio_tower) -> str:
-    """BLAKE2b of both audio encoders: names, dtypes, shapes and bytes of their weights, and their settings.
+    """Return the BLAKE2b of both audio encoders: names, dtypes, shapes and bytes of their weights, and their settings.
 
     Args:
         audio_tower: an `AudioTower`.
@@ -69,7 +71,7 @@ def encoder_digest(audio_tower) -> str:
 
 
 def cache_settings(audio_tower, feature_extractor, dtype: str, shard_songs: int) -> dict:
-    """All that decides which tokens a cache holds of the same audio, and how.
+    """Return all that decides which tokens a cache holds of the same audio, and how.
 
     Args:
         audio_tower: an `AudioTower`, with or without its adapter.
@@ -90,8 +92,8 @@ def cache_settings(audio_tower, feature_extractor, dtype: str, shard_songs: int)
 
 
 def check_settings(found: dict, wanted: dict, place: Path):
-    """ValueError that says what tells the settings of a cache from those asked for, and what to do."""
-    advice = "name another folder, or delete this one and run precompute_features.py"
+    """Raise a ValueError that says what tells the settings of a cache from those asked for, and what to do."""
+    advice = "name another folder, or delete this one and run collap precompute"
     for name in ("format_version", "dtype", "shard_songs"):
         if found.get(name) != wanted[name]:
             raise ValueError(f"{place}: {name} is {found.get(name)}, expected {wanted[name]}; {advice}")
@@ -106,7 +108,7 @@ def check_settings(found: dict, wanted: dict, place: Path):
 
 
 def audio_identity(audio: dict | None) -> dict:
-    """Name, size in bytes and content digest of an entry of an audio column; None for what there is not."""
+    """Return name, size in bytes and content digest of an entry of an audio column; None for what there is not."""
     identity = {"name": _base_name(audio and audio.get("path")), "bytes": None, "digest": None}
     try:
         source = audio_source(audio)
@@ -116,11 +118,11 @@ def audio_identity(audio: dict | None) -> dict:
                 return {**identity, "bytes": file.tell(), "digest": digest.hexdigest()}
     except (OSError, ValueError):  # said with its row when it is decoded
         return identity
-    return {**identity, "bytes": len(source), "digest": hashlib.blake2b(source, digest_size=16).hexdigest()}
+    return {**identity, "bytes": len(source), "digest": content_digest(source)}
 
 
 def audio_sizes(dataset: datasets.Dataset, audio_column: str) -> Iterator[tuple[str | None, int | None]]:
-    """Name and size in bytes of every row's audio as in [`audio_identity`], without reading it."""
+    """Give name and size in bytes of every row's audio as in [`audio_identity`], without reading it."""
     # Arrow, so that the bytes of the audio are not copied to be counted.
     for table in dataset.select_columns(audio_column).with_format("arrow").iter(batch_size=100):
         audio = table.column(audio_column)
@@ -146,7 +148,7 @@ def _file_size(path: str | None) -> int | None:
 
 
 def pack_tokens(tokens: torch.Tensor, dtype: str) -> dict[str, torch.Tensor]:
-    """Tokens as they are stored; int8 is symmetric, with the largest magnitude of each token at 127.
+    """Pack tokens as they are stored; int8 is symmetric, with the largest magnitude of each token at 127.
 
     Args:
         tokens: (T, M) float32.
@@ -168,13 +170,13 @@ def pack_tokens(tokens: torch.Tensor, dtype: str) -> dict[str, torch.Tensor]:
 
 
 def unpack_tokens(packed: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The inverse of [`pack_tokens`] up to its rounding, (T, M) float32."""
+    """Undo [`pack_tokens`] up to its rounding: (T, M) float32."""
     tokens = packed["tokens"].float()
     return tokens * packed["scales"] if "scales" in packed else tokens
 
 
 def checksum(packed: dict[str, torch.Tensor]) -> int:
-    """CRC-32 of a song's packed tokens."""
+    """Return the CRC-32 of a song's packed tokens."""
     value = 0
     for name in sorted(packed):
         value = zlib.crc32(packed[name].contiguous().numpy(), value)
@@ -182,11 +184,12 @@ def checksum(packed: dict[str, torch.Tensor]) -> int:
 
 
 def shard_name(shard: int) -> str:
+    """Return `"shard-00007.safetensors"` of 7."""
     return f"shard-{shard:05d}.safetensors"
 
 
 def write_shard(path: Path, settings: dict, songs: list[tuple[dict, dict[str, torch.Tensor]]]):
-    """Writes the songs of consecutive rows.
+    """Write the songs of consecutive rows.
 
     Args:
         settings: from [`cache_settings`].
@@ -200,7 +203,7 @@ def write_shard(path: Path, settings: dict, songs: list[tuple[dict, dict[str, to
 
 
 def read_header(path: Path) -> tuple[dict, list[dict]] | None:
-    """Settings and rows of a shard; None if there is none or it is damaged."""
+    """Read settings and rows of a shard; None if there is none or it is damaged."""
     try:
         with safe_open(path, framework="pt") as shard:
             header = json.loads(shard.metadata()[HEADER])
@@ -210,7 +213,7 @@ def read_header(path: Path) -> tuple[dict, list[dict]] | None:
 
 
 def read_tokens(path: Path, start: int, count: int) -> dict[str, torch.Tensor]:
-    """`count` packed tokens of a shard from `start` on; nothing else of it is read."""
+    """Read `count` packed tokens of a shard from `start` on, and nothing else of it."""
     # Opened anew each time: a tenth of a millisecond, and no handles to share among worker processes or to run out of.
     with safe_open(path, framework="pt") as shard:
         names = [name for name in shard.keys() if name != "offsets"]  # noqa: SIM118  it is no mapping
@@ -218,7 +221,7 @@ def read_tokens(path: Path, start: int, count: int) -> dict[str, torch.Tensor]:
 
 
 def whole_shard(path: Path, settings: dict, identities: list[dict]) -> bool:
-    """Whether a shard is there, of these settings and audios, and every song in it is as it was written."""
+    """Tell whether a shard is there, of these settings and audios, and every song in it is as it was written."""
     found = read_header(path)
     if found is None or found[0] != settings:
         return False
@@ -233,7 +236,7 @@ def whole_shard(path: Path, settings: dict, identities: list[dict]) -> bool:
 
 
 def read_shards(folder: Path, settings: dict, num_shards: int) -> list[dict]:
-    """The rows of all shards, each with its shard and the place of its first token.
+    """Read the rows of all shards, each with its shard and the place of its first token.
 
     Raises:
         ValueError: a shard is missing or damaged: another run is writing to the folder, or processes do not share it.
@@ -251,8 +254,8 @@ def read_shards(folder: Path, settings: dict, num_shards: int) -> list[dict]:
 
 
 def write_index(folder: Path, settings: dict, rows: list[dict]) -> dict:
-    """Writes index.json for the rows of [`read_shards`], removes shards of an earlier, larger data set, and returns
-    the index."""
+    """Write index.json for the rows of [`read_shards`], remove shards of an earlier, larger data set, and return the
+    index."""
     sizes = {name: (folder / name).stat().st_size for name in dict.fromkeys(row["shard"] for row in rows)}
     for path in folder.glob("shard-*"):
         if path.name not in sizes:
@@ -269,7 +272,7 @@ def write_index(folder: Path, settings: dict, rows: list[dict]) -> dict:
 
 
 class TokenCache:
-    """The stored tokens of a split; row i is that of the data set. Made by [`TokenCache.open`].
+    """Give the stored tokens of a split; row i is that of the data set. Made by [`TokenCache.open`].
 
     `model(fused_tokens=..., audio_token_mask=...)` takes them, padded to one length. It keeps no file open, so it works
     in the workers of a `DataLoader`.
@@ -289,11 +292,11 @@ class TokenCache:
         dataset: datasets.Dataset,
         audio_column: str = "audio",
     ) -> "TokenCache":
-        """Opens the cache of a split after checking that it belongs to this model and data set: the encoders' weights,
+        """Open the cache of a split after checking that it belongs to this model and data set: the encoders' weights,
         the settings, and names and sizes of all audio and shards; the content is checked where it is read.
 
         Args:
-            folder: the `--output` of precompute_features.py.
+            folder: the `--output_dir` of `collap precompute`.
             split: as it was given there.
             model: a `CoLLAPModel` with the encoders that made the cache, not compiled or sharded yet.
             feature_extractor: of its processor.
@@ -313,7 +316,7 @@ class TokenCache:
             if _file_size(folder / name) != size:
                 raise ValueError(
                     f"{folder / name}: has {_file_size(folder / name)} bytes, expected {size}; run "
-                    "precompute_features.py again: it computes what is missing or damaged"
+                    "collap precompute again: it computes what is missing or damaged"
                 )
         return cls(folder, index["rows"])
 
@@ -321,15 +324,15 @@ class TokenCache:
         return len(self.rows)
 
     def seconds(self, row: int) -> float:
-        """Length of a row's audio, to 0.02 s; 0 if it could not be read."""
+        """Return the length of a row's audio in seconds, to 0.02 s; 0 if it could not be read."""
         return self.rows[row]["seconds"]
 
     def tokens(self, row: int) -> int:
-        """T of a row; 0 if its audio could not be read."""
+        """Return T of a row; 0 if its audio could not be read."""
         return self.rows[row]["tokens"]
 
     def __getitem__(self, row: int) -> torch.Tensor:
-        """The real fused tokens of a row, (T, M) float32.
+        """Read the real fused tokens of a row, (T, M) float32.
 
         Raises:
             AudioFileError: its audio could not be read when the cache was made; names the row.
@@ -338,7 +341,7 @@ class TokenCache:
         entry = self.rows[row]
         if not entry["tokens"]:
             with naming_row(row, {"path": entry["name"]}):
-                raise AudioFileError("has no tokens: precompute_features.py could not read it")
+                raise AudioFileError("has no tokens: collap precompute could not read it")
         path = self.folder / entry["shard"]
         try:
             packed = read_tokens(path, entry["start"], entry["tokens"])
@@ -346,7 +349,7 @@ class TokenCache:
         except (OSError, SafetensorError) as error:
             damage = str(error)
         if damage:
-            raise ValueError(f"{path}: row {row} is damaged ({damage}); run precompute_features.py again to mend it")
+            raise ValueError(f"{path}: row {row} is damaged ({damage}); run collap precompute again to mend it")
         return unpack_tokens(packed)
 
 
@@ -357,11 +360,11 @@ def _read_index(folder: Path) -> dict:
     except FileNotFoundError as error:
         made = sorted(found.parent.name for found in folder.parent.glob(f"*/{INDEX}"))
         raise ValueError(
-            f"{path}: not there; the splits with a whole cache are {made}. Run precompute_features.py, or run it again "
+            f"{path}: not there; the splits with a whole cache are {made}. Run collap precompute, or run it again "
             "if it was interrupted: it goes on from the shards that are there"
         ) from error
     except ValueError as error:
-        raise ValueError(f"{path}: is not JSON ({error}); run precompute_features.py again") from error
+        raise ValueError(f"{path}: is not JSON ({error}); run collap precompute again") from error
     if not isinstance(index, dict) or index.get("format_version") != FORMAT_VERSION:
         found = index.get("format_version") if isinstance(index, dict) else None
         raise ValueError(f"{path}: has format_version {found}, expected {FORMAT_VERSION}; make the cache anew")
@@ -372,11 +375,11 @@ def _check_rows(rows: list[dict], dataset: datasets.Dataset, audio_column: str, 
     if len(rows) != len(dataset):
         raise ValueError(
             f"{folder}: holds {len(rows)} rows, the data set {len(dataset)}: another data set or split; run "
-            "precompute_features.py on this one, with another --output"
+            "collap precompute on this one, with another --output_dir"
         )
     for row, (name, size) in enumerate(audio_sizes(dataset, audio_column)):
         if (rows[row]["name"], rows[row]["bytes"]) != (name, size):
             raise ValueError(
                 f"{folder}: row {row} was made from {rows[row]['name']} ({rows[row]['bytes']} bytes), in the data set "
-                f"it is {name} ({size} bytes); run precompute_features.py again: it computes only shards that changed"
+                f"it is {name} ({size} bytes); run collap precompute again: it computes only shards that changed"
             )

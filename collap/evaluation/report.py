@@ -1,19 +1,7 @@
-"""Write the results of a retrieval evaluation as JSON, Markdown and PNG, and plot where in a song a text matches.
-
-`results` is one dict:
-
-    {"model", "dataset", "split", "caption_column", "command": str, "num_audios", "num_texts", "seed": int,
-     "scores": {score kind: {"text_to_audio": figures, "audio_to_text": figures}}, ...}
-
-`figures` is what the metric `audio_text_retrieval` returns. Further keys are kept: all in the JSON, plain values also
-in the Markdown. No figure is written without its pool size, interval and chance level.
-"""
+"""Write the results of a retrieval evaluation as JSON, Markdown and PNG, and plot where in a song a text matches."""
 
 import json
-import math
-import os
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +10,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-DIRECTIONS = {"text_to_audio": "Text to audio", "audio_to_text": "Audio to text"}
-QUERY_AND_POOL = {"text_to_audio": ("texts", "audios"), "audio_to_text": ("audios", "texts")}
-FIGURE_KEYS = ("value", "low", "high", "chance")
-SIZE_KEYS = ("pool_size", "num_queries", "num_songs", "num_bootstrap", "confidence")
-TEXT_KEYS = ("model", "dataset", "split", "caption_column", "num_audios", "num_texts", "seed", "command")
+from collap.files import replace_file, replace_text
+
+from .metrics import measure_of
+from .results import (
+    DIRECTIONS,
+    Results,
+    check_results,
+    figure_names,
+    interval_text,
+    measures_text,
+    pool_text,
+    show_interval,
+)
+
 # Okabe and Ito's palette, grey for its yellow, which is pale on white: told apart by colour-blind readers and in print.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#555555")
 
 
 def to_plain(value: Any) -> Any:
-    """The same value with numpy scalars, arrays, tuples and paths as what JSON knows; keys become strings."""
+    """Return the same value with numpy scalars, arrays, tuples and paths as what JSON knows; keys become strings."""
     if isinstance(value, dict):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -42,95 +39,28 @@ def to_plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def figure_names(figures: dict) -> list[str]:
-    """Names of the figures in the order of the table: R@k by k, then median rank and mAP."""
-    recalls = sorted((name for name in figures if name.startswith("R@")), key=lambda name: int(name[2:]))
-    return [*recalls, "median_rank", "mAP"]
-
-
-def check_results(results: dict) -> None:
-    """Raise ValueError, naming the place, unless every figure has a pool size, an interval and a chance level."""
-    missing = [key for key in (*TEXT_KEYS, "scores") if key not in results]
-    if missing or not results["scores"]:
-        raise ValueError(f"results must hold {', '.join(missing) or 'at least one score kind in scores'}.")
-    for direction in DIRECTIONS:
-        shared = {}
-        for kind, by_direction in results["scores"].items():
-            place = f"scores[{kind!r}][{direction!r}]"
-            if direction not in by_direction:
-                raise ValueError(f"{place} is missing: both directions are reported.")
-            _check_figures(by_direction[direction], place)
-            # One chance row and one line of sizes stand for all score kinds.
-            facts = {key: by_direction[direction][key] for key in SIZE_KEYS}
-            shared[kind] = {**facts, "figures": figure_names(by_direction[direction])}
-        first = next(iter(shared))
-        different = [kind for kind in shared if shared[kind] != shared[first]]
-        if different:
-            raise ValueError(
-                f"{direction}: score kinds in one table must share pool, queries and figures, but "
-                f"{first!r} has {shared[first]} and {different[0]!r} has {shared[different[0]]}."
-            )
-
-
-def _check_figures(figures: dict, place: str) -> None:
-    """`check_results` for one direction of one score kind."""
-    missing = [key for key in SIZE_KEYS if not isinstance(figures.get(key), (int, float, np.number))]
-    if missing:
-        raise ValueError(
-            f"{place} has no {', '.join(missing)}: a figure without its pool and resampling is not printed."
-        )
-    names = figure_names(figures)
-    if len(names) == 2:
-        raise ValueError(
-            f"{place} has no R@k: call the metric with a k of at most the pool size {figures['pool_size']}."
-        )
-    for name in names:
-        for key in FIGURE_KEYS:
-            figure = figures.get(name)
-            number = figure.get(key) if isinstance(figure, dict) else None
-            if number is None or not math.isfinite(number):
-                raise ValueError(
-                    f"{place}[{name!r}][{key!r}] is {number}, expected a finite number. An interval needs two songs or "
-                    f"more; there are {figures['num_songs']}."
-                )
-
-
-def _number(name: str, number: float) -> str:
-    """One decimal; a rank loses a trailing zero, and a percentage that would round to zero keeps one digit."""
-    if name == "median_rank":
-        return f"{number:.1f}".removesuffix(".0")
-    return f"{number:.1g}" if 0 < number < 0.05 else f"{number:.1f}"
-
-
 def _row(label: str, cells: list[str]) -> str:
-    """One line of a Markdown table."""
+    """Return one line of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in [label, *cells]) + " |"
 
 
 def _direction_table(scores: dict, direction: str) -> list[str]:
-    """Heading, table and size line of one direction."""
+    """Return heading, table and size line of one direction."""
     by_kind = {kind: by_direction[direction] for kind, by_direction in scores.items()}
     figures = next(iter(by_kind.values()))
     names = figure_names(figures)
-    lines = [f"## {DIRECTIONS[direction]}", "", _row("score", names).replace("median_rank", "median rank")]
+    lines = [f"## {DIRECTIONS[direction]['title']}", "", _row("score", [measure_of(name).title for name in names])]
     lines.append("|---" * (len(names) + 1) + "|")
-    for kind, measured in by_kind.items():
-        cells = [[_number(name, measured[name][key]) for key in ("value", "low", "high")] for name in names]
-        lines.append(_row(kind, [f"{value} [{low}, {high}]" for value, low, high in cells]))
-    lines.append(_row("chance", [_number(name, figures[name]["chance"]) for name in names]))
-    queries, pool = QUERY_AND_POOL[direction]
-    interval = f"{100 * figures['confidence']:g} % bootstrap interval by song ({figures['num_bootstrap']} resamples)"
-    lines += ["", f"Pool: {figures['pool_size']} {pool}. Queries: {figures['num_queries']} {queries} of "]
-    lines[-1] += f"{figures['num_songs']} songs. In brackets: {interval}."
+    lines += [_row(kind, [show_interval(name, measured[name]) for name in names]) for kind, measured in by_kind.items()]
+    lines.append(_row("chance", [measure_of(name).show(figures[name]["chance"]) for name in names]))
+    sizes = f"{pool_text(direction, figures)}, of {figures['num_songs']} songs. In brackets: {interval_text(figures)}."
     if any(measured[name]["low"] == measured[name]["high"] for measured in by_kind.values() for name in names):
-        lines[-1] += " An interval without width means that all resamples agree, not certainty about other songs."
-    return [*lines, ""]
+        sizes += " An interval without width means that all resamples agree, not certainty about other songs."
+    return [*lines, "", sizes, ""]
 
 
-def to_markdown(results: dict) -> str:
-    """One table per direction: a row per score kind and one for chance, a column per figure as `39.0 [30.1, 48.2]`.
-
-    R@k and mAP are in percent.
+def to_markdown(results: Results) -> str:
+    """Return one table per direction: a row per score kind and one for chance, a column per figure.
 
     Raises:
         ValueError: a figure has no pool size, interval or chance level, or a key of `results` is missing.
@@ -138,29 +68,18 @@ def to_markdown(results: dict) -> str:
     check_results(results)
     results = to_plain(results)
     lines = [f"# Retrieval: {results['model']} on {results['dataset']}", ""]
-    facts = {"split": results["split"], "caption column": results["caption_column"]}
-    facts |= {"audios": results["num_audios"], "texts": results["num_texts"], "seed": results["seed"]}
-    facts |= {
-        key: value
-        for key, value in results.items()
-        if key not in TEXT_KEYS and isinstance(value, (str, int, float, bool))
-    }
-    lines += [f"- {name}: {value}" for name, value in facts.items()]
+    plain = {name: value for name, value in results.items() if isinstance(value, (str, int, float, bool))}
+    told = ("model", "dataset", "command")  # elsewhere
     lines += [
-        "",
-        "```bash",
-        results["command"],
-        "```",
-        "",
-        "R@k and mAP in percent, higher is better; ranks: lower is better.",
-        "",
+        f"- {name.removeprefix('num_').replace('_', ' ')}: {value}" for name, value in plain.items() if name not in told
     ]
+    lines += ["", "```bash", results["command"], "```", "", f"{measures_text()}.", ""]
     for direction in DIRECTIONS:
         lines += _direction_table(results["scores"], direction)
     return "\n".join(lines)
 
 
-def write_report(results: dict, folder: str | Path) -> dict[str, Path]:
+def write_report(results: Results, folder: str | Path) -> dict[str, Path]:
     """Write `results.json`, `results.md` and `results.png` into `folder`, which is made if needed.
 
     Each file is written beside its place and renamed, so a reader never meets half of one.
@@ -180,20 +99,10 @@ def write_report(results: dict, folder: str | Path) -> dict[str, Path]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = {suffix: folder / f"results.{suffix}" for suffix in ("json", "md", "png")}
-    _write_atomically(paths["json"], lambda path: path.write_text(text, encoding="utf-8"))
-    _write_atomically(paths["md"], lambda path: path.write_text(markdown, encoding="utf-8"))
-    _write_atomically(paths["png"], lambda path: _save_figure(_recall_figure(plain), path))
+    replace_text(paths["json"], text)
+    replace_text(paths["md"], markdown)
+    replace_file(paths["png"], lambda path: _save_figure(_recall_figure(plain), path))
     return paths
-
-
-def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary file in the same folder, then rename it to `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _save_figure(figure: Figure, path: Path) -> None:
@@ -205,7 +114,7 @@ def _save_figure(figure: Figure, path: Path) -> None:
 
 
 def _recall_figure(results: dict) -> Figure:
-    """Bars of R@k with their intervals per score kind, chance marked, one panel per direction."""
+    """Draw bars of R@k with their intervals per score kind, chance marked, one panel per direction."""
     names = figure_names(next(iter(results["scores"].values()))["text_to_audio"])
     figure = Figure(figsize=(max(9.0, 0.5 * len(names) * (1 + len(results["scores"]))), 5.2), layout="constrained")
     panels = figure.subplots(1, len(DIRECTIONS), sharey=True)
@@ -220,7 +129,7 @@ def _recall_figure(results: dict) -> Figure:
 
 
 def _draw_recalls(axes: Axes, scores: dict, direction: str) -> None:
-    """One panel of `_recall_figure`."""
+    """Draw one panel of `_recall_figure`."""
     by_kind = {kind: by_direction[direction] for kind, by_direction in scores.items()}
     figures = next(iter(by_kind.values()))
     names = [name for name in figure_names(figures) if name.startswith("R@")]
@@ -238,10 +147,8 @@ def _draw_recalls(axes: Axes, scores: dict, direction: str) -> None:
     axes.hlines(
         chances, places - 0.46, places + 0.46, colors="black", linestyles=(0, (3, 1)), linewidth=1.6, label="chance"
     )
-    queries, pool = QUERY_AND_POOL[direction]
-    interval = f"{100 * figures['confidence']:g} % interval by song"
-    sizes = f"{figures['num_queries']} {queries} of {figures['num_songs']} songs, pool {figures['pool_size']} {pool}"
-    axes.set_title(f"{DIRECTIONS[direction]}\n{sizes}; {interval}", fontsize=9)
+    sizes = f"{pool_text(direction, figures)}; {100 * figures['confidence']:g} % interval by song"
+    axes.set_title(f"{DIRECTIONS[direction]['title']}\n{sizes}", fontsize=9)
     axes.set_xticks(places, names)
     axes.set_ylim(0, 103)
     axes.grid(axis="y", color="#DDDDDD")
@@ -291,7 +198,7 @@ def plot_localization(
     figure.suptitle(textwrap.fill(title, 100))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_atomically(path, lambda temporary: _save_figure(figure, temporary))
+    replace_file(path, lambda temporary: _save_figure(figure, temporary))
 
 
 def _draw_sections(axes: Axes, sections: list[dict], colors: dict[str, str]) -> None:

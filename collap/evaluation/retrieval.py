@@ -1,111 +1,63 @@
 """Text-to-audio and audio-to-text retrieval of a CoLLAP model on a data set of audio and text.
 
-    python evaluate_retrieval.py --model runs/demo/collap-gpt2/best --dataset data/demo_songs --text_column captions
-    python evaluate_retrieval.py --model you/collap-gpt2 --dataset owner/songs --split test --audio_column audio
+    collap evaluate --model runs/demo/collap-gpt2/best --dataset data/demo_songs --text_column captions
+    collap evaluate --model you/collap-gpt2 --dataset owner/songs --split test --audio_column audio
 
 Every audio is embedded whole, in bounded memory, and scored against all texts before the next one is read; only the
-score matrix is kept. Rows that share `--song_column` are one song: its texts are all correct answers for it. Writes
-results.json, results.md, results.png, and with `--sections_column` localization.png, to `--output_dir`.
+score matrix is kept. Rows that share `--song_column` are one song: its texts are all correct answers for it, and so is
+every text in the same words. Writes results.json, results.md, results.png, and with `--sections_column`
+localization.png, to `--output_dir`.
 
-Dimensions: `A` audios, `B` texts.
+Dimensions: `A` audios, `B` texts, `T` fused tokens, `D` shared width, `W` frames.
 """
 
-import argparse
 import math
-import shlex
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
-import evaluate
 import numpy as np
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from collap.data.samples import (
-    CACHED_COLUMN,
-    audio_source,
-    check_column,
-    load_cached_features,
-    naming_row,
-    open_dataset,
-    row_texts,
-)
-from collap.evaluation.report import plot_localization, to_markdown, write_report
-from collap.models import load_folder, weights_digest
+from collap.data.feature_cache import CACHED_COLUMN, load_cached_features
+from collap.data.rows import audio_source, check_column, named_audio, naming_row
+from collap.data.sources import open_dataset
+from collap.models import load_model, weights_digest
 from modeling_collap import mean_pooled_scores
 from processing.embed_audio import embed_audio, embed_segments
 
-METRIC = Path(__file__).resolve().parent.parent / "hub" / "spaces" / "audio_text_retrieval"
-RANK_CHUNK = 512  # queries ranked at a time
-
-
-@dataclass
-class RetrievalSet:
-    """Songs and the texts that describe them.
-
-    Attributes:
-        rows: data set row of every song.
-        names: label of every song.
-        texts: all texts, song by song.
-        song_of_text: index of the song that each text describes.
-    """
-
-    rows: list[int]
-    names: list[str]
-    texts: list[str]
-    song_of_text: list[int]
-
-
-def collect_songs(dataset, text_column: str, song_column: str | None) -> RetrievalSet:
-    """Rows with the same `song_column` are one song (the audio of the first is used); without it each row is one.
-
-    Raises:
-        ValueError: names a row without a song or without a text.
-    """
-    songs = RetrievalSet([], [], [], [])
-    index_of: dict[str, int] = {}
-    for row, example in enumerate(
-        dataset.remove_columns(CACHED_COLUMN) if CACHED_COLUMN in dataset.column_names else dataset
-    ):
-        name = f"row {row}"
-        if song_column:
-            name = "" if example[song_column] is None else str(example[song_column]).strip()
-        if not name:
-            raise ValueError(f"row {row} has no {song_column!r}; with a song column every row must name its song")
-        if name not in index_of:
-            index_of[name] = len(songs.rows)
-            songs.rows.append(row)
-            songs.names.append(name)
-        texts = row_texts(example[text_column], row)
-        songs.texts.extend(texts)
-        songs.song_of_text.extend([index_of[name]] * len(texts))
-    return songs
+from .metrics import ranks_of_correct, retrieval_metrics
+from .report import plot_localization, to_markdown, write_report
+from .results import Results, command_line
+from .songs import RetrievalSet, collect_songs, count_shared_texts, first_read_alike
 
 
 @torch.no_grad()
 def embed_texts(model, processor, texts: list[str], batch_size: int = 32) -> torch.Tensor:
-    """(B, D) float32 on the model's device."""
+    """Embed texts (B, D), float32 on the model's device; those that are read alike have, bit for bit, one vector."""
+    first = first_read_alike(processor, texts)
+    distinct = sorted(set(first))
     embeds = []
-    for start in range(0, len(texts), batch_size):
-        inputs = processor(text=texts[start : start + batch_size], device=model.device)
-        embeds.append(model.get_text_features(**inputs))
-    return torch.cat(embeds)  # (B, D)
+    for start in range(0, len(distinct), batch_size):
+        batch = [texts[text] for text in distinct[start : start + batch_size]]
+        embeds.append(model.get_text_features(**processor(text=batch, device=model.device)))
+    place = {text: index for index, text in enumerate(distinct)}
+    return torch.cat(embeds)[[place[text] for text in first]]  # (B, D)
 
 
 def embed_row(model, processor, dataset, row: int, audio_column: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings (1, T, D) and token mask (1, T) of one row, from its cached features if it has them.
+    """Embed the audio of a row, from its cached features if it has them: (1, T, D), and its token mask (1, T).
 
     Raises:
         AudioFileError: names the row and its file.
     """
-    example = dataset[row]
-    audio = example[audio_column]
+    if CACHED_COLUMN in dataset.column_names:
+        with naming_row(row, named_audio(dataset, row, audio_column)):
+            return embed_segments(model, [load_cached_features(dataset.select_columns(CACHED_COLUMN)[row])])
+    audio = dataset[row][audio_column]
     with naming_row(row, audio):
-        if CACHED_COLUMN in example:
-            return embed_segments(model, [load_cached_features(example)])
         return embed_audio(model, processor.feature_extractor, audio_source(audio))
 
 
@@ -113,7 +65,7 @@ def embed_row(model, processor, dataset, row: int, audio_column: str) -> tuple[t
 def score_songs(
     model, text_embeds: torch.Tensor, audio_embeds: Iterable[tuple[torch.Tensor, torch.Tensor]], chunk_size: int
 ) -> dict[str, np.ndarray]:
-    """Score rows of songs that are embedded one at a time.
+    """Score songs that are embedded one at a time.
 
     Args:
         text_embeds: (B, D).
@@ -123,57 +75,55 @@ def score_songs(
     Returns:
         `{"collap": (A, B), "mean_pooled": (A, B)}` float32: CoLLAP's score, and the cosine with the mean token.
     """
-    empty = np.zeros((0, len(text_embeds)), np.float32)  # a process may have no songs
+    # Equal texts get equal scores, whatever the order in which a product is summed: each is scored once.
+    distinct, place = torch.unique(text_embeds, dim=0, return_inverse=True)  # (at most B, D), (B,)
+    place = place.cpu().numpy()
+    empty = np.zeros((0, len(distinct)), np.float32)  # a process may have no songs
     rows = {"collap": [empty], "mean_pooled": [empty]}
     for tokens, mask in audio_embeds:
-        rows["collap"].append(model.score(text_embeds, tokens, mask, chunk_size=chunk_size).cpu().numpy())
-        rows["mean_pooled"].append(mean_pooled_scores(text_embeds, tokens, mask).cpu().numpy())
-    return {kind: np.concatenate(scores) for kind, scores in rows.items()}
+        rows["collap"].append(model.score(distinct, tokens, mask, chunk_size=chunk_size).cpu().numpy())
+        rows["mean_pooled"].append(mean_pooled_scores(distinct, tokens, mask).cpu().numpy())
+    return {kind: np.concatenate(scores)[:, place] for kind, scores in rows.items()}  # (A, B)
 
 
-def retrieval_figures(scores: np.ndarray, song_of_text: list[int], names: list[str], seed: int = 0, **settings) -> dict:
-    """Both directions through the metric module.
+def retrieval_figures(scores: np.ndarray, songs: RetrievalSet, seed: int = 0, **settings) -> dict[str, dict]:
+    """Measure both directions; a text that describes several songs in the same words is correct for all of them.
 
     Args:
         scores: (A, B).
-        song_of_text: (B,) song of every text.
-        names: (A,) labels of the songs.
-        seed, **settings: of the metric.
+        seed, **settings: of `retrieval_metrics`.
     """
-    texts_of_song = [[] for _ in names]
-    for text, song in enumerate(song_of_text):
-        texts_of_song[song].append(text)
-    text_songs = [names[song] for song in song_of_text]
+    songs_of_texts = songs.songs_of_texts()
+    texts_of_songs = [[] for _ in songs.names]
+    for text, described in enumerate(songs_of_texts):
+        for song in described:
+            texts_of_songs[song].append(text)
+    text_names = [songs.names[song] for song in songs.song_of_text]
+    directions = {
+        "text_to_audio": (scores.T, songs_of_texts, text_names),
+        "audio_to_text": (scores, texts_of_songs, songs.names),
+    }
     return {
-        "text_to_audio": _direction(scores.T, [[song] for song in song_of_text], text_songs, seed, settings),
-        "audio_to_text": _direction(scores, texts_of_song, names, seed, settings),
+        name: retrieval_metrics(ranks_of_correct(matrix, correct), matrix.shape[1], groups, seed=seed, **settings)
+        for name, (matrix, correct, groups) in directions.items()
     }
 
 
-def _direction(scores: np.ndarray, correct: list[list[int]], groups: list[str], seed: int, settings: dict) -> dict:
-    metric = evaluate.load(str(METRIC), keep_in_memory=True)
-    for start in range(0, len(correct), RANK_CHUNK):
-        chunk = slice(start, start + RANK_CHUNK)
-        ranks = metric.ranks_of_correct(scores[chunk], correct[chunk], first_query=start)
-        metric.add_batch(predictions=ranks, references=[scores.shape[1]] * len(ranks))
-    return metric.compute(groups=groups, seed=seed, **settings)
-
-
-def report_of(figures: dict[str, dict], **names: str | None) -> dict:
-    """The results as `collap.evaluation.report` and model cards read them.
+def make_results(figures: dict[str, dict], **facts: str | int | None) -> Results:
+    """Put together what reports and model cards read.
 
     Args:
         figures: score kind -> figures of both directions.
-        **names: model, dataset, config_name, revision, split and caption_column; weights, from `weights_digest`.
+        **facts: further fields of `Results`: model, dataset, split, text_column, ...
     """
     sizes = next(iter(figures.values()))["text_to_audio"]
     numbers = {"num_audios": sizes["pool_size"], "num_texts": sizes["num_queries"], "seed": sizes["seed"]}
-    return {**names, **numbers, "command": shlex.join(["python", *sys.argv]), "scores": figures}
+    return Results(**facts, **numbers, command=command_line(), scores=figures)
 
 
 @torch.no_grad()
 def localize_song(model, processor, dataset, row: int, texts: list[str], audio_column: str):
-    """Score over time of one song for each text: centre of every frame in seconds (W,), scores (len(texts), W)."""
+    """Score a song over time for each text: centre of every frame in seconds (W,), scores (B, W)."""
     tokens, mask = embed_row(model, processor, dataset, row, audio_column)
     found = model.localize(embed_texts(model, processor, texts), tokens, mask)
     frames = found.frame_mask[0]  # (W,)
@@ -181,8 +131,8 @@ def localize_song(model, processor, dataset, row: int, texts: list[str], audio_c
 
 
 def draw_localization(model, processor, dataset, songs: RetrievalSet, options, path: Path):
-    """The first song's score over time, over its true sections, for its own text and for that of the next song; each
-    relative to the mean of all texts, because what all texts have in common says nothing about this one."""
+    """Draw the first song's score over time, over its true sections, for its own text and for that of the next song;
+    each relative to the mean of all texts, because what all texts have in common says nothing about this one."""
     times, scores = localize_song(model, processor, dataset, songs.rows[0], songs.texts, options.audio_column)
     relative = scores - scores.mean(0)  # (B, W)
     lines = {
@@ -195,7 +145,7 @@ def draw_localization(model, processor, dataset, songs: RetrievalSet, options, p
 
 
 def check_sections(sections, name: str):
-    """Raises a ValueError that names what is no section, in the form that `collap.evaluation.report` draws."""
+    """Raise a ValueError that names what is no section, in the form that `collap.evaluation.report` draws."""
     if not isinstance(sections, list):
         raise ValueError(f"{name} is {sections!r}; expected a list of sections with label, start and end")
     for index, section in enumerate(sections):
@@ -208,8 +158,8 @@ def check_sections(sections, name: str):
 
 
 def open_songs(options) -> tuple[Dataset, RetrievalSet]:
-    """The data set and its songs; all that can be told to be wrong before anything is encoded."""
-    columns = (options.audio_column, options.text_column, options.config_name, options.revision)
+    """Open the data set and its songs; whatever can be told to be wrong is told before anything is encoded."""
+    columns = (options.audio_column, options.text_column, options.dataset_config, options.revision)
     dataset = open_dataset(options.dataset, options.split, *columns)
     for column in filter(None, (options.song_column, options.sections_column)):
         check_column(dataset, column, options.dataset)
@@ -219,67 +169,51 @@ def open_songs(options) -> tuple[Dataset, RetrievalSet]:
     if options.sections_column:
         row = songs.rows[0]
         check_sections(dataset[row][options.sections_column], f"{options.sections_column!r} of row {row}")
-    if Path(options.output_dir).exists() and not Path(options.output_dir).is_dir():
+    if options.output_dir.exists() and not options.output_dir.is_dir():
         raise ValueError(f"--output_dir {options.output_dir}: is a file; expected a folder, or the path of a new one")
     return dataset, songs
 
 
-def evaluate_model(model, processor, dataset, songs: RetrievalSet, options) -> dict:
-    """Embeds, scores and measures; returns the results as `collap.evaluation.report` reads them."""
+def evaluate_model(model, processor, dataset, songs: RetrievalSet, options) -> Results:
+    """Embed, score and measure."""
     weights = weights_digest(options.model)  # now: training may write the folder again meanwhile
+    shared = count_shared_texts(songs, processor)
     text_embeds = embed_texts(model, processor, songs.texts)
     audios = (
         embed_row(model, processor, dataset, row, options.audio_column)
         for row in tqdm(songs.rows, desc="songs", disable=None)
     )
     scores = score_songs(model, text_embeds, audios, options.chunk_size)
-    figures = {
-        kind: retrieval_figures(matrix, songs.song_of_text, songs.names, options.seed)
-        for kind, matrix in scores.items()
-    }
-    names = {"model": options.model, "weights": weights, "dataset": options.dataset}
-    names |= {"config_name": options.config_name, "revision": options.revision, "split": options.split}
-    return report_of(figures, **names, caption_column=options.text_column)
+    figures = {kind: retrieval_figures(matrix, songs, options.seed) for kind, matrix in scores.items()}
+    data = {name: getattr(options, name) for name in ("dataset", "dataset_config", "revision", "split", "text_column")}
+    return make_results(figures, model=options.model, weights=weights, **data, **shared)
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", required=True, help="folder or Hub id of a CoLLAP model")
-    parser.add_argument("--dataset", required=True, help="local folder, table file or Hub id")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--config_name", help="configuration of a Hub data set")
-    parser.add_argument("--revision", help="revision of a Hub data set")
-    parser.add_argument("--audio_column", default="audio")
-    parser.add_argument("--text_column", default="text", help="one text or a list of texts for each audio")
-    parser.add_argument("--song_column", help="rows with the same value are one song; default: every row is one")
-    parser.add_argument("--sections_column", help="draw the first song's score over its {label, start, end} sections")
-    parser.add_argument("--output_dir", default="results")
-    parser.add_argument("--chunk_size", type=int, default=1024, help="texts scored at a time")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the encoders"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
-    return parser.parse_args(arguments)
+def say_shared_texts(results: Results) -> None:
+    """Say on stderr which texts do not name one song."""
+    count, total = results["texts_of_several_songs"], results["num_texts"]
+    if count:
+        print(f"{count} of {total} texts describe several songs in the same words: all are correct", file=sys.stderr)
+    count = results["texts_read_alike"]
+    if count:
+        print(
+            f"warning: {count} of {total} texts are, as the text tower reads them, those of another song: they begin "
+            "alike and are cut, or differ in unknown words; no model can tell them apart, and they count as wrong",
+            file=sys.stderr,
+        )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parse_arguments(arguments)
-    try:
-        dataset, songs = open_songs(options)
-        model, processor = load_folder(options.model, options.device, options.dtype)
-        results = evaluate_model(model, processor, dataset, songs, options)
-        print(to_markdown(results))
-        paths = write_report(results, options.output_dir)
-        if options.sections_column:
-            paths["localization"] = Path(options.output_dir) / "localization.png"
-            draw_localization(model, processor, dataset, songs, options, paths["localization"])
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def run(options) -> int:
+    """Do `collap evaluate`; return its exit code."""
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dataset, songs = open_songs(options)
+    model, processor = load_model(options.model, device, options.dtype)
+    results = evaluate_model(model, processor, dataset, songs, options)
+    say_shared_texts(results)
+    print(to_markdown(results))
+    paths = write_report(results, options.output_dir)
+    if options.sections_column:
+        paths["localization"] = options.output_dir / "localization.png"
+        draw_localization(model, processor, dataset, songs, options, paths["localization"])
     print("\n".join(str(path) for path in paths.values()))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -16,13 +16,16 @@ from torch.nn import functional as F
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from collap.hub.cards import parse_card
 from collap.hub.golden import GOLDEN_FILE, golden_drift, probe_vectors, read_golden
+from collap.hub.merge_cards import parse_card
 from collap.hub.probes import load_probes
+from collap.models import vocabulary_problem
 from modeling_collap.configuration_collap import TEXT_POOLING
 from modeling_collap.loading_collap import some_names
 from modeling_collap.modeling_collap import MIN_TEMPERATURE
 
+# Files of which one holds the vocabulary of a tokenizer.
+VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 FBANK = {"fbank_mean": 15.41663, "fbank_std": 6.55582}  # that BEATs was trained with
 PROJECTIONS = ("text_tower.projection", "audio_tower.adapter")
@@ -46,7 +49,7 @@ MAX_P = 0.01
 
 @dataclass(frozen=True)
 class Check:
-    """One finding; `status` is "ok", "warning" or "failed", and `detail` says what was found and what it means."""
+    """Hold one finding; `status` is "ok", "warning" or "failed", and `detail` says what was found and what it means."""
 
     name: str
     status: str
@@ -54,7 +57,7 @@ class Check:
 
 
 def attempted(name: str, check: Callable, *arguments) -> list[Check]:
-    """What a check, or several, find; whatever a damaged folder makes them raise is a finding too."""
+    """Return what a check, or several, find; whatever a damaged folder makes them raise is a finding too."""
     try:
         found = check(*arguments)
     except Exception as error:
@@ -67,7 +70,7 @@ def attempted(name: str, check: Callable, *arguments) -> list[Check]:
 
 
 def mean_cosine(embeds: torch.Tensor) -> float:
-    """Mean cosine of different rows of (N, D); 1 if a row is zero: it has no direction of its own."""
+    """Return the mean cosine of different rows of (N, D); 1 if a row is zero: it has no direction of its own."""
     if (embeds.norm(dim=-1) < 1e-6).any():
         return 1.0
     cosines = F.normalize(embeds.double(), dim=-1) @ F.normalize(embeds.double(), dim=-1).T  # (N, N)
@@ -76,8 +79,8 @@ def mean_cosine(embeds: torch.Tensor) -> float:
 
 
 def effective_rank(embeds: torch.Tensor) -> float:
-    """Directions in which the rows of (N, D) differ: exp of the entropy of the shares of the variance (Roy and
-    Vetterli, 2007); 0 if they do not differ."""
+    """Return in how many directions the rows of (N, D) differ: exp of the entropy of the shares of the variance (Roy
+    and Vetterli, 2007); 0 if they do not differ."""
     variances = torch.linalg.svdvals(embeds.double() - embeds.double().mean(0)).square()  # (min(N, D),)
     if variances.sum() < 1e-12:
         return 0.0
@@ -86,7 +89,7 @@ def effective_rank(embeds: torch.Tensor) -> float:
 
 
 def matching_p_value(scores: np.ndarray) -> float:
-    """Chance that clips and texts paired at random fit as well as the right pairs do: an exact permutation test.
+    """Return the chance that random pairs of clips and texts fit as well as the right ones: a permutation test.
 
     A clip or a text that scores high with everything counts for nothing: it adds the same to every assignment.
 
@@ -109,7 +112,7 @@ def matching_p_value(scores: np.ndarray) -> float:
 
 
 def _read_json(path: Path) -> dict:
-    """Empty if it cannot be read: loading says why."""
+    """Read a JSON object; empty if it cannot be read, because loading says why."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -118,7 +121,7 @@ def _read_json(path: Path) -> dict:
 
 
 def _needed_code(folder: Path) -> set[str]:
-    """Python files that the configuration and the processor name, with what these import."""
+    """Return the Python files that the configuration and the processor name, with what these import."""
     entries = {}
     for settings in (_read_json(folder / "config.json"), _read_json(folder / "processor_config.json")):
         entries |= settings.get("auto_map", {}) | settings.get("feature_extractor", {}).get("auto_map", {})
@@ -138,13 +141,15 @@ def _is_file(folder: Path, name: str) -> bool:
 
 
 def check_files(folder: Path, files: list[str]) -> Check:
-    """Whether everything is there that loads the model here and where CoLLAP is not installed."""
+    """Tell whether everything is there that loads the model here and where CoLLAP is not installed."""
     weights = {SAFE_WEIGHTS_NAME}
     if SAFE_WEIGHTS_INDEX_NAME in files:
         weights = set(_read_json(folder / SAFE_WEIGHTS_INDEX_NAME).get("weight_map", {}).values()) or weights
     code = _needed_code(folder)
     needed = {"config.json", "processor_config.json", "tokenizer_config.json", *weights, *code}
     missing = sorted(name for name in needed if not _is_file(folder, name))
+    if not any(_is_file(folder, name) for name in VOCABULARIES):
+        missing.append("tokenizer.json (the vocabulary, without which all texts are alike)")
     pickles = [name for name in files if name.endswith(PICKLES)]
     problems = [f"lacks {', '.join(missing)}"] if missing else []
     problems += [f"holds pickles, which can run code when loaded: {', '.join(pickles)}"] if pickles else []
@@ -156,8 +161,8 @@ def check_files(folder: Path, files: list[str]) -> Check:
 
 
 def check_copies(folder: Path) -> Check:
-    """Whether the files of a snapshot are still what was published: the cache stores each under its hash, sha256 for
-    large files and git's for the others."""
+    """Tell whether the files of a snapshot are still what was published: the cache stores each under its hash, sha256
+    for large files and git's for the others."""
     stored = {path: path.resolve() for path in sorted(folder.rglob("*")) if path.resolve().parent.name == "blobs"}
     damaged = [path.relative_to(folder).as_posix() for path, blob in stored.items() if _hash(blob) != blob.name]
     if damaged:
@@ -174,7 +179,7 @@ def _hash(blob: Path) -> str:
 
 
 def check_card(folder: Path, on_hub: bool) -> Check:
-    """Whether the card has a licence, and says what the model was made from and how good it is.
+    """Tell whether the card has a licence, and says what the model was made from and how good it is.
 
     A folder may wait for its card, which publishing writes: that is a warning. A published model that says under which
     licence to nobody cannot be used: that is a failure.
@@ -210,7 +215,7 @@ def check_card(folder: Path, on_hub: bool) -> Check:
 
 
 def check_weights(model, info: dict) -> Check:
-    """Whether every weight was in the files, nothing else was, and all are numbers."""
+    """Tell whether every weight was in the files, nothing else was, and all are numbers."""
     mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
     problems = {
         "missing, drawn at random": info["missing_keys"],
@@ -228,12 +233,12 @@ def check_weights(model, info: dict) -> Check:
 
 
 def _numbers(weight: torch.Tensor) -> torch.Tensor:
-    """Of a quantised weight, what it stands for."""
+    """Return what a quantised weight stands for."""
     return weight if type(weight) in (torch.Tensor, torch.nn.Parameter) else weight.dequantize()
 
 
 def check_processor(model, processor) -> Check:
-    """Whether the processor makes what the model was built to read."""
+    """Tell whether the processor makes what the model was built to read."""
     config, extractor, tokenizer = model.config, processor.feature_extractor, processor.tokenizer
     expected = {
         "segment_seconds": config.segment_seconds,
@@ -246,11 +251,9 @@ def check_processor(model, processor) -> Check:
         for name, value in expected.items()
         if getattr(extractor, name) != value
     ]
-    rows, positions = model.get_input_embeddings().num_embeddings, config.text_positions
-    if len(tokenizer) > rows:
-        problems.append(
-            f"the tokenizer has {len(tokenizer)} tokens, the text tower {rows}: it is that of another model"
-        )
+    positions = config.text_positions
+    if problem := vocabulary_problem(tokenizer, config.text_config):
+        problems.append(problem)
     limit = processor.max_text_tokens or tokenizer.model_max_length
     if positions is not None and limit > positions:
         problems.append(f"texts of {limit} tokens are let through, the text tower reads {positions}")
@@ -264,11 +267,15 @@ def check_processor(model, processor) -> Check:
     (problems if config.text_config.model_type in TEXT_POOLING else doubts).extend(special)
     if problems or doubts:
         return Check("processor", "failed" if problems else "warning", "; ".join([*problems, *doubts]))
-    return Check("processor", "ok", f"fits the model: {expected}, {len(tokenizer)} tokens for {rows} embeddings")
+    return Check(
+        "processor",
+        "ok",
+        f"fits the model: {expected}, {len(tokenizer)} tokens for {config.text_config.vocab_size} embeddings",
+    )
 
 
 def _special_tokens(text_config, tokenizer) -> list[str]:
-    """Where the text tower and the tokenizer number their special tokens differently."""
+    """Return where the text tower and the tokenizer number their special tokens differently."""
     found = []
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         tower, own = getattr(text_config, name, None), getattr(tokenizer, name)
@@ -278,7 +285,7 @@ def _special_tokens(text_config, tokenizer) -> list[str]:
 
 
 def check_score_parameters(model) -> Check:
-    """Whether gammas and temperature are numbers inside their bounds."""
+    """Tell whether gammas and temperature are numbers inside their bounds."""
     parameters, ceiling = model.score_parameters, model.config.gamma_max
     with torch.no_grad():
         raw = [p.exp().item() for p in (parameters.log_gamma_kernel, parameters.log_gamma_temporal)]
@@ -293,7 +300,7 @@ def check_score_parameters(model) -> Check:
 
 
 def check_execution(model, device: str, dtype: str, attn_implementation: str | None) -> Check:
-    """What the modules say of attention, number format and device, whatever was asked for."""
+    """Return what the modules say of attention, number format and device, whatever was asked for."""
     kinds = {
         name: {
             _attention(module)
@@ -316,7 +323,7 @@ def check_execution(model, device: str, dtype: str, attn_implementation: str | N
 
 
 def _attention(module) -> str:
-    """What a module computes with; BEATs has no other kernel than these two, whatever its configuration says."""
+    """Return what a module computes with; BEATs has no other kernel than these two, whatever its configuration says."""
     asked = module.config._attn_implementation
     return asked if asked == "eager" or type(module).__name__ != "BeatsAttention" else "sdpa"
 
@@ -326,7 +333,7 @@ def _attention(module) -> str:
 
 
 def check_golden(folder: Path, vectors: dict[str, torch.Tensor], model) -> Check:
-    """Whether the model still gives the vectors that were stored with it, and if not, which part changed."""
+    """Tell whether the model still gives the vectors that were stored with it, and if not, which part changed."""
     try:
         golden = read_golden(folder)
     except ValueError as error:
@@ -357,7 +364,7 @@ def _origin(golden) -> str:
 
 
 def check_spread(side: str, embeds: torch.Tensor) -> Check:
-    """Whether a tower tells the texts, or the clips, of the built-in set apart.
+    """Tell whether a tower tells the texts, or the clips, of the built-in set apart.
 
     Args:
         side: "text" or "audio".
@@ -376,7 +383,7 @@ def check_spread(side: str, embeds: torch.Tensor) -> Check:
 
 
 def check_chance(scores: np.ndarray) -> Check:
-    """Whether the clips of the built-in set find their texts better than by chance; scores (A, B)."""
+    """Tell whether the clips of the built-in set find their texts better than by chance; scores (A, B)."""
     p = matching_p_value(scores) if np.isfinite(scores).all() else 1.0
     found = f"the 8 clips fit their texts, p = {p:.2g}" if p <= MAX_P else f"p = {p:.2g} (expected at most {MAX_P})"
     if p <= MAX_P:
@@ -389,7 +396,7 @@ def check_chance(scores: np.ndarray) -> Check:
 
 
 def check_probes(folder: Path, model, processor) -> list[Check]:
-    """Every check that needs the built-in set to be embedded."""
+    """Run every check that needs the built-in set to be embedded."""
     try:
         vectors = probe_vectors(model, processor)
     except Exception as error:  # whatever a wrong processor makes the model do is the finding

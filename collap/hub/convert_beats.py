@@ -7,9 +7,7 @@ classifier head of a fine-tuned one is left out. The weight normalisation of the
 its weight. Format: `{"cfg": dict, "model": state dict}` (microsoft/unilm, beats/, MIT licence).
 """
 
-import argparse
 import math
-import sys
 from pathlib import Path
 
 import torch
@@ -56,11 +54,11 @@ CLASSIFIER_HEAD = "predictor."
 
 
 class NotABeatsCheckpoint(ValueError):
-    """The file cannot be converted; the message says what was found and what was expected."""
+    """Say why the file cannot be converted: what was found, and what was expected."""
 
 
 def read_original(path: str | Path) -> tuple[dict, dict[str, torch.Tensor]]:
-    """Reads the original file without running code from it.
+    """Read the original file without running code from it.
 
     Returns:
         The original configuration and state dict.
@@ -106,7 +104,7 @@ def _weight_problem(name: object, weight: object) -> str | None:
 
 
 def convert_config(original: dict) -> BeatsConfig:
-    """The `BeatsConfig` of an original configuration.
+    """Return the `BeatsConfig` of an original configuration.
 
     Raises:
         NotABeatsCheckpoint: for a value of another type or range than the original code takes, an activation that
@@ -125,7 +123,7 @@ def convert_config(original: dict) -> BeatsConfig:
 
 
 def _checked_setting(name: str, value: object, default: bool | int | float | str) -> bool | int | float | str:
-    """`value` if it is of the kind of `default`: a switch, a size, a probability or a name."""
+    """Return `value` if it is of the kind of `default`: a switch, a size, a probability or a name."""
     if isinstance(default, bool):
         if isinstance(value, int) and value in (0, 1):  # bool is an int
             return bool(value)
@@ -146,7 +144,7 @@ def _checked_setting(name: str, value: object, default: bool | int | float | str
 
 
 def fold_weight_norm(magnitude: torch.Tensor, direction: torch.Tensor) -> torch.Tensor:
-    """The weight of a convolution normalised over all but its kernel axis.
+    """Return the weight of a convolution normalised over all but its kernel axis.
 
     Args:
         magnitude: (1, 1, kernel) `weight_g`.
@@ -159,7 +157,7 @@ def fold_weight_norm(magnitude: torch.Tensor, direction: torch.Tensor) -> torch.
 
 
 def convert_state_dict(original: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Our names for the original parameters, the classifier head left out.
+    """Return our names for the original parameters, the classifier head left out.
 
     Raises:
         NotABeatsCheckpoint: if the weight-normalised positional convolution is not one.
@@ -193,7 +191,7 @@ def convert_state_dict(original: dict[str, torch.Tensor]) -> dict[str, torch.Ten
 
 
 def load_original(path: str | Path) -> tuple[BeatsModel, list[str]]:
-    """Reads an original checkpoint.
+    """Read an original checkpoint.
 
     Returns:
         A [`BeatsModel`] with its weights, float32, and the names of the parameters that were left out: the classifier
@@ -216,7 +214,7 @@ def load_original(path: str | Path) -> tuple[BeatsModel, list[str]]:
 
 
 def _check_fit(path: str | Path, config: BeatsConfig, state: dict[str, torch.Tensor]):
-    """Before the model takes any memory: its sizes come from the file."""
+    """Check names and shapes of the weights before the model takes any memory: its sizes come from the file."""
     try:
         with torch.device("meta"):
             expected = BeatsModel(config).state_dict()
@@ -231,28 +229,16 @@ def _check_fit(path: str | Path, config: BeatsConfig, state: dict[str, torch.Ten
         )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="convert_beats_checkpoint", description=__doc__.split("\n")[0])
-    parser.add_argument("checkpoint", help="BEATs checkpoint of the original release (.pt)")
-    parser.add_argument("out_dir", help="folder to write config.json and model.safetensors to")
-    options = parser.parse_args(arguments)
+def run(options) -> int:
+    """Do `collap convert-beats`; return its exit code."""
+    model, left_out = load_original(options.checkpoint)
     try:
-        model, left_out = load_original(options.checkpoint)
-    except (NotABeatsCheckpoint, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    try:
-        Path(options.out_dir).mkdir(parents=True, exist_ok=True)  # save_pretrained returns quietly if this is a file
-        model.save_pretrained(options.out_dir)
+        options.folder.mkdir(parents=True, exist_ok=True)  # save_pretrained returns quietly if this is a file
+        model.save_pretrained(options.folder)
     except OSError as error:
-        print(f"error: {options.out_dir}: cannot write the model there ({error})", file=sys.stderr)
-        return 1
+        raise OSError(f"{options.folder}: cannot write the model there ({error})") from error
     if left_out:
         print(f"left out the classifier head of a fine-tuned release: {', '.join(left_out)}")
     parameters = math.fsum(parameter.numel() for parameter in model.parameters()) / 1e6
-    print(f"{options.out_dir}: BEATs with {parameters:.1f} M parameters, {model.config.num_hidden_layers} layers")
+    print(f"{options.folder}: BEATs with {parameters:.1f} M parameters, {model.config.num_hidden_layers} layers")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,10 +7,8 @@ computed again and compared: a converted model makes the numbers that the old on
 (README.md, evaluation, training) is copied; evaluations that told the old weights tell the new ones.
 """
 
-import argparse
 import json
 import shutil
-import sys
 import tempfile
 from contextlib import suppress
 from fnmatch import fnmatch
@@ -23,14 +21,15 @@ from transformers import AutoProcessor
 from collap.files import write_folder, write_json
 from collap.hub.checks import FLOAT32_DRIFT, LOW_PRECISION_DRIFT
 from collap.hub.golden import GOLDEN_FILE, golden_drift, probe_vectors, read_golden
-from collap.models import save_folder, weights_digest
+from collap.hub.remote import UPLOADED_CODE
+from collap.models import save_model_folder, weights_digest
 from modeling_collap import CoLLAPModel
 from modeling_collap.configuration_collap import FORMER_SETTINGS
 from modeling_collap.loading_collap import FORMER_PREFIXES
 
 WEIGHTS = "model*.safetensors"
 # Written anew, or of no use beside other names: a LoRA run's adapter names the weights of its base.
-REPLACED = (WEIGHTS, "model*.safetensors.index.json", "*_collap.py", "*_beats.py", "adapter/*", GOLDEN_FILE, ".*")
+REPLACED = (WEIGHTS, "model*.safetensors.index.json", "*_collap.py", *UPLOADED_CODE, "adapter/*", GOLDEN_FILE, ".*")
 
 
 def new_name(weight: str) -> str:
@@ -158,7 +157,7 @@ def convert(folder: Path, target: Path) -> str:
     said = check_golden(model, processor, folder)
 
     def write(temporary: Path) -> None:
-        save_folder(model, processor, temporary)
+        save_model_folder(model, processor, temporary)
         copy_rest(folder, temporary, (weights_digest(folder), weights_digest(temporary)))
         if said.startswith("the model makes"):
             shutil.copyfile(folder / GOLDEN_FILE, temporary / GOLDEN_FILE)
@@ -167,22 +166,13 @@ def convert(folder: Path, target: Path) -> str:
     return said
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run `collap convert-model`; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="collap convert-model", description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="model folder of an earlier release")
-    parser.add_argument("target", type=Path, help="new folder")
-    options = parser.parse_args(arguments)
+def run(options) -> int:
+    """Do `collap convert-model`; return its exit code."""
     try:
         said = convert(options.folder, options.target)
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: from transformers, weights of another shape
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+    except RuntimeError as error:  # from transformers: weights of another shape
+        raise ValueError(f"{options.folder}: {' '.join(str(error).split())}") from error
     print(f"{options.target}: converted; {said}")
     if (options.folder / "adapter").is_dir():
         print("adapter: left out, it names the weights of its base; the converted weights contain it")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

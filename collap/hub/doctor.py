@@ -1,4 +1,4 @@
-"""Says whether a CoLLAP model is healthy: whole, undamaged, better than chance, and still what it was when stored.
+"""Say whether a CoLLAP model is healthy: whole, undamaged, better than chance, and still what it was when stored.
 
     collap doctor runs/demo/collap-gpt2/best
     collap doctor you/collap-gpt2 --revision v1.0 --json
@@ -8,7 +8,6 @@ Code in the folder never runs. Exit code: 0 healthy (there may be warnings), 1 a
 or the command is wrong.
 """
 
-import argparse
 import contextlib
 import json
 import sys
@@ -41,14 +40,14 @@ NOT_FETCHED = (*(f"*{suffix}" for suffix in PICKLES), "*.onnx*", "*.pt2", "runs/
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What [`diagnose`] found of the model `name`."""
+    """Hold what [`diagnose`] found of the model `name`."""
 
     name: str
     checks: tuple[Check, ...]
 
     @property
     def healthy(self) -> bool:
-        """Whether no check failed."""
+        """Tell whether no check failed."""
         return not any(check.status == "failed" for check in self.checks)
 
     def to_dict(self) -> dict:
@@ -62,7 +61,7 @@ class Diagnosis:
 
 
 def fetch(name: str, revision: str | None = None, **download) -> tuple[Path, list[str], bool]:
-    """The folder of a model, the files that it has, and whether it comes from the Hub.
+    """Find the folder of a model, the files that it has, and whether it comes from the Hub.
 
     Args:
         **download: of `snapshot_download`: token, cache_dir, local_files_only, ...
@@ -90,7 +89,7 @@ def fetch(name: str, revision: str | None = None, **download) -> tuple[Path, lis
 
 
 def load(folder: Path, device: str, dtype: str, attn_implementation: str | None) -> tuple:
-    """The model with whatever weights fit, its processor, and what transformers says of the others.
+    """Load the model with whatever weights fit, its processor, and what transformers says of the others.
 
     Raises:
         Exception: of any kind, from a folder that is damaged.
@@ -117,7 +116,7 @@ def diagnose(
     attn_implementation: str | None = None,
     **download,
 ) -> Diagnosis:
-    """Examines a model.
+    """Examine a model.
 
     Args:
         name: a folder or Hub id; files of the Hub are fetched into the cache.
@@ -150,28 +149,13 @@ def diagnose(
     return Diagnosis(str(name), tuple(checks))
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="collap doctor",
-        description="Say whether a CoLLAP model is healthy.",
-        epilog="Exit code: 0 healthy (there may be warnings), 1 a check failed, 2 no such model or a wrong command.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("model", help="folder, or Hub id")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
-    parser.add_argument("--revision", help="branch, tag or commit on the Hub")
-    parser.add_argument("--device", default="cpu", help="where the model runs (cpu)")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "auto"))
-    parser.add_argument("--attn_implementation", choices=("eager", "sdpa"), help="what transformers chooses by default")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    arguments = vars(parse_arguments(argv))
-    name, as_json = arguments.pop("model"), arguments.pop("json")
+def run(options) -> int:
+    """Do `collap doctor`; return its exit code."""
+    settings = vars(options)
+    name, as_json = settings.pop("model"), settings.pop("json")
     try:
         with contextlib.redirect_stdout(sys.stderr):  # whatever a library prints: stdout holds the diagnosis alone
-            diagnosis = diagnose(name, **arguments)
+            diagnosis = diagnose(name, **settings)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         if as_json:
@@ -179,7 +163,3 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     print(json.dumps(diagnosis.to_dict()) if as_json else diagnosis)
     return 0 if diagnosis.healthy else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""A CoLLAP model as three graphs that run without this package: ONNX for onnxruntime, or archives of `torch.export`.
+"""Write a CoLLAP model as three graphs that run without this package: ONNX, or archives of `torch.export`.
 
     collap export you/collap-gpt2 exported                           # text, audio, score .onnx
     collap export runs/x/best exported --format torch_export         # text, audio, score .pt2
@@ -10,11 +10,9 @@ command says it is done.
 Dimensions: those of `modeling_collap.py`.
 """
 
-import argparse
 import importlib.util
 import json
 import logging
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -28,7 +26,7 @@ from torch.export import Dim
 from torch.nn import functional as F
 from transformers.utils import cached_file
 
-from collap.models import load_folder
+from collap.models import load_model
 from modeling_collap.configuration_collap import CoLLAPConfig
 from modeling_collap.modeling_collap import CoLLAPModel, score_embeddings, unit_tokens
 from processing import CoLLAPProcessor
@@ -46,7 +44,7 @@ COMPARED = (
 
 
 class AudioGraph(nn.Module):
-    """`get_audio_features` as a graph: the same numbers, but segments without audio are encoded, too, and then
+    """Compute `get_audio_features` as a graph: the same numbers, but segments without audio are encoded, too, and then
     dropped, because the sizes in a graph cannot depend on a mask."""
 
     def __init__(self, model: CoLLAPModel):
@@ -62,7 +60,7 @@ class AudioGraph(nn.Module):
         segment_mask: torch.Tensor,
         audio_token_mask: torch.Tensor,
     ) -> torch.Tensor:
-        """(A, S, F, mel bins), (A, S, mel bins, 100 L), (A, S, F), (A, S) and (A, T) -> (A, T, D)."""
+        """Map (A, S, F, mel bins), (A, S, mel bins, 100 per second), (A, S, F), (A, S) and (A, T) to (A, T, D)."""
         # A segment with every frame masked would be NaN.
         frame_mask = music_attention_mask | ~segment_mask.unsqueeze(-1)  # (A, S, F)
         features = (music_features, speech_features, frame_mask)
@@ -73,7 +71,7 @@ class AudioGraph(nn.Module):
 
 
 class ScoreGraph(nn.Module):
-    """`score` as a graph; gammas and temperature are constants."""
+    """Compute `score` as a graph; gammas and temperature are constants."""
 
     def __init__(self, model: CoLLAPModel):
         super().__init__()
@@ -84,7 +82,7 @@ class ScoreGraph(nn.Module):
     def forward(
         self, text_embeds: torch.Tensor, audio_embeds: torch.Tensor, audio_token_mask: torch.Tensor
     ) -> torch.Tensor:
-        """(B, D), (A, T, D) and (A, T) -> (A, B)."""
+        """Map (B, D), (A, T, D) and (A, T) to (A, B)."""
         audio_embeds = F.pad(audio_embeds, (0, 0, 0, self.padding))  # (A, T + padding, D)
         mask = F.pad(audio_token_mask, (0, self.padding))  # (A, T + padding)
         return score_embeddings(self.score_parameters, text_embeds, audio_embeds, mask)
@@ -92,7 +90,8 @@ class ScoreGraph(nn.Module):
 
 @dataclass
 class Graph:
-    """
+    """Hold what is traced, and what goes in and comes out.
+
     Attributes:
         module: what is traced.
         inputs: dtype and shape of each, free dimensions by name.
@@ -105,13 +104,13 @@ class Graph:
     output_shape: list[str | int]
 
     def describe(self) -> dict:
-        """Inputs and output as [`EXPORT_FILE`] holds them."""
+        """Describe inputs and output as [`EXPORT_FILE`] holds them."""
         inputs = {name: {"dtype": dtype, "shape": shape} for name, (dtype, shape) in self.inputs.items()}
         return {"inputs": inputs, "outputs": {self.output: {"dtype": "float32", "shape": self.output_shape}}}
 
 
 def free_dimensions(config: CoLLAPConfig) -> dict[str, tuple[Dim, int]]:
-    """Dimensions that a graph leaves free, by name, each with a size to trace with."""
+    """Return the dimensions that a graph leaves free, by name, each with a size to trace with."""
     segments, per_segment = Dim("segments", min=1), config.tokens_per_segment
     return {
         "texts": (Dim("texts", min=1), 2),
@@ -124,7 +123,7 @@ def free_dimensions(config: CoLLAPConfig) -> dict[str, tuple[Dim, int]]:
 
 
 def build_graphs(model: CoLLAPModel) -> dict[str, Graph]:
-    """`text`, `audio` and `score` of a model in evaluation mode."""
+    """Build the graphs `text`, `audio` and `score` of a model in evaluation mode."""
     config = model.config
     width, frames = config.projection_dim, 2 * config.speech_config.max_source_positions
     all_tokens = f"{config.tokens_per_segment}*segments"
@@ -150,7 +149,7 @@ def build_graphs(model: CoLLAPModel) -> dict[str, Graph]:
 
 
 def write_graph(graph: Graph, config: CoLLAPConfig, path: Path) -> None:
-    """Traces a graph and writes it: `.pt2`, or `.onnx` with its weights in `NAME.onnx.data` beside it, because an ONNX
+    """Trace a graph and write it: `.pt2`, or `.onnx` with its weights in `NAME.onnx.data` beside it, because an ONNX
     file holds 2 GB at most.
 
     Raises:
@@ -179,7 +178,7 @@ def write_graph(graph: Graph, config: CoLLAPConfig, path: Path) -> None:
 
 
 def load_graph(path: str | Path, threads: int = 0) -> Callable[..., torch.Tensor]:
-    """A written graph as a function of its inputs by name, on the CPU: onnxruntime for `.onnx`, torch for `.pt2`.
+    """Load a written graph as a function of its inputs by name, on the CPU: by onnxruntime `.onnx`, by torch `.pt2`.
 
     Args:
         threads: of onnxruntime, 0 for its own choice; those of torch are set by `torch.set_num_threads`.
@@ -205,7 +204,7 @@ def load_graph(path: str | Path, threads: int = 0) -> Callable[..., torch.Tensor
 def inputs_and_outputs(
     model: CoLLAPModel, processor: CoLLAPProcessor, texts: list[str], segments: list[float]
 ) -> dict[str, torch.Tensor]:
-    """Inputs of the graphs by name, texts and noise of so many segments, with what the model makes of them."""
+    """Make inputs of the graphs by name, texts and noise of so many segments, with what the model makes of them."""
     rate = processor.feature_extractor.sampling_rate
     generator = torch.Generator().manual_seed(0)
     lengths = [round(number * model.config.segment_seconds * rate) for number in segments]
@@ -215,7 +214,7 @@ def inputs_and_outputs(
 
 
 def largest_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest `|found - expected| / (1 + |expected|)`; infinite for other shapes, NaN or infinity."""
+    """Return the largest `|found - expected| / (1 + |expected|)`; infinite for other shapes, NaN or infinity."""
     if found.shape != expected.shape or not (found - expected).isfinite().all():
         return float("inf")
     return float(((found - expected).abs() / (1 + expected.abs())).max())
@@ -229,7 +228,7 @@ def export_model(
     source: str | None = None,
     revision: str | None = None,
 ) -> dict[str, float]:
-    """Writes the three graphs, the processor and [`EXPORT_FILE`] to a folder, and checks every graph.
+    """Write the three graphs, the processor and [`EXPORT_FILE`] to a folder, and check every graph.
 
     Args:
         model: float32, in evaluation mode, on the CPU.
@@ -288,7 +287,7 @@ def _write_graphs(model: CoLLAPModel, processor: CoLLAPProcessor, folder: Path, 
 def describe(
     model: CoLLAPModel, processor: CoLLAPProcessor, format: str, source: str | None, revision: str | None
 ) -> dict:
-    """The content of [`EXPORT_FILE`], for those who run the graphs without the processor, too."""
+    """Return the content of [`EXPORT_FILE`], for those who run the graphs without the processor, too."""
     config = model.config
     files = {name: f"{name}{SUFFIXES[format]}" for name in build_graphs(model)}
     return {
@@ -306,20 +305,20 @@ def describe(
 
 
 def check_packages(format: str) -> None:
-    """ImportError if ONNX is asked for and packages that it needs are missing."""
+    """Raise an ImportError if ONNX is asked for and packages that it needs are missing."""
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if format == "onnx" and missing:
         raise ImportError(f"exporting to ONNX needs {', '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def check_empty(folder: Path) -> None:
-    """OSError unless the folder is new or empty."""
+    """Raise an OSError unless the folder is new or empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not an empty folder; expected a new one for the graphs")
 
 
 def resolve_source(name: str, revision: str | None) -> tuple[str, str | None]:
-    """The Hub id and the commit that `revision` stands for; of a folder, its name and None.
+    """Return the Hub id and the commit that `revision` stands for; of a folder, its name and None.
 
     Raises:
         ValueError: a folder with a revision.
@@ -336,30 +335,17 @@ def resolve_source(name: str, revision: str | None) -> tuple[str, str | None]:
     return name, Path(config).parent.name  # .../snapshots/COMMIT/config.json
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="export", description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("model", help="folder or Hub id of a CoLLAP model")
-    parser.add_argument("folder", type=Path, help="new folder for the graphs, the processor and export.json")
-    parser.add_argument("--format", choices=SUFFIXES, default="onnx")
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub id")
-    options = parser.parse_args(arguments)
+def run(options) -> int:
+    """Do `collap export`; return its exit code."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of torchvision, which nothing here needs
-    try:
-        check_packages(options.format)
-        check_empty(options.folder)
-        source, revision = resolve_source(options.model, options.revision)
-        model, processor = load_folder(options.model, **({} if revision is None else {"revision": revision}))
-        differences = export_model(model, processor, options.folder, options.format, source, revision)
-    except (ImportError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    check_packages(options.format)
+    check_empty(options.folder)
+    source, revision = resolve_source(options.model, options.revision)
+    model, processor = load_model(options.model, **({} if revision is None else {"revision": revision}))
+    differences = export_model(model, processor, options.folder, options.format, source, revision)
     for name, difference in differences.items():
         files = options.folder.glob(f"{name}.*")
         megabytes = sum(file.stat().st_size for file in files) / 1e6
         path = options.folder / f"{name}{SUFFIXES[options.format]}"
         print(f"{path}: {megabytes:.1f} MB, within {difference:.1e} of the model")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

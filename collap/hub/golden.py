@@ -17,6 +17,8 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+from collap.files import replace_file
+
 from .probes import SAMPLING_RATE, load_probes, probe_digest
 
 GOLDEN_FILE = "golden.safetensors"
@@ -34,7 +36,7 @@ VECTORS = tuple(name for names in PARTS.values() for name in names)
 
 @dataclass(frozen=True)
 class Golden:
-    """Vectors as `probe_vectors` returns them, and `METADATA`: dtype, torch and transformers are those then used."""
+    """Hold vectors as `probe_vectors` returns them, and `METADATA`: dtype, torch and transformers then used."""
 
     vectors: dict[str, torch.Tensor]
     metadata: dict
@@ -42,7 +44,7 @@ class Golden:
 
 @torch.no_grad()
 def probe_vectors(model, processor) -> dict[str, torch.Tensor]:
-    """Runs the built-in set through a model, in evaluation mode, on the model's device.
+    """Run the built-in set through a model, in evaluation mode, on the model's device.
 
     Returns:
         On the CPU: input_ids and attention_mask (B, L); text_embeds (B, D); music_features and speech_features
@@ -72,7 +74,7 @@ def probe_vectors(model, processor) -> dict[str, torch.Tensor]:
 
 
 def write_golden(model, processor, folder: str | Path) -> Path:
-    """Writes `folder/golden.safetensors`; the same model, processor and libraries give the same bytes."""
+    """Write `folder/golden.safetensors`; the same model, processor and libraries give the same bytes."""
     metadata = {
         "version": GOLDEN_VERSION,
         "probes": probe_digest(),
@@ -80,15 +82,14 @@ def write_golden(model, processor, folder: str | Path) -> Path:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    path = Path(folder) / GOLDEN_FILE
-    temporary = path.with_name(f"{GOLDEN_FILE}.partial")
-    # One entry: safetensors writes several in any order.
-    save_file(probe_vectors(model, processor), temporary, metadata={"golden": json.dumps(metadata, sort_keys=True)})
-    return temporary.replace(path)
+    path, vectors = Path(folder) / GOLDEN_FILE, probe_vectors(model, processor)
+    header = {"golden": json.dumps(metadata, sort_keys=True)}  # one entry: safetensors writes several in any order
+    replace_file(path, lambda temporary: save_file(vectors, temporary, metadata=header))
+    return path
 
 
 def read_golden(folder: str | Path) -> Golden | None:
-    """The vectors stored with a model; None if there are none.
+    """Read the vectors stored with a model; None if there are none.
 
     Raises:
         ValueError: the file is damaged, of a newer version, or of another set of probes.
@@ -116,8 +117,8 @@ def read_golden(folder: str | Path) -> Golden | None:
 
 
 def relative_drift(found: torch.Tensor, golden: torch.Tensor) -> float:
-    """Largest change of a row, relative to its length: `max_i |found_i - golden_i| / |golden_i|`; infinite for another
-    shape and for numbers that are not finite."""
+    """Return the largest change of a row, relative to its length: `max_i |found_i - golden_i| / |golden_i|`; infinite
+    for another shape and for numbers that are not finite."""
     if found.shape != golden.shape:
         return math.inf
     difference = (found.double() - golden.double()).norm(dim=-1)
@@ -126,7 +127,7 @@ def relative_drift(found: torch.Tensor, golden: torch.Tensor) -> float:
 
 
 def golden_drift(vectors: dict[str, torch.Tensor], golden: Golden) -> dict[str, float]:
-    """[`relative_drift`] of every part, in the order in which the parts are computed."""
+    """Return [`relative_drift`] of every part, in the order in which the parts are computed."""
     return {
         part: max(relative_drift(vectors[name], golden.vectors[name]) for name in names)
         for part, names in PARTS.items()

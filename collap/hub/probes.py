@@ -20,7 +20,7 @@ SAMPLING_RATE = 16_000
 
 @dataclass(frozen=True)
 class Probe:
-    """A clip, `waveform` (samples,) float32 at 16 kHz, and the texts that describe it."""
+    """Hold a clip, `waveform` (samples,) float32 at 16 kHz, and the texts that describe it."""
 
     name: str
     waveform: np.ndarray
@@ -29,7 +29,7 @@ class Probe:
 
 @functools.cache
 def load_probes() -> tuple[Probe, ...]:
-    """The clips in the order of `captions.jsonl`, each with the same number of texts."""
+    """Return the clips in the order of `captions.jsonl`, each with the same number of texts."""
     lines = (PROBES_FOLDER / "captions.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     return tuple(
@@ -42,7 +42,7 @@ def load_probes() -> tuple[Probe, ...]:
 
 @functools.cache
 def probe_digest() -> str:
-    """SHA-256 of the samples and texts: golden vectors of one set say nothing about another."""
+    """Return SHA-256 of the samples and texts: golden vectors of one set say nothing about another."""
     digest = hashlib.sha256()
     for probe in load_probes():
         digest.update(np.ascontiguousarray(probe.waveform, dtype="<f4").tobytes())

@@ -1,10 +1,10 @@
-"""Publish a CoLLAP model on the Hub with its card, measured figures, training log and golden vectors; or a corpus that
-was built here, or a metric.
+"""Publish a CoLLAP model on the Hub with its card, measured figures, training log and golden vectors; or a corpus of
+`collap corpus`; or the Space of a metric, of which audio_text_retrieval is built in.
 
     collap publish runs/demo/collap-gpt2/best you/collap-gpt2 --license apache-2.0 \
         --results results/demo/collap-gpt2/results.json
     collap publish data/demo_songs you/demo-songs --repo_type dataset --license cc0-1.0
-    collap publish collap/hub/spaces/audio_text_retrieval you/audio_text_retrieval --repo_type space
+    collap publish audio_text_retrieval you/audio_text_retrieval --repo_type space
 
 What is published is put together in a temporary folder, checked by the doctor, and committed at once; the given folder
 is only read. Publishing again replaces it: text and metadata that users wrote on the Hub's card stay, and the card of
@@ -13,7 +13,6 @@ weights is sent, and of a LoRA run not `adapter/`: the weights hold it already. 
 with the same command: what the Hub already has is not sent again.
 """
 
-import argparse
 import glob
 import sys
 import tempfile
@@ -25,20 +24,12 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from collap.hub.cards import plain_name
-from collap.hub.doctor import diagnose
-from collap.hub.staging import (
-    Former,
-    PublishSettings,
-    check_model_folder,
-    copy_files,
-    own_files,
-    read_former,
-    space_sdk,
-    stage_corpus,
-    stage_model,
-    stale_files,
-)
+from .card_text import plain_name
+from .corpus import stage_corpus
+from .doctor import diagnose
+from .metric_space import METRIC, space_sdk, write_metric_space
+from .remote import PublishSettings, RemoteRepository, read_remote, stale_files
+from .staging import check_model_folder, copy_files, own_files, stage_model
 
 STATUS = {
     401: "not signed in, or the token is not valid: `hf auth login`, or set HF_TOKEN",
@@ -50,11 +41,11 @@ NETWORK = (HTTPError, ConnectionError, TimeoutError, LocalEntryNotFoundError)  #
 
 
 class PublishError(OSError):
-    """Not published; says what failed, and how to go on."""
+    """Say what failed, so that nothing was published, and how to go on."""
 
 
 def reason(error: BaseException | None) -> str:
-    """What failed, in a few words: without the addresses of a request, which may be signed."""
+    """Return what failed, in a few words: without the addresses of a request, which may be signed."""
     first = error
     while error is not None:
         if isinstance(error, HfHubHTTPError):
@@ -71,7 +62,7 @@ def reason(error: BaseException | None) -> str:
 
 @contextmanager
 def explained(settings: PublishSettings, advice: str = "") -> Iterator[None]:
-    """Turns failures of the network, and of an upload, which are RuntimeErrors, into a [`PublishError`] of one line."""
+    """Turn failures of the network, and of an upload, which are RuntimeErrors, into a [`PublishError`] of one line."""
     try:
         yield
     except (*NETWORK, RuntimeError) as error:
@@ -79,7 +70,7 @@ def explained(settings: PublishSettings, advice: str = "") -> Iterator[None]:
 
 
 def check_can_publish(repo_id: str, **settings) -> str:
-    """Makes the repository and the branch unless they are there: what cannot work fails before a long training.
+    """Make the repository and the branch unless they are there: what cannot work fails before a long training.
 
     Args:
         **settings: of [`PublishSettings`].
@@ -113,7 +104,7 @@ def _make_repository(settings: PublishSettings, sdk: str | None = None) -> str:
 
 
 def check_health(staging: Path, folder: Path, settings: PublishSettings) -> None:
-    """ValueError with what the doctor found wrong; with `--anyway` only said."""
+    """Raise a ValueError with what the doctor found wrong; with `--anyway` it is only said."""
     diagnosis = diagnose(staging)
     failed = "; ".join(f"{check.name}: {check.detail}" for check in diagnosis.checks if check.status == "failed")
     if failed and not settings.anyway:
@@ -125,24 +116,24 @@ def check_health(staging: Path, folder: Path, settings: PublishSettings) -> None
         print(f"warning: published although the doctor finds it unhealthy ({failed})", file=sys.stderr)
 
 
-def stage(folder: Path, staging: Path, settings: PublishSettings, former: Former) -> list[str]:
-    """Puts together what is published; returns the files of the repository that are to go."""
+def stage(folder: Path, staging: Path, settings: PublishSettings, remote: RemoteRepository) -> list[str]:
+    """Put together what is published; return the remote files that are to go."""
     if settings.repo_type == "space":
         copy_files(own_files(folder), staging)
         return []
     if settings.repo_type == "dataset":
-        stage_corpus(folder, staging, settings, former)
-        return stale_files(former, staging, ["data/*.parquet"])
-    stale = stage_model(folder, staging, settings, former)
+        stage_corpus(folder, staging, settings, remote)
+        return stale_files(remote, staging, ["data/*.parquet"])
+    stale = stage_model(folder, staging, settings, remote)
     check_health(staging, folder, settings)
     return stale
 
 
 def publish(folder: str | Path, repo_id: str, **settings) -> CommitInfo:
-    """Publishes the folder of a model, a corpus or a Space in one commit.
+    """Publish the folder of a model, a corpus or a Space in one commit.
 
     Args:
-        folder: is only read.
+        folder: is only read; with `repo_type="space"`, "audio_text_retrieval" is the metric of this package.
         **settings: of [`PublishSettings`].
 
     Returns:
@@ -153,19 +144,27 @@ def publish(folder: str | Path, repo_id: str, **settings) -> CommitInfo:
         ValueError, OSError: the folder does not hold what it should, or the doctor finds the model unhealthy.
     """
     folder, settings = Path(folder), PublishSettings(repo_id, **settings)
+    with tempfile.TemporaryDirectory(prefix="collap-publish-") as temporary:
+        if settings.repo_type == "space" and str(folder) == METRIC and not folder.is_dir():
+            return _publish_folder(write_metric_space(Path(temporary)), settings, METRIC)
+        return _publish_folder(folder, settings, folder)
+
+
+def _publish_folder(folder: Path, settings: PublishSettings, given: str | Path) -> CommitInfo:
+    """Publish `folder`, which the user named as `given`."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
-    sdk = space_sdk(folder, repo_id) if settings.repo_type == "space" else None
+    sdk = space_sdk(folder, settings.repo_id) if settings.repo_type == "space" else None
     if settings.repo_type == "model":
         check_model_folder(folder)
     settings = replace(settings, repo_id=_make_repository(settings, sdk))
-    advice = f"; {folder} is untouched; repeat with: {settings.command(folder)}"
+    advice = f"; {given} is untouched; repeat with: {settings.command(given)}"
     with tempfile.TemporaryDirectory(prefix="collap-publish-") as temporary, explained(settings, advice):
-        kept, staging = Path(temporary) / "former", Path(temporary) / "staging"
+        kept, staging = Path(temporary) / "remote", Path(temporary) / "staging"
         kept.mkdir()
         staging.mkdir()
-        former = read_former(settings, kept)
-        stale = stage(folder, staging, settings, former)
+        remote = read_remote(settings, kept)
+        stale = stage(folder, staging, settings, remote)
         for path in stale:
             print(f"{path} is of the former {settings.repo_type} and goes from {settings.repo_id}", file=sys.stderr)
         return HfApi(token=settings.token).upload_folder(
@@ -173,48 +172,21 @@ def publish(folder: str | Path, repo_id: str, **settings) -> CommitInfo:
             folder_path=staging,
             revision=settings.revision,
             create_pr=settings.create_pr,
-            parent_commit=former.commit,  # fails if anyone has changed the repository since
+            parent_commit=remote.commit,  # fails if anyone has changed the repository since
             delete_patterns=[glob.escape(path) for path in stale] or None,
             commit_message=f"Publish {plain_name(settings.repo_id)}",
         )
 
 
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="collap publish", description=__doc__.split("\n\n")[0])
-    parser.add_argument("folder", help="of a model (runs/.../best), a corpus or a metric")
-    parser.add_argument("repo_id", help="owner/name")
-    parser.add_argument("--repo_type", choices=("model", "dataset", "space"), default="model")
-    parser.add_argument("--private", action="store_true", help="make the repository private, if it is new")
-    parser.add_argument("--revision", help="branch to publish to, made if there is none")
-    parser.add_argument("--create_pr", action="store_true", help="open a pull request")
-    parser.add_argument("--license", help="of the weights or the data, e.g. apache-2.0")
-    parser.add_argument("--language", nargs="+", help="of the texts, e.g. en")
-    parser.add_argument("--base_model", nargs="+", help="Hub ids; default: those of the training run")
-    parser.add_argument("--datasets", nargs="+", help="Hub ids; default: that of the training run")
-    parser.add_argument("--results", nargs="+", help="results.json files of evaluate_retrieval.py")
-    parser.add_argument("--energy_kwh", type=float, help="that the training took")
-    parser.add_argument("--max_shard_size", default="5GB", help="weights above it are split")
-    parser.add_argument("--anyway", action="store_true", help="publish even what the doctor finds unhealthy")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    options = vars(parse_arguments(arguments))
+def run(options) -> int:
+    """Do `collap publish`; return its exit code."""
     try:
-        commit = publish(**options)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        commit = publish(**vars(options))
     except ModuleNotFoundError as error:  # tensorboard for the curves of a run, datasets for a corpus
         package = error.name.split(".")[0]
-        print(f"error: {options['folder']} is not published without {package}: pip install {package}", file=sys.stderr)
-        return 1
+        raise ImportError(f"{options.folder} is not published without {package}: pip install {package}") from error
     except KeyboardInterrupt:
         print("error: interrupted; the same command goes on where it was", file=sys.stderr)
         return 130
     print(commit.pr_url or commit.commit_url)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Renders the clips of the built-in set from the voices of the synthetic songs; `probes.py` reads them.
+"""Render the clips of the built-in set from the voices of the synthetic songs; `probes.py` reads them.
 
     python -m collap.hub.render_probes FOLDER
 
@@ -31,7 +31,7 @@ CLIPS = (
 
 
 def compose_clip(name, instruments, tempo, meter, bars, key, mode, dynamics, register, density, chords) -> Song:
-    """A song of one verse."""
+    """Return a song of one verse."""
     seconds = bars * meter * 60 / tempo
     mood = mood_of(mode, tempo, dynamics, density)
     section = Section("verse", 0.0, seconds, instruments, dynamics, register, density, mood, chords)

@@ -6,7 +6,6 @@ process) and `progress.json`. It is written to a hidden folder, flushed to disk 
 """
 
 import errno
-import fcntl
 import json
 import pickle
 import re
@@ -19,13 +18,18 @@ from accelerate.utils import gather_object, load
 
 from collap.files import WRITE_ERRORS, flush, one_line, write_json
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 NAME = re.compile(r"step-\d{8}")
 PROGRESS = "progress.json"
 READ_ERRORS = (*WRITE_ERRORS, KeyError, EOFError, pickle.UnpicklingError)
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:
-    """Those of a run, oldest first.
+    """List the whole checkpoints of a run, oldest first.
 
     Args:
         folder: `output_dir/checkpoints`; need not exist.
@@ -35,7 +39,8 @@ def whole_checkpoints(folder: Path) -> list[Path]:
 
 
 def lock_folder(folder: Path) -> TextIO:
-    """Keeps other runs out of a folder for as long as this process lives; a disk that knows no locks keeps none out.
+    """Keep other runs out of a folder for as long as this process lives; a disk or a system that knows no such locks
+    keeps none out.
 
     Returns:
         The file that holds the lock, not to be closed.
@@ -45,6 +50,8 @@ def lock_folder(folder: Path) -> TextIO:
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / ".lock").open("w")
+    if fcntl is None:
+        return file
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: its workers do not inherit it
     except OSError as error:
@@ -71,11 +78,11 @@ class Checkpoints:
         self.identity = json.loads(json.dumps(identity, default=str))  # as it will be read back
 
     def all(self) -> list[Path]:
-        """Whole checkpoints, oldest first."""
+        """List whole checkpoints, oldest first."""
         return whole_checkpoints(self.folder)
 
     def save(self, step: int, progress: dict):
-        """Writes a checkpoint; called by all processes with the same arguments.
+        """Write a checkpoint; called by all processes with the same arguments.
 
         Raises:
             OSError: on every process, if one of them could not write; the checkpoints that were there are whole.
@@ -97,7 +104,7 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
 
     def load(self, path: Path) -> dict:
-        """Restores the accelerator's state and returns the progress; called by all processes.
+        """Restore the accelerator's state and return the progress; called by all processes.
 
         Raises:
             ValueError: it is no checkpoint, that of a run with other settings, or damaged.
@@ -123,14 +130,14 @@ class Checkpoints:
         return content["progress"]
 
     def _set_aside_after(self, path: Path):
-        """Later checkpoints are of a future that this run will not have: they neither count nor are deleted."""
+        """Rename later checkpoints: of a future that this run will not have, they neither count nor are deleted."""
         if self.accelerator.is_main_process:
             for later in [found for found in self.all() if found.name > path.name]:
                 later.rename(later.with_name(f"abandoned-{later.name}"))
         self.accelerator.wait_for_everyone()
 
     def find(self, resume: str) -> Path | None:
-        """The checkpoint that `--resume` names: a folder, or `"latest"`, which is None for a run without any."""
+        """Return the checkpoint that `--resume` names: a folder, or `"latest"`, which is None for a run without any."""
         if resume != "latest":
             return Path(resume)
         if self.accelerator.is_main_process:
@@ -170,7 +177,7 @@ class Checkpoints:
         raise OSError(f"the checkpoint of step {step} could not be written to {self.folder} ({problem}); {hint}")
 
     def _remove_leftovers(self):
-        """Folders that a kill left half-written or half-deleted."""
+        """Delete folders that a kill left half-written or half-deleted."""
         for path in self.folder.glob(".step-*"):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -190,12 +197,16 @@ def _first(problems: list[str | None]) -> str | None:
 
 
 def _check_identity(path: Path, found: dict, expected: dict):
-    """ValueError that names every setting that differs."""
+    """Raise a ValueError that names every setting that differs."""
     names = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
     if not names:
         return
     differences = ", ".join(f"{name} was {found.get(name)!r} and is {expected.get(name)!r}" for name in names)
-    reason = "random states, songs and streams are dealt to a fixed number of processes; " * ("num_processes" in names)
+    reasons = {
+        "num_processes": "random states, songs and streams are dealt to a fixed number of processes; ",
+        "training data": "texts, songs or audio files of the rows are others; ",
+    }
+    reason = "".join(text for name, text in reasons.items() if name in names)
     raise ValueError(
         f"{path} is a checkpoint of another run: {differences}. {reason}resume with the settings of that run, or start "
         "a new one from its weights with --model and another --output_dir"

@@ -1,39 +1,35 @@
-"""Settings of train.py: from YAML files and the command line, checked before anything is loaded."""
+"""Settings of train.py in four groups: from YAML files and the command line, checked before anything is loaded.
+
+A YAML file is flat, `name: value`, whatever the group; names are unique over all groups.
+"""
 
 import contextlib
 import dataclasses
-import difflib
 from argparse import ArgumentTypeError
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import get_args, get_origin, get_type_hints
+from typing import ClassVar, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
 
+from collap.files import nearest
 from collap.training.tracking import check_trackers
 from modeling_collap.configuration_collap import check_settings
 
-# Settings that may change between the parts of a resumed run: they move no sample and no gradient beyond rounding.
+# Settings that may change when a run is resumed: they move no gradient (beyond rounding) and no sample.
 FREE_ON_RESUME = (
-    "checkpoint_every",
-    "compile",
-    "hub_model_id",
-    "hub_private",
-    "keep_checkpoints",
-    "license",
-    "log_every",
     "max_bad_share",
-    "max_skipped_steps",
     "num_workers",
-    "output_dir",
-    "plan",
-    "plan_tflops",
-    "push_to_hub",
-    "resume",
-    "trackers",
+    "gradient_checkpointing",
+    "compile",
+    "micro_batch_size",
+    "segment_batch_size",
+    "max_skipped_steps",
 )
+# Where a table lies, and what its columns are called: what counts is its content, see collap/data/identity.py.
+PLACE_OF_DATA = ("dataset", "dataset_config", "revision", "train_split", "audio_column", "text_column")
 # Those of transformers.get_scheduler that need no settings of their own.
 SCHEDULES = (
     "linear",
@@ -51,24 +47,35 @@ def _help(default, text: str):
 
 
 @dataclass
-class TrainConfig:
-    # Data
+class DataSettings:
+    """Which songs, and how they are read."""
+
+    _argument_group_name: ClassVar[str] = "data"
+
     dataset: str = _help("", "local folder, table file or Hub id")
     dataset_config: str | None = _help(None, "configuration of a Hub data set")
+    revision: str | None = _help(None, "revision of a Hub data set: a branch, tag or commit")
     train_split: str = "train"
     eval_split: str | None = _help("validation", "split for recall, or none for no evaluation")
     audio_column: str = "audio"
     text_column: str = _help("text", "one text or a list of texts for each audio")
-    song_column: str | None = _help(None, "evaluation rows with the same value are one song")
+    song_column: str | None = _help(None, "rows with the same value are one song")
     duration_column: str | None = _help(None, "seconds of every row; default: read from the files' headers")
     crop_seconds: float | None = _help(None, "train on random crops; default: whole songs")
     streaming: bool = _help(False, "read shards in order instead of opening the whole data set; needs steps_per_epoch")
     steps_per_epoch: int | None = _help(None, "with streaming: steps that count as an epoch")
     cache_features: bool = _help(False, "compute whole songs' features once, keep on disk")
-    precomputed: str | None = _help(None, "folder of precompute_features.py: train without running the audio encoders")
+    precomputed: str | None = _help(None, "folder of `collap precompute`: train without running the audio encoders")
     max_bad_share: float = _help(0.01, "share of unreadable files above which the run stops")
     num_workers: int = _help(2, "processes that decode audio")
-    # Model
+
+
+@dataclass
+class ModelSettings:
+    """Which model, and what of it trains."""
+
+    _argument_group_name: ClassVar[str] = "model"
+
     model: str | None = _help(None, "CoLLAP folder or Hub id to continue from")
     text: str = _help("gpt2", "text encoder: folder or Hub id")
     music: str = _help("", "converted BEATs: folder or Hub id")
@@ -83,7 +90,14 @@ class TrainConfig:
         default_factory=list, metadata={"help": "towers to recompute in the backward pass: all, or some by name"}
     )
     compile: str | None = _help(None, "torch.compile backend for the encoders, e.g. inductor")
-    # Optimisation: the paper's settings
+
+
+@dataclass
+class OptimisationSettings:
+    """How it is trained: the paper's settings."""
+
+    _argument_group_name: ClassVar[str] = "optimisation"
+
     epochs: int = 20
     batch_size: int = _help(50, "songs contrasted with one another, over all processes")
     micro_batch_size: int | None = _help(None, "songs encoded at a time on a process; bounds memory, not the batch")
@@ -99,8 +113,15 @@ class TrainConfig:
     max_skipped_steps: int = _help(10, "skipped steps in a row after which the run stops")
     mixed_precision: str | None = _help(None, "no, bf16 or fp16; default: what `accelerate launch` was given")
     seed: int = 0
-    # Output
-    output_dir: str = "runs/collap"
+
+
+@dataclass
+class OutputSettings:
+    """What is written where, and how often; or only planned."""
+
+    _argument_group_name: ClassVar[str] = "output"
+
+    output_dir: str = _help("runs/collap", "folder of the run")
     resume: str | None = _help(None, "latest (a run without checkpoints starts anew), or a checkpoint folder")
     checkpoint_every: int | None = _help(None, "steps between checkpoints; default: at every evaluation only")
     keep_checkpoints: int = _help(2, "checkpoints that are kept, the newest")
@@ -116,13 +137,39 @@ class TrainConfig:
     plan: bool = _help(False, "print parameters, memory and time of the run, and do not train")
     plan_tflops: float | None = _help(None, "sustained TFLOP/s of a device, for the plan's times")
 
+
+@dataclass
+class TrainSettings:
+    """All settings of a run."""
+
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    optimisation: OptimisationSettings = field(default_factory=OptimisationSettings)
+    output: OutputSettings = field(default_factory=OutputSettings)
+
+    def flat(self) -> dict:
+        """Return name -> value over all groups."""
+        return {name: value for group in dataclasses.asdict(self).values() for name, value in group.items()}
+
     def identity(self) -> dict:
-        """What a resumed run must have in common with the one it continues."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in FREE_ON_RESUME}
+        """Return what a resumed run must have in common with the one it continues: all that moves a gradient or a
+        sample. A stream has no digest of its content, and its position is that of so many workers."""
+        free = {*FREE_ON_RESUME, *(one.name for one in dataclasses.fields(OutputSettings))}
+        free = free - {"num_workers"} if self.data.streaming else free | {*PLACE_OF_DATA}
+        return {name: value for name, value in self.flat().items() if name not in free}
+
+
+GROUPS = tuple(get_type_hints(TrainSettings).values())
+
+
+def known_settings() -> dict[str, type]:
+    """Return name -> type over all groups."""
+    kinds = [get_type_hints(group) for group in GROUPS]
+    return {name: kind for group in kinds for name, kind in group.items() if not name.startswith("_")}
 
 
 def typed(path: str, name: str, value, kind):
-    """The value of a YAML file as the type of its field; YAML reads `1e-4` as text, and one tower needs no list.
+    """Return the value of a YAML file as the type of its field; YAML reads `1e-4` as text, and one tower needs no list.
 
     Raises:
         ValueError: if it is of another type.
@@ -143,7 +190,7 @@ def typed(path: str, name: str, value, kind):
 
 
 def model_settings(text: str) -> dict:
-    """`--model_config` as YAML; argparse names it in front of the message."""
+    """Read `--model_config` as YAML; argparse names it in front of the message."""
     try:
         loaded = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -153,105 +200,102 @@ def model_settings(text: str) -> dict:
     return loaded
 
 
-def _hint(name: str) -> str:
-    """What a setting of this unknown name may have meant."""
-    known = get_type_hints(TrainConfig)
-    nearest = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {nearest[0]!r}?" if nearest else f"the known ones are {', '.join(known)}"
-
-
 def read_settings(path: str) -> dict:
-    """The settings of a YAML file; an unknown one is refused with the nearest known name."""
+    """Read the settings of a YAML file; an unknown one is refused with the nearest known name."""
     try:
         loaded = yaml.safe_load(Path(path).read_text()) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(loaded, dict):
         raise ValueError(f"{path} holds a {type(loaded).__name__}; expected `name: value` lines")
-    known = get_type_hints(TrainConfig)
+    known = known_settings()
     for name in loaded.keys() - known.keys():
-        raise ValueError(f"{path}: unknown setting {name!r}; {_hint(str(name))}")
+        raise ValueError(f"{path}: unknown setting {name!r}; {nearest(name, known)}")
     return {name: typed(path, name, value, known[name]) for name, value in loaded.items()}
 
 
-def parse_config(arguments: list[str], description: str = "") -> TrainConfig:
-    """YAML files first; later ones, and then the command line, override, `model_config` entry by entry."""
+def parse_settings(arguments: list[str], description: str = "") -> TrainSettings:
+    """Read YAML files first; later ones, and then the command line, override, `model_config` entry by entry.
+
+    Raises:
+        ValueError: for unknown names, values of another type, and settings that cannot work.
+    """
     settings, model_config, rest = {}, {}, list(arguments)
     while rest and rest[0].endswith((".yaml", ".yml")):
         loaded = read_settings(rest.pop(0))
         model_config |= loaded.get("model_config", {})
         settings |= loaded
-    parser = HfArgumentParser(TrainConfig, description=description, allow_abbrev=False)
+    parser = HfArgumentParser(GROUPS, description=description, allow_abbrev=False)
     for action in parser._actions:
         if action.dest == "model_config":
             action.type = model_settings
     parser.set_defaults(**settings)
-    config, unknown = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
+    *groups, unknown = parser.parse_args_into_dataclasses(rest, return_remaining_strings=True)
     if unknown:
-        hint = _hint(unknown[0].lstrip("-").split("=")[0])
-        raise ValueError(f"unknown argument {unknown[0]!r} (YAML files come first, then --name value); {hint}")
-    config.model_config = {**model_config, **config.model_config}
-    config.eval_split = None if config.eval_split in (None, "none", "None", "") else config.eval_split
-    check_config(config)
-    return config
+        name = unknown[0].lstrip("-").split("=")[0]
+        raise ValueError(
+            f"unknown argument {unknown[0]!r} (YAML files come first, then --name value); "
+            f"{nearest(name, known_settings())}"
+        )
+    found = TrainSettings(*groups)
+    found.model.model_config = {**model_config, **found.model.model_config}
+    found.data.eval_split = None if found.data.eval_split in (None, "none", "None", "") else found.data.eval_split
+    check_train_settings(found)
+    return found
 
 
-def check_config(config: TrainConfig):
-    """Raises a ValueError for settings that cannot work, before anything is loaded."""
-    if not config.dataset and not config.plan:
+def check_train_settings(settings: TrainSettings):
+    """Raise a ValueError for settings that cannot work, before anything is loaded."""
+    data, model, optimisation, output = settings.data, settings.model, settings.optimisation, settings.output
+    if not data.dataset and not output.plan:
         raise ValueError("dataset is missing: name a folder, a table file or a Hub id with --dataset")
-    if config.model is None and not config.music and not config.plan:
+    if model.model is None and not model.music and not output.plan:
         raise ValueError("music is missing: name a converted BEATs with --music, or a CoLLAP model with --model")
-    if config.model is not None and config.model_config:
+    if model.model is not None and model.model_config:
         raise ValueError("model_config is for a new model; the one that --model names has its own configuration")
-    check_settings(config.model_config)
-    config.trackers = check_trackers(config.trackers)
-    if config.lr_schedule not in SCHEDULES:
-        raise ValueError(f"unknown lr_schedule {config.lr_schedule!r}; expected one of {', '.join(SCHEDULES)}")
-    _check_numbers(config)
-    _check_data_settings(config)
+    if "segment_batch_size" in model.model_config:
+        raise ValueError("segment_batch_size is no setting of a model any more: give it beside model_config")
+    check_settings(model.model_config)
+    output.trackers = check_trackers(output.trackers)
+    if optimisation.lr_schedule not in SCHEDULES:
+        raise ValueError(f"unknown lr_schedule {optimisation.lr_schedule!r}; expected one of {', '.join(SCHEDULES)}")
+    _check_numbers(settings.flat())
+    if optimisation.batch_size < 2:
+        raise ValueError("batch_size is 1: a song is contrasted with the others of its batch, so give at least 2")
+    _check_data_settings(data, model.freeze)
 
 
-def _check_numbers(config: TrainConfig):
-    counts = (
-        "epochs",
-        "batch_size",
-        "segment_batch_size",
-        "lora_rank",
-        "keep_checkpoints",
-        "eval_every",
-        "log_every",
-        "max_skipped_steps",
-    )
+def _check_numbers(values: dict):
+    counts = ("epochs", "batch_size", "lora_rank", "keep_checkpoints", "eval_every", "log_every", "max_skipped_steps")
     optional = ("micro_batch_size", "checkpoint_every", "steps_per_epoch", "plan_tflops")
     rates = ("text_learning_rate", "audio_learning_rate")
-    given = [name for name in (*optional, *rates) if getattr(config, name) is not None]
-    for name in (*counts, "learning_rate", "max_grad_norm", "max_loss", *given):
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name} must be positive, found {getattr(config, name)}")
+    given = [name for name in (*optional, *rates) if values[name] is not None]
+    for name in (*counts, "segment_batch_size", "learning_rate", "max_grad_norm", "max_loss", *given):
+        if not values[name] > 0:
+            raise ValueError(f"{name} must be positive, found {values[name]}")
     for name, limit in (("warmup_ratio", 1), ("max_bad_share", 1.001)):
-        if not 0 <= getattr(config, name) < limit:
-            raise ValueError(f"{name} must be a share from 0 to 1, found {getattr(config, name)}")
-    if config.num_workers < 0:
-        raise ValueError(f"num_workers must not be negative, found {config.num_workers}")
+        if not 0 <= values[name] < limit:
+            raise ValueError(f"{name} must be a share from 0 to 1, found {values[name]}")
+    if values["num_workers"] < 0:
+        raise ValueError(f"num_workers must not be negative, found {values['num_workers']}")
 
 
-def _check_data_settings(config: TrainConfig):
-    """Settings of the data path that exclude or need one another."""
-    if config.streaming != (config.steps_per_epoch is not None):
+def _check_data_settings(data: DataSettings, frozen: list[str]):
+    """Raise a ValueError for settings of the data path that exclude or need one another."""
+    if data.streaming != (data.steps_per_epoch is not None):
         raise ValueError(
             "streaming and steps_per_epoch go together: a stream has no length, and without streaming the data set "
-            f"gives it (found streaming={config.streaming}, steps_per_epoch={config.steps_per_epoch})"
+            f"gives it (found streaming={data.streaming}, steps_per_epoch={data.steps_per_epoch})"
         )
-    whole_songs = [name for name in ("cache_features", "precomputed") if getattr(config, name)]
-    if config.crop_seconds is not None and whole_songs:
+    whole_songs = [name for name in ("cache_features", "precomputed") if getattr(data, name)]
+    if data.crop_seconds is not None and whole_songs:
         raise ValueError(f"crop_seconds needs the audio, but {whole_songs[0]} stores whole songs; choose one")
-    if config.streaming and whole_songs:
+    if data.streaming and whole_songs:
         raise ValueError(f"streaming reads shards, but {whole_songs[0]} needs the whole data set; choose one")
     if len(whole_songs) > 1:
         raise ValueError("precomputed already spares the features that cache_features keeps; choose one")
-    if config.precomputed and not {"music", "speech"} <= set(config.freeze):
+    if data.precomputed and not {"music", "speech"} <= set(frozen):
         raise ValueError(
             "precomputed holds what the frozen audio encoders made of every song: it needs --freeze music speech, "
-            f"found freeze={config.freeze}"
+            f"found freeze={frozen}"
         )

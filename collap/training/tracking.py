@@ -1,4 +1,4 @@
-"""What a run tells: curves in tensorboard, trackio or wandb, throughput, and a summary in JSON.
+"""What a run tells while it trains: curves in tensorboard, trackio or wandb, and throughput.
 
 What describes all processes together is reduced in one collective, once for each log line.
 """
@@ -10,25 +10,21 @@ import secrets
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from difflib import get_close_matches
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
-from accelerate.utils import gather_object
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from torch.utils.tensorboard.summary import hparams
 
 from collap.data.batches import idle_share
-from collap.data.samples import num_segments
-from collap.files import write_json
-from collap.training.cost import compare
-from collap.training.step import ContrastiveStep, micro_batches
-from modeling_collap import CoLLAPConfig, CoLLAPModel
+from collap.data.lengths import num_segments
+from collap.files import nearest
+from collap.training.step import micro_batches
+from modeling_collap import CoLLAPConfig, CoLLAPModel, CoLLAPOutput
+from modeling_collap.loss_collap import gather_rows
 from modeling_collap.scoring_collap import distance_from_flat_attention
 
 PROJECT = "collap"  # under which wandb and trackio list the runs
@@ -37,7 +33,7 @@ GB = 1e9
 
 
 def check_trackers(names: Iterable[str]) -> list[str]:
-    """The trackers without repetition.
+    """Return the trackers without repetition.
 
     Raises:
         ValueError: one is not known (gives the nearest) or its package is not installed (gives the command).
@@ -45,16 +41,14 @@ def check_trackers(names: Iterable[str]) -> list[str]:
     names = list(dict.fromkeys(names))
     for name in names:
         if name not in TRACKERS:
-            nearest = get_close_matches(name, TRACKERS, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"the known ones are {', '.join(TRACKERS)}"
-            raise ValueError(f"unknown tracker {name!r}; {hint}")
+            raise ValueError(f"unknown tracker {name!r}; {nearest(name, TRACKERS)}")
         if importlib.util.find_spec(name) is None:
             raise ValueError(f"the tracker {name!r} needs its package: pip install {name}")
     return names
 
 
 def flat_settings(settings: dict, prefix: str = "") -> dict[str, bool | int | float | str]:
-    """Settings as every tracker takes them: `{"a": {"b": None}}` becomes `{"a/b": "None"}`."""
+    """Flatten settings as every tracker takes them: `{"a": {"b": None}}` becomes `{"a/b": "None"}`."""
     flat = {}
     for name, value in settings.items():
         if isinstance(value, dict):
@@ -65,7 +59,7 @@ def flat_settings(settings: dict, prefix: str = "") -> dict[str, bool | int | fl
 
 
 class OneFolderTensorBoard(TensorBoardTracker):
-    """Accelerate's tracker writes the settings of every start to one more folder, a run of its own in tensorboard."""
+    """Keep all in one folder: Accelerate's tracker makes one more for the settings of every start, a run of its own."""
 
     def store_init_configuration(self, values: dict):
         for summary in hparams(values, {}):
@@ -76,7 +70,7 @@ class OneFolderTensorBoard(TensorBoardTracker):
 def start_trackers(
     accelerator: Accelerator, names: Iterable[str], settings: dict, output_dir: str | Path, step: int = 0
 ):
-    """Starts the trackers of a run, which is called like its folder; `accelerator.log` feeds them from then on.
+    """Start the trackers of a run, which is called like its folder; `accelerator.log` feeds them from then on.
 
     A resumed run continues its curves. Tensorboard hides what was logged beyond `step`; wandb ignores the repeated
     steps; trackio shows them twice, with the same values. Without network (`HF_HUB_OFFLINE=1`) wandb writes to
@@ -115,15 +109,15 @@ def _tracker(name: str, output_dir: Path, step: int) -> GeneralTracker:
 
 
 def _wandb_id(path: Path, step: int) -> str:
-    """The id by which a resumed run finds itself again."""
+    """Return the id by which a resumed run finds itself again."""
     if not step or not path.exists():
         path.write_text(secrets.token_hex(4))
     return path.read_text()
 
 
 def in_batch_accuracy(scores: torch.Tensor) -> tuple[float, float]:
-    """How often the own text (audio) has the highest score of the batch; k that tie for it count 1/k each, so that
-    scores that are all equal are at chance.
+    """Measure how often the own text (audio) has the highest score of the batch; k that tie for it count 1/k each, so
+    that scores that are all equal are at chance.
 
     Args:
         scores: (A, B) with A = B; text i describes audio i.
@@ -139,7 +133,7 @@ def in_batch_accuracy(scores: torch.Tensor) -> tuple[float, float]:
 
 
 def learning_rates(groups: list[dict]) -> dict[str, float]:
-    """One rate, or that of every part if they differ; a part's groups are called `part` and `part, no decay`."""
+    """Return one rate, or that of every part if they differ; a part's groups are called `part` and `part, no decay`."""
     if len({group.get("initial_lr", group["lr"]) for group in groups}) == 1:
         return {"train/learning_rate": groups[0]["lr"]}
     return {f"train/learning_rate/{group['name'].split(',')[0]}": group["lr"] for group in groups}
@@ -147,24 +141,26 @@ def learning_rates(groups: list[dict]) -> dict[str, float]:
 
 @torch.no_grad()
 def step_metrics(
-    model: CoLLAPModel, step: ContrastiveStep, groups: list[dict], gradient_norm: float, skipped_steps: int = 0
+    model: CoLLAPModel, output: CoLLAPOutput, groups: list[dict], gradient_norm: float, skipped_steps: int = 0
 ) -> dict[str, float]:
-    """What the trackers show of a step; with FSDP2 every process calls it, because the weights are spread.
+    """Return what the trackers show of a step; called by all processes.
 
     Args:
         model: unwrapped.
+        output: of the step: `loss`, this process's rows of the scores (n, B) and texts (n, D), and some of its audios.
         groups: the optimizer's, see [`learning_rates`].
-        gradient_norm: before clipping.
+        gradient_norm: before clipping; NaN without a backward pass.
         skipped_steps: of the run so far.
     """
     scalars = [*model.score_parameters.gammas(), model.score_parameters.temperature()]
     gamma_kernel, gamma_temporal, temperature = (
         (one.full_tensor() if hasattr(one, "full_tensor") else one).item() for one in scalars
     )
-    audio_to_text, text_to_audio = in_batch_accuracy(step.scores)
-    sample_scores, flat_scores = (model.score(*step.sample, flat_attention=flat) for flat in (False, True))
+    audio_to_text, text_to_audio = in_batch_accuracy(gather_rows(output.logits_per_audio))  # of (A, B)
+    sample = (gather_rows(output.text_embeds), output.audio_embeds, output.audio_token_mask)
+    sample_scores, flat_scores = (model.score(*sample, flat_attention=flat) for flat in (False, True))
     return {
-        "train/loss": step.loss.item(),
+        "train/loss": output.loss.item(),
         "train/audio_to_text_accuracy": audio_to_text,
         "train/text_to_audio_accuracy": text_to_audio,
         **learning_rates(groups),
@@ -179,7 +175,7 @@ def step_metrics(
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory that tensors took on a GPU so far; elsewhere, that the process took."""
+    """Return the most memory that tensors took on a GPU so far, in bytes; elsewhere, that the process took."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
@@ -192,14 +188,14 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def song_tokens(seconds: float, config: CoLLAPConfig) -> int:
-    """Fused tokens that start before the end of an audio."""
+    """Count the fused tokens that start before the end of an audio."""
     whole, rest = divmod(seconds, config.segment_seconds)
     last = min(int(np.ceil(rest / config.token_seconds)), config.tokens_per_segment)
     return int(whole) * config.tokens_per_segment + last
 
 
 def batch_work(seconds: list[float], config: CoLLAPConfig, micro_batch_size: int | None = None) -> dict[str, float]:
-    """What a batch asks of a process.
+    """Work out what a batch asks of a process.
 
     Args:
         seconds: of audio of each song.
@@ -218,7 +214,7 @@ def batch_work(seconds: list[float], config: CoLLAPConfig, micro_batch_size: int
 
 
 class StepMeter:
-    """Throughput between two log lines, over all processes.
+    """Measure throughput between two log lines, over all processes.
 
         for batch in meter.batches(loader):
             with meter.step(batch.seconds):
@@ -245,11 +241,11 @@ class StepMeter:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no step was taken since the last figures."""
+        """Tell whether no step was taken since the last figures."""
         return not self._segments
 
     def batches(self, loader: Iterable) -> Iterator:
-        """The batches of the loader; measures the time that it takes to get them."""
+        """Yield the batches of the loader, and measure the time that it takes to get them."""
         iterator = iter(loader)
         while True:
             start = time.perf_counter()
@@ -262,7 +258,7 @@ class StepMeter:
 
     @contextmanager
     def step(self, seconds: list[float]) -> Iterator[None]:
-        """Measures a step over songs of so many seconds each."""
+        """Measure a step over songs of so many seconds each."""
         start = time.perf_counter()
         yield
         self._seconds += time.perf_counter() - start
@@ -272,7 +268,7 @@ class StepMeter:
             self._sums[name] += value
 
     def figures(self, accelerator: Accelerator) -> dict[str, float]:
-        """What was measured since the last call, which must be at least one step; every process calls it."""
+        """Return what was measured since the last call, at least one step; called by all processes."""
         own = [*self._sums.values(), self._waited, self._waited + self._seconds, peak_memory_bytes(accelerator.device)]
         rows = torch.tensor([[*own, *self._segments]], dtype=torch.float32, device=accelerator.device)
         rows = accelerator.gather(rows).cpu().numpy().astype(float)  # (P, 9 + steps)
@@ -292,7 +288,7 @@ class StepMeter:
 
 
 def rates(work: dict[str, float]) -> dict[str, float]:
-    """Throughput and waste of the sums that [`StepMeter`] collects; the seconds are those of the slowest process."""
+    """Return throughput and waste by the sums of [`StepMeter`]; the seconds are those of the slowest process."""
     return {
         "songs_per_second": float(work["songs"] / work["seconds"]),
         "hours_of_audio_per_second": float(work["audio_seconds"] / 3600 / work["seconds"]),
@@ -300,105 +296,3 @@ def rates(work: dict[str, float]) -> dict[str, float]:
         "encoded_to_real_tokens": work["encoded_tokens"] / work["real_tokens"],
         "data_wait_share": float(work["waited_seconds"] / work["seconds"]),
     }
-
-
-class RunSummary:
-    """`summary.json` of a run: what was trained, on what, for how long, and how well.
-
-    Every process makes one and calls its methods; the main process writes the file.
-
-    Args:
-        settings: of the run, as JSON takes them.
-        plan: from `Plan.to_dict`; what was measured is put next to it.
-    """
-
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        output_dir: str | Path,
-        settings: dict,
-        meter: StepMeter,
-        plan: dict | None = None,
-    ):
-        self.accelerator, self.meter = accelerator, meter
-        self.path = Path(output_dir) / "summary.json"
-        self.settings, self.plan = settings, plan
-        self.started, self.starts = datetime.now(UTC).isoformat(timespec="seconds"), 1
-        self._seconds_before, self._clock = 0.0, time.perf_counter()
-        self.hardware = {**hardware(), "devices": gather_object([device_name(accelerator.device)])}
-
-    def _settle(self):
-        if not self.meter.is_empty:
-            self.meter.figures(self.accelerator)
-
-    def _wall_seconds(self) -> float:
-        return self._seconds_before + time.perf_counter() - self._clock
-
-    def _measured(self, steps: int) -> dict[str, float]:
-        totals = self.meter.totals
-        return {"step_seconds": totals["seconds"] / steps, "peak_memory": totals["peak_memory_gb"] * GB}
-
-    def state_dict(self) -> dict:
-        """To be kept with a checkpoint, as JSON; the meter starts a new interval."""
-        self._settle()
-        state = {"started": self.started, "starts": self.starts, "wall_seconds": self._wall_seconds()}
-        return {**state, "totals": dict(self.meter.totals)}
-
-    def load_state_dict(self, state: dict):
-        """Continues the run that the state is of."""
-        self.started, self.starts = state["started"], state["starts"] + 1
-        self._seconds_before, self._clock = state["wall_seconds"], time.perf_counter()
-        self.meter.totals = dict(state["totals"])
-
-    def write(
-        self,
-        step: int,
-        epoch: float,
-        best: dict | None = None,
-        skipped_steps: int = 0,
-        bad_files: int = 0,
-        finished: bool = False,
-    ):
-        """Replaces the file by the present state; the meter starts a new interval.
-
-        Args:
-            best: metric, value and step of the best evaluation.
-            finished: whether the run came to its end.
-        """
-        self._settle()
-        if not self.accelerator.is_main_process:
-            return
-        totals = self.meter.totals
-        content = {
-            "started": self.started,
-            "written": datetime.now(UTC).isoformat(timespec="seconds"),
-            "finished": finished,
-            "starts": self.starts,
-            "steps": step,
-            "epochs": epoch,
-            "songs": int(totals["songs"]),
-            "hours_of_audio": totals["audio_seconds"] / 3600,
-            "wall_seconds": self._wall_seconds(),
-            "training_seconds": totals["seconds"],
-            "mean": rates(totals) if totals["seconds"] else None,
-            "peak_memory_gb": totals["peak_memory_gb"],
-            "best": best,
-            "skipped_steps": skipped_steps,
-            "bad_files": bad_files,
-            "hardware": self.hardware,
-            "plan": self.plan and compare(self.plan, self._measured(step)),
-            "settings": self.settings,
-        }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.path, content)
-
-
-def device_name(device: torch.device) -> str:
-    """The name of a GPU, or of the processor's architecture."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})"
-
-
-def hardware() -> dict:
-    """The machine of this process, and the libraries."""
-    libraries = {"torch": torch.__version__, **{name: version(name) for name in ("transformers", "accelerate")}}
-    return {"cpus": os.cpu_count(), "python": platform.python_version(), **libraries}

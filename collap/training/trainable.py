@@ -7,7 +7,6 @@ layers, the score's scalars) are the *heads*; they always train. Every function 
 """
 
 import copy
-import difflib
 import json
 import warnings
 from collections.abc import Iterable, Iterator
@@ -24,7 +23,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
-from collap.models import save_folder
+from collap.files import nearest
+from collap.models import save_model_folder
 
 TOWERS = ("text", "music", "speech")  # as `CoLLAPModel.encoders` names them
 ADAPTER_FOLDER = "adapter"
@@ -33,9 +33,7 @@ ADAPTER_FOLDER = "adapter"
 def _check_names(names: Iterable[str], known: Iterable[str]) -> None:
     for name in names:
         if name not in known:
-            nearest = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(known)}"
-            raise ValueError(f"{name!r} is no part of the model; {hint}")
+            raise ValueError(f"{name!r} is no part of the model; {nearest(name, known)}")
 
 
 def _state(tower: nn.Module) -> str:
@@ -181,7 +179,7 @@ def save_model(
         results: of the model's evaluation, for its card.
     """
     state_dict = model.state_dict() if state_dict is None else state_dict
-    save_folder(model, processor, folder, state_dict=merge_lora(model, state_dict))
+    save_model_folder(model, processor, folder, state_dict=merge_lora(model, state_dict))
     if _state(model) == "LoRA":
         _save_adapter(model, Path(folder) / ADAPTER_FOLDER, state_dict)
     if results is not None:

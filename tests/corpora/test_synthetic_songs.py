@@ -16,6 +16,7 @@ import pytest
 import soundfile
 from datasets import Audio, load_dataset
 
+from collap.cli import run_command
 from collap.corpora.synthetic import songs as synthetic_songs
 from collap.corpora.synthetic.captions import (
     DENSITY_PHRASES,
@@ -533,18 +534,13 @@ def test_bad_settings_are_refused(tmp_path, settings, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command(tmp_path, monkeypatch, capsys):
+def test_the_command(tmp_path, capsys):
     folder = tmp_path / "songs"
-    command = (
-        f"synthetic_songs {folder} --train 2 --validation 1 --test 0 --min_seconds 12 --max_seconds 14 --num_workers 1"
-    )
-    monkeypatch.setattr(sys, "argv", command.split())
-    synthetic_songs.main()
+    settings = "--train 2 --validation 1 --test 0 --min_seconds 12 --max_seconds 14 --num_workers 1"
+    command = [str(folder), *settings.split()]
+    assert run_command("corpus", command) == 0
     rows = [json.loads(line) for line in (folder / "train" / "metadata.jsonl").read_text().splitlines()]
     assert [row["file_name"] for row in rows] == ["train-0001.flac", "train-0002.flac"]
     assert sorted(path.name for path in folder.iterdir()) == ["corpus.json", "train", "validation"]
-    monkeypatch.setattr(sys, "argv", [*command.split(), "--seed", "4"])
-    with pytest.raises(SystemExit) as stopped:
-        synthetic_songs.main()
-    assert stopped.value.code == 2
+    assert run_command("corpus", [*command, "--seed", "4"]) == 2
     assert "seed is 0, asked for 4" in capsys.readouterr().err

@@ -5,7 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from collap.data.batches import BadFiles, EpochBatches, deal_rows, epoch_plan, idle_share, padding_share
+from collap.data.batches import (
+    BadFiles,
+    EpochBatches,
+    deal_rows,
+    epoch_plan,
+    idle_share,
+    length_buckets,
+    padding_share,
+)
 
 
 def song_lengths(num_songs: int) -> np.ndarray:
@@ -17,6 +25,16 @@ def song_lengths(num_songs: int) -> np.ndarray:
 
 
 SEGMENTS = song_lengths(4100)
+
+
+def test_length_buckets():
+    lengths = np.repeat([3, 9, 1, 5], 25)
+    buckets = length_buckets(lengths, 10, np.random.default_rng(0))
+    assert sorted(buckets.flatten()) == list(range(100))
+    assert sum(len(set(lengths[batch])) for batch in buckets) <= 10 + 3
+    means = lengths[buckets].mean(1)
+    assert means.tolist() != sorted(means)
+    assert not np.array_equal(buckets, length_buckets(lengths, 10, np.random.default_rng(1)))
 
 
 def test_shares_of_a_plan_by_hand():

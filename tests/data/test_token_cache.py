@@ -1,4 +1,4 @@
-"""precompute_features.py and TokenCache: real files, real processes, one and two of them."""
+"""collap precompute and TokenCache: real files, real processes, one and two of them."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -17,8 +18,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
-from collap.data.precompute import backbone_tower, encode_song, main
-from collap.data.samples import open_dataset
+from collap.cli import run_command
+from collap.data.precompute import backbone_tower, encode_song
+from collap.data.sources import open_dataset
 from collap.data.token_cache import DTYPES, TokenCache, pack_tokens, unpack_tokens
 from modeling_collap import CoLLAPModel
 from processing import AudioFileError, CoLLAPFeatureExtractor, CoLLAPProcessor, load_audio
@@ -27,13 +29,14 @@ REPOSITORY = Path(__file__).parents[2]
 # Relative to the tokens: float16 rounds each value by 2^-11 at most; int8 by half a step, of which the largest value of
 # a token is 127: with values up to 4 times their RMS, 4 / 254, and 1.7 times less in the root mean square.
 PRECISION = {"float16": 2**-11, "int8": 0.01}
+precompute = partial(run_command, "precompute")
 
 
 def arguments(dataset, backbones, output, dtype="float16", splits=("train",), **options) -> list[str]:
     options = {"segment_seconds": 2, "segment_batch_size": 3, "shard_songs": 1, **options}
     named = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
     encoders = ["--music", str(backbones["beats"]), "--speech", str(backbones["whisper"])]
-    place = ["--dataset", str(dataset), "--splits", *splits, "--output", str(output), "--dtype", dtype]
+    place = ["--dataset", str(dataset), "--splits", *splits, "--output_dir", str(output), "--dtype", dtype]
     return [*place, *encoders, *named]
 
 
@@ -67,7 +70,7 @@ def cached(corpus, backbones, tmp_path_factory):
     """Uninterrupted caches of 8 and 4 songs, by dtype."""
     folders = {dtype: tmp_path_factory.mktemp("tokens") / dtype for dtype in DTYPES}
     for dtype, folder in folders.items():
-        assert main(arguments(corpus, backbones, folder, dtype, ("train", "validation"))) == 0
+        assert precompute(arguments(corpus, backbones, folder, dtype, ("train", "validation"))) == 0
     return folders
 
 
@@ -156,7 +159,7 @@ def test_int8_takes_half_of_float16_and_the_size_of_an_hour_is_stored(cached, co
 
 def test_a_model_folder_gives_its_own_encoders_and_workers_read_them(corpus, model_folder, tmp_path):
     encoders = ["--model", str(model_folder), "--shard_songs", "3"]
-    assert main(["--dataset", str(corpus), "--splits", "test", "--output", str(tmp_path), *encoders]) == 0
+    assert precompute(["--dataset", str(corpus), "--splits", "test", "--output_dir", str(tmp_path), *encoders]) == 0
     model, processor = AutoModel.from_pretrained(model_folder), AutoProcessor.from_pretrained(model_folder)
     dataset = open_dataset(str(corpus), "test", text_column="captions")
     cache = TokenCache.open(tmp_path, "test", model, processor.feature_extractor, dataset)
@@ -193,7 +196,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(cached, corpus, backbones, tmp_p
     # As if it had been killed while writing the next one.
     whole = (cached["float16"] / "train" / "shard-00007.safetensors").read_bytes()
     (train / "shard-00007.safetensors.partial").write_bytes(whole[: len(whole) // 2])
-    assert main(todo) == 0
+    assert precompute(todo) == 0
     assert files(tmp_path / "out") == files(cached["float16"])
     assert all((train / name).stat().st_mtime_ns == changed for name, changed in done.items())
 
@@ -202,7 +205,7 @@ def test_two_processes_write_what_one_writes(corpus, backbones, tmp_path, capsys
     shutil.copytree(corpus, tmp_path / "songs")
     (tmp_path / "songs" / "train" / "train-0002.flac").write_text("not music")
     splits = {"splits": ("train", "validation"), "max_bad_share": 0.2}
-    assert main(arguments(tmp_path / "songs", backbones, tmp_path / "one", "int8", **splits)) == 0
+    assert precompute(arguments(tmp_path / "songs", backbones, tmp_path / "one", "int8", **splits)) == 0
     assert "0 of 4 songs" in capsys.readouterr().out
     launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
     todo = arguments(tmp_path / "songs", backbones, tmp_path / "two", "int8", **splits)
@@ -217,7 +220,7 @@ def test_two_processes_write_what_one_writes(corpus, backbones, tmp_path, capsys
 def test_processes_that_do_not_know_of_one_another_are_refused(corpus, backbones, tmp_path, monkeypatch, capsys):
     """As `accelerate launch --num_processes 2` starts them on a machine without a GPU."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(arguments(corpus, backbones, tmp_path)) == 1
+    assert precompute(arguments(corpus, backbones, tmp_path)) == 1
     assert "ACCELERATE_USE_CPU=true" in capsys.readouterr().err
 
 
@@ -237,9 +240,9 @@ def test_a_damaged_shard_is_noticed_and_mended(cached, corpus, backbones, tmp_pa
             cache[4]
         assert not isinstance(caught.value, AudioFileError)  # a data set would go on without the row
     else:
-        with pytest.raises(ValueError, match=r"shard-00004.*run precompute_features"):
+        with pytest.raises(ValueError, match=r"shard-00004.*run collap precompute"):
             open_cache(tmp_path, backbones, corpus)
-    assert main(arguments(corpus, backbones, tmp_path, "int8")) == 0
+    assert precompute(arguments(corpus, backbones, tmp_path, "int8")) == 0
     assert files(tmp_path / "train") == files(cached["int8"] / "train")
 
 
@@ -290,14 +293,14 @@ def test_changed_audio_is_refused_and_its_shard_computed_anew(cached, corpus, ba
     with pytest.raises(ValueError, match=r"row 5 was made from train-0006\.flac \(\d+ bytes\)"):
         open_cache(tmp_path / "out", backbones, tmp_path / "songs")
     before = {path: path.stat().st_ino for path in shard.parent.glob("*.safetensors")}
-    assert main(arguments(tmp_path / "songs", backbones, tmp_path / "out")) == 0
+    assert precompute(arguments(tmp_path / "songs", backbones, tmp_path / "out")) == 0
     assert {path for path, inode in before.items() if path.stat().st_ino != inode} == {shard}
     cache = open_cache(tmp_path / "out", backbones, tmp_path / "songs")
     assert cache.seconds(5) == pytest.approx((len(samples) - 8000) / rate, abs=0.02)
     # A change that keeps the size is found by content when the script runs again.
     song.write_bytes(song.read_bytes().replace(b"libFLAC", b"LibFLAC"))  # in flac's comments
     tokens = shard.read_bytes()
-    assert main(arguments(tmp_path / "songs", backbones, tmp_path / "out")) == 0
+    assert precompute(arguments(tmp_path / "songs", backbones, tmp_path / "out")) == 0
     assert shard.read_bytes() != tokens
 
 
@@ -308,7 +311,7 @@ def test_a_folder_with_other_tokens_is_not_overwritten(cached, corpus, backbones
         ({"segment_seconds": 1}, r"segment_seconds is 2.0, expected 1.0"),
         ({"shard_songs": 2}, "shard_songs is 1, expected 2"),
     ):
-        assert main(arguments(corpus, backbones, cached["float16"], **change)) == 1
+        assert precompute(arguments(corpus, backbones, cached["float16"], **change)) == 1
         assert message in capsys.readouterr().err
     assert files(cached["float16"]) == before
 
@@ -324,7 +327,7 @@ def test_a_folder_with_other_tokens_is_not_overwritten(cached, corpus, backbones
     ],
 )
 def test_bad_options_are_named(corpus, backbones, tmp_path, capsys, options, message):
-    assert main(arguments(corpus, backbones, tmp_path, **options)) == 1
+    assert precompute(arguments(corpus, backbones, tmp_path, **options)) == 1
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -341,12 +344,12 @@ def test_bad_files_are_named_skipped_and_counted(corpus, backbones, tmp_path, ca
     names = ["good.flac", "bad.mp3", "gone.flac", "good.flac"]
     lines = [json.dumps({"file_name": name, "text": "a song"}) for name in names]
     (songs / "metadata.jsonl").write_text("\n".join(lines))
-    assert main(arguments(songs, backbones, tmp_path / "out", max_bad_share=0.3)) == 1
+    assert precompute(arguments(songs, backbones, tmp_path / "out", max_bad_share=0.3)) == 1
     error = capsys.readouterr().err
     assert "skipped: row 1 (bad.mp3): " in error and "--max_bad_share 0.3" in error
     with pytest.raises(ValueError, match=r"index\.json: not there"):
         open_cache(tmp_path / "out", backbones, None, dataset=open_dataset(str(songs), "train"))
-    assert main(arguments(songs, backbones, tmp_path / "out", max_bad_share=0.5)) == 0
+    assert precompute(arguments(songs, backbones, tmp_path / "out", max_bad_share=0.5)) == 0
     assert "2 of 4 songs could not be read (bad.mp3, gone.flac)" in capsys.readouterr().out
     cache = open_cache(tmp_path / "out", backbones, None, dataset=open_dataset(str(songs), "train"))
     assert [cache.tokens(row) > 0 for row in range(4)] == [True, False, False, True]
@@ -363,11 +366,11 @@ def test_a_smaller_data_set_leaves_no_shards_of_the_larger_one(corpus, backbones
     lines = [json.dumps({"file_name": f"test-000{number}.flac", "text": "a song"}) + "\n" for number in (1, 2)]
     for kept in (2, 1):
         (songs / "metadata.jsonl").write_text("".join(lines[:kept]))
-        assert main(arguments(songs, backbones, tmp_path / "out")) == 0
+        assert precompute(arguments(songs, backbones, tmp_path / "out")) == 0
         shards = [f"shard-0000{row}.safetensors" for row in range(kept)]
         assert sorted(path.name for path in (tmp_path / "out" / "train").iterdir()) == ["index.json", *shards]
     (songs / "test-0001.flac").write_text("not music")  # a run that fails leaves nothing that could be trained from
-    assert main(arguments(songs, backbones, tmp_path / "out")) == 1
+    assert precompute(arguments(songs, backbones, tmp_path / "out")) == 1
     assert not (tmp_path / "out" / "train" / "index.json").exists()
 
 
@@ -376,7 +379,7 @@ def test_audio_as_bytes(cached, corpus, backbones, tmp_path):
     songs = [{"bytes": path.read_bytes(), "path": None} for path in sorted((corpus / "train").glob("*.flac"))]
     table = datasets.Dataset.from_dict({"audio": songs, "text": ["a song"] * 8})
     table.to_parquet(tmp_path / "songs.parquet")
-    assert main(arguments(tmp_path / "songs.parquet", backbones, tmp_path / "out")) == 0
+    assert precompute(arguments(tmp_path / "songs.parquet", backbones, tmp_path / "out")) == 0
     dataset = open_dataset(str(tmp_path / "songs.parquet"), "train")
     cache = open_cache(tmp_path / "out", backbones, None, dataset=dataset)
     expected = open_cache(cached["float16"], backbones, corpus)

@@ -12,10 +12,12 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_processor
 
-from collap.data.samples import open_dataset
+from collap.cli import run_command
+from collap.data.sources import open_dataset
 from collap.evaluation import retrieval as evaluate_retrieval
-from collap.evaluation.retrieval import collect_songs, embed_row, main, retrieval_figures, score_songs
-from collap.models import load_folder
+from collap.evaluation.retrieval import embed_row, embed_texts, retrieval_figures, score_songs
+from collap.evaluation.songs import RetrievalSet, collect_songs, count_shared_texts
+from collap.models import load_model
 from modeling_collap import mean_pooled_scores
 from processing import AudioFileError, load_audio
 
@@ -71,11 +73,92 @@ def test_rows_of_one_song_share_its_audio(corpus):
 def test_figures_of_a_known_matrix():
     """Song 0 finds its second text first; song 1 ranks a wrong text first and its own second."""
     scores = np.array([[0.1, 0.9, 0.2], [0.3, 0.8, 0.7]], dtype=np.float32)
-    figures = retrieval_figures(scores, song_of_text=[0, 0, 1], names=["a", "b"], k=(1,))
+    songs = RetrievalSet([0, 1], ["a", "b"], ["one", "two", "three"], [0, 0, 1])
+    figures = retrieval_figures(scores, songs, k=(1,))
     assert figures["audio_to_text"]["R@1"]["value"] == 50.0
     # Text 0 prefers song 1 (wrong), text 1 song 0 (right), text 2 song 1 (right).
     assert figures["text_to_audio"]["R@1"]["value"] == pytest.approx(200 / 3)
     assert figures["text_to_audio"]["num_songs"] == 2
+
+
+def test_a_text_of_several_songs_is_correct_for_all_of_them():
+    """Texts 0 and 2 are the same words: each finds its song or the other one."""
+    scores = np.array([[0.9, 0.1, 0.9], [0.2, 0.3, 0.2], [0.8, 0.2, 0.8]], dtype=np.float32)
+    songs = RetrievalSet([0, 1, 2], ["a", "b", "c"], ["a song", "a tune", "a  song\n"], [0, 1, 2])
+    assert songs.songs_of_texts() == [[0, 2], [1], [0, 2]]
+    figures = retrieval_figures(scores, songs, k=(1, 2))
+    assert figures["text_to_audio"]["R@1"]["value"] == 100 and figures["audio_to_text"]["R@1"]["value"] == 100
+    assert figures["text_to_audio"]["R@1"]["chance"] == pytest.approx(100 * (2 + 1 + 2) / 9)
+    alone = retrieval_figures(scores, RetrievalSet(songs.rows, songs.names, ["x", "y", "z"], [0, 1, 2]), k=(1,))
+    assert alone["text_to_audio"]["R@1"]["value"] < 100
+    one, other = songs.subset([2, 1]), RetrievalSet([2, 1], ["c", "b"], ["a tune", "a  song\n"], [1, 0])
+    assert one == other
+
+
+def test_with_all_captions_equal_both_scores_are_at_chance(corpus, model_folder, tmp_path, capsys):
+    """Songs of other lengths and texts of other batches would differ in their last bits."""
+    shutil.copytree(corpus / "test", tmp_path / "test")
+    table = tmp_path / "test" / "metadata.jsonl"
+    rows = [json.loads(line) | {"captions": ["the same words"] * 3} for line in table.read_text().splitlines()]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["--model", str(model_folder), "--dataset", str(tmp_path), "--text_column", "captions"]
+    assert run_command("evaluate", [*arguments, "--chunk_size", "5", "--output_dir", str(tmp_path / "out")]) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    for by_direction in results["scores"].values():
+        for figures in by_direction.values():
+            for name in ("R@1", "median_rank", "mAP"):
+                assert figures[name]["value"] == pytest.approx(figures[name]["chance"])
+    assert (results["texts_of_several_songs"], results["texts_read_alike"]) == (12, 0)
+    assert "12 of 12 texts describe several songs in the same words: all are correct" in capsys.readouterr().err
+
+
+def test_equal_texts_get_equal_scores_wherever_they_stand():
+    model, processor, generator = tiny_model(), tiny_processor(), torch.Generator().manual_seed(0)
+    words = ["slow", "song", "piano", "drums", "choir", "guitar"]
+    texts = [" ".join(words[i] for i in torch.randint(6, (1 + n % 9,), generator=generator)) for n in range(60)]
+    texts[7] = texts[31] = texts[58] = "a slow song with piano and drums"
+    embeds = embed_texts(model, processor, texts)
+    for start in range(0, 60, 7):  # in other batches, one by one
+        alone = torch.cat([embed_texts(model, processor, [text]) for text in texts[start : start + 7]])
+        torch.testing.assert_close(embeds[start : start + 7], alone, atol=1e-5, rtol=0)
+    audio = torch.nn.functional.normalize(torch.randn(1, 30, 32, generator=generator), dim=-1)
+    mask = torch.ones(1, 30, dtype=torch.bool)
+    for size in (1, 7, 100):
+        scores = score_songs(model, embeds, [(audio, mask)], chunk_size=size)
+        for kind, naive in (
+            ("collap", model.score(embeds, audio, mask)),
+            ("mean_pooled", mean_pooled_scores(embeds, audio, mask)),
+        ):
+            np.testing.assert_allclose(scores[kind], naive.detach().numpy(), atol=1e-4)
+            assert len({*scores[kind][0, [7, 31, 58]].tolist()}) == 1
+
+
+def test_texts_that_are_cut_to_the_same_beginning_are_counted():
+    processor = tiny_processor()  # reads 128 tokens
+    long = "a slow song " * 60
+    texts = [long + "with piano", long + "with drums", "a choir", long + "with piano", "a guitar"]
+    songs = RetrievalSet([0, 1, 2], ["a", "b", "c"], texts, [0, 1, 2, 2, 0])
+    # 0 and 3 are the same words of songs a and c; 1 begins as they do, and they as 1.
+    assert count_shared_texts(songs, processor) == {"texts_of_several_songs": 2, "texts_read_alike": 3}
+    apart = RetrievalSet([0, 1], ["a", "b"], ["a choir", "a guitar", long, long + "x"], [0, 1, 1, 1])
+    assert count_shared_texts(apart, processor) == {"texts_of_several_songs": 0, "texts_read_alike": 0}
+
+
+def test_collecting_songs_reads_no_audio():
+    class Rows:
+        """Says which columns were asked for."""
+
+        def __init__(self, columns=None):
+            self.columns = columns
+
+        def select_columns(self, columns):
+            return Rows(columns)
+
+        def __iter__(self):
+            assert set(self.columns) == {"text", "song"}
+            return iter([{"text": "a", "song": "x"}, {"text": "b", "song": "y"}])
+
+    assert collect_songs(Rows(), "text", "song").names == ["x", "y"]
 
 
 @pytest.mark.parametrize(
@@ -87,12 +170,12 @@ def test_figures_of_a_known_matrix():
     ],
 )
 def test_bad_arguments_are_named(corpus, model_folder, capsys, arguments, message):
-    assert main(["--model", str(model_folder), "--dataset", str(corpus), *arguments]) == 1
+    assert run_command("evaluate", ["--model", str(model_folder), "--dataset", str(corpus), *arguments]) == 1
     assert message in capsys.readouterr().err
 
 
 def test_a_missing_data_set_is_named(model_folder, tmp_path, capsys):
-    assert main(["--model", str(model_folder), "--dataset", str(tmp_path / "nowhere")]) == 1
+    assert run_command("evaluate", ["--model", str(model_folder), "--dataset", str(tmp_path / "nowhere")]) == 1
     assert "nowhere: no such file or folder" in capsys.readouterr().err
 
 
@@ -126,7 +209,7 @@ def test_bad_audio_names_its_row():
 def fails_before_encoding(monkeypatch, capsys, *arguments) -> str:
     """The one line that `main` ends with; nothing may be encoded before."""
     monkeypatch.setattr(evaluate_retrieval, "evaluate_model", lambda *_: pytest.fail("encoded first"))
-    assert main(list(map(str, arguments))) == 1
+    assert run_command("evaluate", list(map(str, arguments))) == 1
     error = capsys.readouterr().err
     lines = [line for line in error.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and error.rstrip().endswith(lines[0])
@@ -147,7 +230,10 @@ def test_a_file_as_output_folder_is_refused(corpus, model_folder, tmp_path, monk
 def test_a_failing_report_ends_with_one_line(corpus, model_folder, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     arguments = ["--model", str(model_folder), "--dataset", str(corpus), "--text_column", "captions"]
-    assert main([*arguments, "--split", "test[:2]", "--output_dir", str(tmp_path / "file" / "out")]) == 1
+    assert (
+        run_command("evaluate", [*arguments, "--split", "test[:2]", "--output_dir", str(tmp_path / "file" / "out")])
+        == 1
+    )
     assert "error: " in capsys.readouterr().err
 
 
@@ -194,8 +280,8 @@ def test_code_in_a_model_folder_never_runs(model_folder, tmp_path, monkeypatch, 
         settings["auto_map"] = dict.fromkeys(kinds, code)
         (folder / name).write_text(json.dumps(settings | ({"model_type": model_type} if name == "config.json" else {})))
     if model_type == "collap":
-        load_folder(str(folder))
+        load_model(str(folder))
     else:
         with pytest.raises(ValueError, match="trust_remote_code"):
-            load_folder(str(folder))
+            load_model(str(folder))
     assert not (tmp_path / "ran").exists()

@@ -1,18 +1,13 @@
 """The retrieval metric against numbers checked by head, naive loops, simulated chance and known intervals."""
 
 import itertools
-import json
 import math
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from collap.hub.spaces.audio_text_retrieval.audio_text_retrieval import (
-    AudioTextRetrieval,
+from collap.evaluation.metrics import (
     average_precisions,
     bootstrap_by_song,
     chance_average_precision,
@@ -21,8 +16,6 @@ from collap.hub.spaces.audio_text_retrieval.audio_text_retrieval import (
     ranks_of_correct,
     retrieval_metrics,
 )
-
-FOLDER = Path(__file__).parents[2] / "collap" / "hub" / "spaces" / "audio_text_retrieval"
 
 
 def random_problem(seed: int, num_queries: int = 40, gallery_size: int = 30) -> tuple[np.ndarray, list[list[int]]]:
@@ -253,39 +246,3 @@ def test_one_song_has_no_interval():
 def test_bad_input_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         retrieval_metrics(**{"ranks": [[1], [2]], "gallery_size": 10, "groups": ["a", "b"], **changes})
-
-
-def test_module_loads_offline_in_a_fresh_process(tmp_path):
-    """As a user does: only evaluate imported, another working folder, empty caches, batches of uneven size."""
-    scores, correct = random_problem(1)
-    np.save(tmp_path / "scores.npy", scores)
-    (tmp_path / "correct.json").write_text(json.dumps(correct))
-    code = f"""
-import json, evaluate, numpy as np
-scores, correct = np.load("scores.npy"), json.load(open("correct.json"))
-metric = evaluate.load({str(FOLDER)!r})
-for start in range(0, 40, 16):
-    ranks = metric.ranks_of_correct(scores[start:start + 16], correct[start:start + 16], first_query=start)
-    metric.add_batch(predictions=ranks, references=[30] * len(ranks))
-print(json.dumps(metric.compute(groups=[i // 2 for i in range(40)], k=[1, 5, 100], num_bootstrap=50, seed=4)))
-"""
-    offline = {"HF_HOME": str(tmp_path / "hf"), "HF_EVALUATE_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
-    run = [sys.executable, "-c", code]
-    done = subprocess.run(run, cwd=tmp_path, env={**os.environ, **offline}, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    groups = [index // 2 for index in range(40)]
-    expected = retrieval_metrics(ranks_of_correct(scores, correct), 30, groups, (1, 5, 100), 50, 4)
-    assert json.loads(done.stdout) == expected
-
-
-def test_metric_class_refuses_scores_missing_groups_and_mixed_galleries(tmp_path):
-    metric = AudioTextRetrieval(cache_dir=str(tmp_path), keep_in_memory=True)
-    with pytest.raises(ValueError, match="query 0: .* Predictions are ranks, not scores"):
-        # Truncated to whole numbers these scores would be the valid ranks 1 and 2.
-        metric.compute(predictions=[[1.3, 2.9]], references=[2], groups=["a"])
-    with pytest.raises(ValueError, match="groups is missing"):
-        metric.compute(predictions=[[1]], references=[2])
-    with pytest.raises(ValueError, match=r"share one gallery, found the sizes \[2, 3\]"):
-        metric.compute(predictions=[[1], [1]], references=[2, 3], groups=["a", "b"])
-    # A refused call leaves nothing behind in the next one.
-    assert metric.compute(predictions=[[1], [2]], references=[2, 2], groups=["a", "b"])["num_queries"] == 2

@@ -10,8 +10,8 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from collap.evaluation.metrics import ranks_of_correct, retrieval_metrics
 from collap.evaluation.report import plot_localization, to_markdown, write_report
-from collap.hub.spaces.audio_text_retrieval.audio_text_retrieval import ranks_of_correct, retrieval_metrics
 
 NUM_SONGS, TEXTS_PER_SONG = 30, 2
 
@@ -36,7 +36,7 @@ def results() -> dict:
         "model": "some/model",
         "dataset": "songs",
         "split": "test",
-        "caption_column": "caption",
+        "text_column": "caption",
         "num_audios": np.int64(NUM_SONGS),
         "num_texts": NUM_SONGS * TEXTS_PER_SONG,
         "command": "python evaluate_retrieval.py --model some/model --dataset songs",
@@ -72,11 +72,11 @@ def test_markdown_tables_hold_every_figure_with_interval_and_chance(results, dir
 
 def test_markdown_names_sizes_command_seed_and_further_keys(results):
     markdown = to_markdown(results)
-    assert "Pool: 30 audios. Queries: 60 texts of 30 songs." in markdown
-    assert "Pool: 60 texts. Queries: 30 audios of 30 songs." in markdown
+    assert "60 texts searched in a pool of 30 songs, of 30 songs." in markdown
+    assert "30 songs searched in a pool of 60 texts, of 30 songs." in markdown
     assert "95 % bootstrap interval by song (100 resamples)" in markdown
     assert f"```bash\n{results['command']}\n```" in markdown
-    for line in ("- split: test", "- caption column: caption", "- audios: 30", "- seed: 7", "- precision: 0.5"):
+    for line in ("- split: test", "- text column: caption", "- audios: 30", "- seed: 7", "- precision: 0.5"):
         assert f"\n{line}\n" in markdown
 
 

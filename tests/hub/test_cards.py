@@ -2,26 +2,21 @@
 
 import copy
 import json
+import re
 import shlex
-import sys
 
 import pytest
 from huggingface_hub import EvalResult, ModelCard
 from tiny import tiny_config
 
+from collap.cli import run_command
 from collap.corpora.synthetic import songs as synthetic_songs
-from collap.hub.cards import (
-    ModelFacts,
-    dataset_card,
-    hub_id,
-    lost_sections,
-    merge_cards,
-    model_card,
-    parse_card,
-    read_evaluation,
-    size_category,
-    without_local_paths,
-)
+from collap.evaluation.results import read_results
+from collap.evaluation.songs import RetrievalSet
+from collap.hub.card_text import hub_id, without_local_paths
+from collap.hub.cards import ModelFacts, model_card
+from collap.hub.corpus import dataset_card, size_category
+from collap.hub.merge_cards import lost_sections, merge_cards, parse_card
 
 NAMES = {"R@1": 1, "R@5": 5, "R@10": 10, "median_rank": 50.5, "mAP": 5.1}  # and their chance levels
 COMMAND = "python evaluate_retrieval.py --model /home/alice/runs/best --dataset data/my_songs --split test"
@@ -48,7 +43,7 @@ def make_results(first: float = 20.0, **changes) -> dict:
         }
         for kind in ("collap", "mean_pooled")
     }
-    about = {"model": "runs/best", "dataset": "data/my_songs", "split": "test", "caption_column": "captions"}
+    about = {"model": "runs/best", "dataset": "data/my_songs", "split": "test", "text_column": "captions"}
     return {**about, "num_audios": 100, "num_texts": 300, "command": COMMAND, "seed": 7, "scores": scores, **changes}
 
 
@@ -91,7 +86,7 @@ def reread(card, tmp_path) -> ModelCard:
 
 
 def test_every_figure_survives_the_round_trip_with_what_it_was_measured_on(tmp_path):
-    results = make_results(revision="abc123", config_name="full")
+    results = make_results(revision="abc123", dataset_config="full")
     card = make_card(evaluations={"evaluation/a.json": results})
     found = reread(card, tmp_path).data.eval_results
     assert len(found) == 2 * 2 * len(NAMES)
@@ -110,19 +105,19 @@ def test_every_figure_survives_the_round_trip_with_what_it_was_measured_on(tmp_p
                 args = one.metric_args
                 assert args["interval"] == [round(figures[name]["low"], 2), figures[name]["high"]]
                 assert (args["pool_size"], args["num_texts"], args["seed"]) == (figures["pool_size"], 300, 7)
-                assert args["caption_column"] == "captions" and args["confidence"] == 0.95
+                assert args["text_column"] == "captions" and args["confidence"] == 0.95
                 assert args["command"] == COMMAND.replace("/home/alice/runs/best", ".../best")
                 assert (one.dataset_split, one.dataset_revision, one.dataset_config) == ("test", "abc123", "full")
                 assert one.dataset_name == one.dataset_type == "my_songs"
 
 
 def test_two_caption_sets_of_one_split_keep_their_own_pools(tmp_path):
-    short = make_results(50.0, caption_column="short_captions", num_texts=900)
+    short = make_results(50.0, text_column="short_captions", num_texts=900)
     short["scores"]["collap"]["audio_to_text"]["pool_size"] = 900
     short["scores"]["mean_pooled"]["audio_to_text"]["pool_size"] = 900
     card = make_card(evaluations={"evaluation/a.json": make_results(), "evaluation/b.json": short})
     figures = [one for one in reread(card, tmp_path).data.eval_results if one.metric_name == "R@1 (collap score)"]
-    pools = {(one.metric_args["caption_column"], one.metric_args["pool_size"]): one.metric_value for one in figures}
+    pools = {(one.metric_args["text_column"], one.metric_args["pool_size"]): one.metric_value for one in figures}
     assert pools == {
         ("captions", 100): 20.0,
         ("captions", 300): 25.0,
@@ -144,13 +139,14 @@ def test_the_table_shows_figures_intervals_pools_and_how_to_repeat_them():
 def test_results_of_the_real_evaluation_are_read(tmp_path):
     import numpy as np
 
-    from evaluate_retrieval import retrieval_figures
+    from collap.evaluation.retrieval import retrieval_figures
 
     scores = np.random.default_rng(0).normal(size=(6, 12))
-    figures = retrieval_figures(scores, [i // 2 for i in range(12)], [f"song {i}" for i in range(6)])
+    texts, names = [f"text {i}" for i in range(12)], [f"song {i}" for i in range(6)]
+    figures = retrieval_figures(scores, RetrievalSet(list(range(6)), names, texts, [i // 2 for i in range(12)]))
     path = tmp_path / "results.json"
     path.write_text(json.dumps(make_results(scores={"collap": figures})))
-    card = make_card(evaluations={"evaluation/a.json": read_evaluation(path)})
+    card = make_card(evaluations={"evaluation/a.json": read_results(path)})
     by_name = {(one.task_type, one.metric_type): one for one in card.data.eval_results}
     for direction in ("text_to_audio", "audio_to_text"):
         one = by_name[direction.replace("_", "-") + "-retrieval", "recall_at_5"]
@@ -183,7 +179,7 @@ def test_what_is_no_evaluation_is_refused_by_name(tmp_path, content, named):
     path = tmp_path / "results.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=named) as error:
-        read_evaluation(path)
+        read_results(path)
     assert str(path) in str(error.value)
 
 
@@ -192,6 +188,26 @@ def test_a_name_cannot_break_out_of_its_part():
     text = make_card(evaluations={"evaluation/a.json": evil}).text
     clean = make_card(evaluations={"evaluation/a.json": make_results()}).text
     assert text.count("<!--") == clean.count("<!--") and "\n# hi" not in text and "a\\|b &lt;!--" in text
+
+
+@pytest.mark.parametrize("key", ["dataset", "split", "text_column", "dataset_config", "revision", "command"])
+def test_no_name_becomes_html_or_leaves_its_span_of_code(key):
+    evil = make_results(**{key: "a`<script>alert(1)<img src=x onerror=y>"})
+    text = make_card(evaluations={"evaluation/<b>.json": evil}).text
+    clean = make_card(evaluations={"evaluation/a.json": make_results(**{key: "a"})}).text
+    assert "&lt;script&gt;alert(1)" in text and "&lt;b&gt;.json" in text
+    for sign in ("<", "`", "\n"):
+        assert text.count(sign) == clean.count(sign)
+
+
+@pytest.mark.parametrize("key", ["train_split", "eval_split", "text_column", "dataset", "text"])
+def test_no_setting_of_the_run_becomes_html(key):
+    text, clean = (
+        re.sub("```json.*?```", "", make_card(summary=make_summary(**{key: value})).text, flags=re.DOTALL)
+        for value in ("<script>`x`", "x")
+    )
+    assert "<script" not in make_card(summary=make_summary(**{key: "<script>`x`"})).text
+    assert "<script" not in text and text.count("`") == clean.count("`")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -371,12 +387,11 @@ def test_the_card_of_a_corpus_says_what_is_in_it(songs):
     assert "No licence has been stated" in dataset_card(songs, "you/my-songs").text
 
 
-def test_the_command_on_the_card_makes_the_same_corpus(songs, tmp_path, monkeypatch):
+def test_the_command_on_the_card_makes_the_same_corpus(songs, tmp_path):
     text = dataset_card(songs, "you/my-songs").text
     (command,) = (line for line in text.splitlines() if line.startswith("collap corpus"))
     arguments = shlex.split(command.replace("FOLDER", str(tmp_path / "again")))[2:]
-    monkeypatch.setattr(sys, "argv", ["synthetic_songs", *arguments, "--num_workers", "1"])
-    synthetic_songs.main()
+    assert run_command("corpus", [*arguments, "--num_workers", "1"]) == 0
     files = sorted(path.relative_to(songs) for path in songs.rglob("*") if path.is_file())
     assert len(files) == 6
     for name in files:

@@ -11,7 +11,8 @@ from tiny import REFERENCE
 from torch import nn
 from transformers import AutoModel
 
-from collap.hub.convert_beats import CONFIG_NAMES, convert_config, fold_weight_norm, main
+from collap.cli import run_command
+from collap.hub.convert_beats import CONFIG_NAMES, convert_config, fold_weight_norm
 from modeling_collap import BeatsModel
 from modeling_collap.modeling_beats import patch_mask_from_frame_mask
 
@@ -35,7 +36,7 @@ def original_checkpoint() -> dict:
 def convert(checkpoint: object, folder: Path, capsys) -> tuple[int, str, str]:
     """Saves `checkpoint` and converts it in this process; exit code, output and error output."""
     torch.save(checkpoint, folder / "BEATs.pt")
-    code = main([str(folder / "BEATs.pt"), str(folder / "out")])
+    code = run_command("convert-beats", [str(folder / "BEATs.pt"), str(folder / "out")])
     return code, *capsys.readouterr()
 
 
@@ -292,7 +293,7 @@ FILES = {
 def test_file_that_is_not_a_checkpoint_is_refused(case, tmp_path, capsys):
     content, reason = FILES[case]
     (tmp_path / "BEATs.pt").write_bytes(content)
-    assert main([str(tmp_path / "BEATs.pt"), str(tmp_path / "out")]) == 1
+    assert run_command("convert-beats", [str(tmp_path / "BEATs.pt"), str(tmp_path / "out")]) == 1
     err = capsys.readouterr().err
     assert err.startswith(f"error: {tmp_path / 'BEATs.pt'}: ")
     assert reason in err
@@ -301,7 +302,7 @@ def test_file_that_is_not_a_checkpoint_is_refused(case, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["missing.pt", "."])
 def test_missing_file_is_refused(name, tmp_path, capsys):
-    assert main([str(tmp_path / name), str(tmp_path / "out")]) == 1
+    assert run_command("convert-beats", [str(tmp_path / name), str(tmp_path / "out")]) == 1
     expected = f"error: {tmp_path / name}: no such file; expected a BEATs checkpoint (.pt) of the original release\n"
     assert capsys.readouterr().err == expected
 
@@ -309,7 +310,7 @@ def test_missing_file_is_refused(name, tmp_path, capsys):
 @pytest.mark.parametrize("place", ["file", "file/out"])
 def test_a_file_where_the_folder_should_be_is_refused(place, tmp_path, capsys):
     (tmp_path / "file").write_text("years of work")
-    assert main([str(ORIGINAL), str(tmp_path / place)]) == 1
+    assert run_command("convert-beats", [str(ORIGINAL), str(tmp_path / place)]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(f"error: {tmp_path / place}: cannot write the model there (")
@@ -319,5 +320,5 @@ def test_a_file_where_the_folder_should_be_is_refused(place, tmp_path, capsys):
 def test_the_checkpoint_is_read_once(tmp_path, monkeypatch):
     read, load = [], torch.load
     monkeypatch.setattr(torch, "load", lambda path, **settings: read.append(path) or load(path, **settings))
-    assert main([str(ORIGINAL), str(tmp_path / "new" / "out")]) == 0
+    assert run_command("convert-beats", [str(ORIGINAL), str(tmp_path / "new" / "out")]) == 0
     assert read == [str(ORIGINAL)]

@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModel, TorchAoConfig
 
+from collap.cli import run_command
 from collap.hub import checks, doctor, golden, render_probes
 from collap.hub.golden import GOLDEN_FILE, probe_vectors, write_golden
 from collap.hub.probes import PROBES_FOLDER, load_probes
-from collap.models import load_folder, save_folder
+from collap.models import load_model, save_model_folder
 from processing import load_audio
 
 VARIANTS = ("gpt2", "roberta")
@@ -140,7 +141,7 @@ def patient(healthy, tmp_path) -> Path:
 
 def examine(folder: Path, capsys, *options: str) -> tuple[int, dict[str, dict]]:
     """Exit code of the command, and its checks by name."""
-    code = doctor.main([str(folder), "--json", *options])
+    code = run_command("doctor", [str(folder), "--json", *options])
     found = json.loads(capsys.readouterr().out)
     assert found["healthy"] == (code == 0)
     return code, {check["name"]: check for check in found["checks"]}
@@ -208,13 +209,28 @@ def test_healthy_in_other_precision_and_attention(healthy, capsys):
 
 
 def test_lines_for_people(healthy, patient, capsys):
-    assert doctor.main([str(healthy["gpt2"])]) == 0
+    assert run_command("doctor", [str(healthy["gpt2"])]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"{healthy['gpt2']} is healthy (1 warning)"
     assert all(line.startswith(("ok ", "warning ")) for line in lines[:-1]) and len(lines) == 11
     zero("audio_tower.adapter", "weight")(patient, "gpt2", healthy)
-    assert doctor.main([str(patient)]) == 1
+    assert run_command("doctor", [str(patient)]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == f"{patient} is NOT HEALTHY (4 failed, 1 warning)"
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "roberta"])
+def test_a_folder_without_a_vocabulary(healthy, tmp_path, capsys, kind):
+    """transformers loads it with a tokenizer of special tokens alone, to which all texts are the same."""
+    shutil.copytree(healthy[kind], tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    _, checks = examine(tmp_path / "model", capsys)
+    assert checks["files"]["status"] == checks["processor"]["status"] == "failed"
+    assert "lacks tokenizer.json (the vocabulary" in checks["files"]["detail"]
+    assert "no vocabulary but" in checks["processor"]["detail"]
+    with pytest.raises(
+        ValueError, match=r"model: the tokenizer has no vocabulary but \d special tokens.*300 embeddings"
+    ):
+        load_model(tmp_path / "model")
 
 
 def test_weights_that_are_unknown_or_no_numbers(patient, capsys):
@@ -263,7 +279,7 @@ def test_texts_longer_than_the_text_tower_reads(patient, capsys):
 
 def test_golden_vectors_are_the_same_bytes_again(healthy, tmp_path):
     for text, folder in healthy.items():
-        model, processor = load_folder(folder)
+        model, processor = load_model(folder)
         model.train()  # dropout must not be in them
         assert write_golden(model, processor, tmp_path).read_bytes() == (folder / GOLDEN_FILE).read_bytes(), text
         assert model.training
@@ -276,7 +292,7 @@ def test_golden_vectors_are_the_same_bytes_again(healthy, tmp_path):
 
 
 def test_golden_scores_are_those_of_single_clips(healthy):
-    model, processor = load_folder(healthy["gpt2"])
+    model, processor = load_model(healthy["gpt2"])
     vectors, probe = probe_vectors(model, processor), load_probes()[3]
     inputs = processor(text=list(probe.texts), audio=probe.waveform, sampling_rate=16000)
     with torch.no_grad():
@@ -391,8 +407,8 @@ def test_a_model_quantised_by_torchao_is_healthy(healthy, tmp_path, capsys):
     from torchao.quantization import Int8WeightOnlyConfig
 
     settings = TorchAoConfig(Int8WeightOnlyConfig())
-    _, processor = load_folder(healthy["gpt2"])
-    save_folder(AutoModel.from_pretrained(healthy["gpt2"], quantization_config=settings), processor, tmp_path)
+    _, processor = load_model(healthy["gpt2"])
+    save_model_folder(AutoModel.from_pretrained(healthy["gpt2"], quantization_config=settings), processor, tmp_path)
     shutil.copy(healthy["gpt2"] / GOLDEN_FILE, tmp_path)
     code, found = examine(tmp_path, capsys)
     assert code == 0 and " of 0.1 (" in found["golden vectors"]["detail"]
@@ -457,14 +473,14 @@ def test_a_model_of_the_hub_from_the_cache(healthy, tmp_path):
     ],
 )
 def test_what_is_no_model_at_all(capsys, arguments, message):
-    assert doctor.main([*arguments, "--json"]) == 2
+    assert run_command("doctor", [*arguments, "--json"]) == 2
     printed = capsys.readouterr()
     assert message in json.loads(printed.out)["error"] and printed.err.startswith("error: ")
 
 
 def test_an_attention_that_no_part_has_is_a_wrong_command(capsys):
     with pytest.raises(SystemExit, match="2"):
-        doctor.main([str(ROOT), "--attn_implementation", "nonsense"])
+        run_command("doctor", [str(ROOT), "--attn_implementation", "nonsense"])
     assert "choose from" in capsys.readouterr().err
 
 
@@ -473,7 +489,7 @@ def test_golden_vectors_that_cannot_be_written_leave_the_old_ones(patient, monke
         Path(path).write_bytes(b"half")
         raise OSError("no space left")
 
-    model, processor = load_folder(patient)
+    model, processor = load_model(patient)
     before = (patient / GOLDEN_FILE).read_bytes()
     monkeypatch.setattr(golden, "save_file", fail)
     with pytest.raises(OSError, match="no space left"):

@@ -26,6 +26,7 @@ from tiny import (
     tiny_whisper_config,
 )
 
+from collap.cli import run_command
 from collap.hub import export
 from collap.hub.export import (
     TOLERANCE,
@@ -35,10 +36,9 @@ from collap.hub.export import (
     free_dimensions,
     largest_difference,
     load_graph,
-    main,
     write_graph,
 )
-from collap.models import save_folder
+from collap.models import save_model_folder
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTATION = ROOT / "docs" / "export.md"
@@ -79,8 +79,8 @@ def folder(tmp_path_factory):
     a `torch.export` of the GPT-2 variant's first commit on the Hub, by the command in a process of its own."""
     folder = tmp_path_factory.mktemp("export")
     for variant in SETTINGS:
-        save_folder(*build(variant), folder / variant)
-        assert main([str(folder / variant), str(folder / "exported" / variant)]) == 0
+        save_model_folder(*build(variant), folder / variant)
+        assert run_command("export", [str(folder / variant), str(folder / "exported" / variant)]) == 0
     with HubServer() as hub:
         files = {path.name: path.read_bytes() for path in (folder / "gpt2").iterdir()}
         commit = hub.commit("you/collap", files)
@@ -249,7 +249,7 @@ def test_the_documented_code_runs_where_collap_is_not_installed(folder):
     assert done.returncode == 0, done.stderr
     model, processor = build("gpt2")
     stored, rate = soundfile.read(work / "song.flac", dtype="float32")
-    inputs = processor(text=["a slow song with piano", "a loud guitar"], audio=stored.T, sampling_rate=rate)
+    inputs = processor(text=["a slow song with piano", "a loud guitar"], audio=[stored.T], sampling_rate=rate)
     with torch.no_grad():
         expected = model(**inputs).logits_per_audio
     provider, scores = done.stdout.strip().split("] ", 1)
@@ -335,7 +335,7 @@ def test_differences_that_no_number_states_are_infinite():
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])
 def test_missing_packages_are_named_before_anything_is_loaded(folder, tmp_path, capsys, monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
-    assert main([str(tmp_path / "no such model"), str(tmp_path / "new")]) == 1
+    assert run_command("export", [str(tmp_path / "no such model"), str(tmp_path / "new")]) == 1
     assert f"error: exporting to ONNX needs {missing}: pip install {missing}\n" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
@@ -346,13 +346,13 @@ def test_folders_that_cannot_be_used_are_named(folder, tmp_path, capsys):
     file = tmp_path / "file"
     file.write_text("")
     for used in (exported, file):
-        assert main([str(folder / "gpt2"), str(used)]) == 1
+        assert run_command("export", [str(folder / "gpt2"), str(used)]) == 1
         assert f"error: {used} exists and is not an empty folder" in capsys.readouterr().err
     assert sorted(path.name for path in exported.iterdir()) == before
-    assert main([str(folder / "gpt2"), str(tmp_path / "new"), "--revision", "v1.0"]) == 1
+    assert run_command("export", [str(folder / "gpt2"), str(tmp_path / "new"), "--revision", "v1.0"]) == 1
     assert f"error: --revision v1.0: {folder / 'gpt2'} is a folder" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     for model in (tmp_path / "empty", "nobody/nothing"):
-        assert main([str(model), str(tmp_path / "new")]) == 1
+        assert run_command("export", [str(model), str(tmp_path / "new")]) == 1
         assert str(model) in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

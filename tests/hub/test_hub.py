@@ -25,7 +25,7 @@ from hub_server import HubServer
 from safetensors.torch import load_file, save, save_file
 from tiny import TEXTS, tiny_model, tiny_processor, tiny_text_config
 
-from collap.models import save_folder
+from collap.models import save_model_folder
 from modeling_collap import CoLLAPModel, mean_pooled_scores
 from modeling_collap.modeling_collap import CoLLAPOutput
 
@@ -277,7 +277,7 @@ def saved(tmp_path_factory) -> Path:
     ):
         model.save_pretrained(folder / name, max_shard_size=size)
         tiny_processor().save_pretrained(folder / name)
-    save_folder(model_of(0), tiny_processor(), folder / "whole")
+    save_model_folder(model_of(0), tiny_processor(), folder / "whole")
     return folder
 
 

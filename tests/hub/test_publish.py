@@ -30,14 +30,14 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import AutoModel, TorchAoConfig
 
 import train
+from collap.cli import parse, run_command
 from collap.corpora.synthetic.songs import build_corpus
-from collap.evaluation import retrieval as evaluate_retrieval
 from collap.hub import publish as publishing
-from collap.hub.staging import PublishSettings, own_files
-from collap.models import load_folder, save_folder
+from collap.hub.remote import UPLOADED_CODE, PublishSettings
+from collap.hub.staging import own_files
+from collap.models import load_model, save_model_folder
 
 ROOT = Path(__file__).parents[2]
-METRIC = str(ROOT / "collap" / "hub" / "spaces" / "audio_text_retrieval")
 FILES = {
     "README.md",
     "config.json",
@@ -55,14 +55,14 @@ FILES = {
 PUBLISHER = """
 import contextlib, io, json, sys
 
-from collap.hub import publish
+from collap.cli import run_command
 
 answers = sys.stdout
 for line in sys.stdin:
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         given = json.loads(line)
-        code = publish.main(given) if isinstance(given, list) else exec(given, {})
+        code = run_command("publish", given) if isinstance(given, list) else exec(given, {})
     print(json.dumps([code, out.getvalue(), err.getvalue()]), file=answers, flush=True)
 """
 LOADER = """
@@ -283,7 +283,8 @@ def test_weights_above_the_size_are_sharded_and_old_shards_go(hub, publish, publ
     index = json.loads(hub.files("you/sharded")["model.safetensors.index.json"])
     assert set(index["weight_map"].values()) == shards
     of_users = {"photo.png": b"x", "handler.py": b"x = 1", "probe.safetensors": b"x"}
-    former = {"tokenizer_old.model": b"x", "publish.py": b"x = 1", "pytorch_model.bin": b"x"}
+    of_users |= dict.fromkeys(("__init__.py", "export.py", "publish.py", "doctor.py", "app.py"), b"x = 1")
+    former = {"tokenizer_old.model": b"x", "audio_files.py": b"x = 1", "pytorch_model.bin": b"x"}
     hub.commit("you/sharded", of_users | former)
     _, _, err = publish(model, "you/sharded")
     files = set(hub.files("you/sharded"))
@@ -291,6 +292,10 @@ def test_weights_above_the_size_are_sharded_and_old_shards_go(hub, publish, publ
     gone = {*former, *shards, "model.safetensors.index.json"}
     assert not files & gone
     assert {line.split(" is of the former model and goes from ")[0] for line in err.splitlines()} == gone
+
+
+def test_all_code_that_is_published_can_be_replaced_later(published):
+    assert {name for name in published if name.endswith(".py")} <= set(UPLOADED_CODE)
 
 
 def test_private_repositories_branches_and_pull_requests(hub, publish, run_folder):
@@ -395,13 +400,14 @@ def test_what_others_write_while_it_is_put_together_is_not_replaced(hub, publish
     command = [str(run_folder / "best"), "you/raced", "--license", "cc0-1.0"]
     script = f"""
 from huggingface_hub import HfApi
+from collap.cli import run_command
 from collap.hub import publish
 original = publish.check_health
 def meanwhile(*arguments):
     publish.check_health = original
     HfApi().upload_file(path_or_fileobj={card!r}, path_in_repo="README.md", repo_id="you/raced")
 publish.check_health = meanwhile
-print(publish.main({command!r}))
+print(run_command("publish", {command!r}))
 """
     _, out, err = publish.ask(script)
     assert out.strip() == "1" and hub.files("you/raced")["README.md"] == card
@@ -548,7 +554,7 @@ def test_an_unhealthy_model_is_refused_unless_anyway(hub, publish, run_folder, t
         (["{run}/best", "you/x", "--repo_type", "space"], "no sdk and no tags"),
         (["{run}/best", "you/x", "--repo_type", "dataset"], "corpus.json: not found"),
         (
-            [METRIC, "you/audio-text-retrieval", "--repo_type", "space"],
+            ["audio_text_retrieval", "you/audio-text-retrieval", "--repo_type", "space"],
             "no audio-text-retrieval.py, which",
         ),
     ],
@@ -562,9 +568,9 @@ def test_results_of_other_weights_are_refused(hub, publish, run_folder, corpus, 
     """Told by the weights that were evaluated; in results that do not say, by the folder that they name."""
     model, results = copy_model(run_folder, tmp_path), tmp_path / "results.json"
     command = ["--model", str(model), "--dataset", str(corpus), "--text_column", "captions"]
-    assert evaluate_retrieval.main([*command, "--output_dir", str(tmp_path)]) == 0
+    assert run_command("evaluate", [*command, "--output_dir", str(tmp_path)]) == 0
     publish.succeed(model, "you/measured", "--results", results, "--max_shard_size", "50KB")
-    digest = "from collap.models import load_folder, weights_digest\nload_folder('you/measured')\n"
+    digest = "from collap.models import load_model, weights_digest\nload_model('you/measured')\n"
     printed = publish.run(digest + "print(weights_digest('you/measured'))")
     assert printed.strip() == json.loads(results.read_text())["weights"]
     change_weights(model)
@@ -583,9 +589,9 @@ def test_a_quantised_model_is_refused_before_anything_is_made(hub, publish, run_
     from torchao.quantization import Int8WeightOnlyConfig
 
     settings = TorchAoConfig(Int8WeightOnlyConfig())
-    _, processor = load_folder(run_folder / "best")
+    _, processor = load_model(run_folder / "best")
     quantised = AutoModel.from_pretrained(run_folder / "best", quantization_config=settings)
-    save_folder(quantised, processor, tmp_path / "int8")
+    save_model_folder(quantised, processor, tmp_path / "int8")
     code, _, err = publish(tmp_path / "int8", "you/int8")
     assert code == 1 and "its weights are quantised" in one_line(err)
     assert ("model", "you/int8") not in hub.repositories
@@ -630,7 +636,7 @@ def test_a_corpus_is_published_so_that_load_dataset_reads_it(hub, publish, tmp_p
     script += f"""
 import json
 from pathlib import Path
-from collap.data.samples import open_dataset
+from collap.data.sources import open_dataset
 test = open_dataset("you/songs", "test", text_column="captions")
 plain = load_dataset("you/songs", split="test")
 rows = [songs[0]["captions"], len(songs), test[0]["captions"], plain.features["audio"].decode]
@@ -663,7 +669,7 @@ def test_a_command_repeats_all_settings_but_the_token():
     command = settings.command("my runs/best")
     expected = "collap publish 'my runs/best' you/x --private --base_model a/b c --energy_kwh 2.0"
     assert command == expected and "secret" not in repr(settings)
-    assert vars(publishing.parse_arguments(["f", "you/x"])).keys() | {"token"} == {
+    assert vars(parse("publish", ["f", "you/x"])).keys() | {"token"} == {
         "folder", *(field.name for field in dataclasses.fields(settings))
     }  # fmt: skip
 
@@ -671,11 +677,11 @@ def test_a_command_repeats_all_settings_but_the_token():
 def test_a_missing_package_is_said(hub, publish, run_folder):
     script = f"""
 import sys
-from collap.hub import publish
+from collap.cli import run_command
 name = "tensorboard.backend.event_processing.event_file_loader"
 loader = sys.modules.pop(name, None)
 sys.modules[name] = None  # as where it is not installed
-print(publish.main([{str(run_folder / "best")!r}, "you/no-tensorboard"]))
+print(run_command("publish", [{str(run_folder / "best")!r}, "you/no-tensorboard"]))
 del sys.modules[name]
 sys.modules |= {{name: loader}} if loader else {{}}
 """

@@ -12,14 +12,15 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from healthy import healthy_folder
 from runs import REPOSITORY, command, settings
+from steps import take_step
 from test_modeling_beats import inputs, variant
 from test_modeling_collap import lively_model, songs
 from tiny import TEXTS, tiny_processor
 from transformers import AutoModel
 
-from collap.data.samples import AudioTextCollator, AudioTextSample
+from collap.data.batches import AudioTextCollator
+from collap.data.samples import AudioTextSample
 from collap.hub.doctor import diagnose
-from collap.training.step import contrastive_step
 from modeling_collap.modeling_beats import eager_attention, patch_mask_from_frame_mask, sdpa_attention
 from processing import CoLLAPFeatureExtractor
 
@@ -140,7 +141,7 @@ def test_micro_batches_have_the_gradients_of_the_whole_batch(precision):
     batch, found = AudioTextCollator(processor)(samples), []
     for micro_batch_size in (None, 2):
         model = accelerator.prepare(lively_model(structure_layers=1))
-        step = contrastive_step(accelerator, model, batch, processor.feature_extractor, micro_batch_size)
+        step = take_step(accelerator, model, batch, processor.feature_extractor, micro_batch_size)
         gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
         found.append((step.loss.item(), gradients / (accelerator.scaler.get_scale() if accelerator.scaler else 1)))
     tolerance = 1e-4 if precision == "no" else 3e-2

@@ -134,7 +134,7 @@ except ValueError as error:
 
 
 def test_two_runs_cannot_write_to_one_folder(tmp_path):
-    code = ANOTHER_RUN.format(tests=str(REPOSITORY / "tests"), root=str(REPOSITORY))
+    code = ANOTHER_RUN.format(tests=str(Path(__file__).parent), root=str(REPOSITORY))
     run = Run(tmp_path)
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
     assert "refused: another run is writing to" in done.stdout, done.stderr
@@ -160,7 +160,7 @@ except OSError as error:
 
 def test_a_full_disk_is_said_and_leaves_the_previous_checkpoint(tmp_path):
     """No file may grow beyond 200 bytes: what a full disk does, without one."""
-    code = FULL_DISK.format(tests=str(REPOSITORY / "tests"), root=str(REPOSITORY))
+    code = FULL_DISK.format(tests=str(Path(__file__).parent), root=str(REPOSITORY))
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
     assert "refused: the checkpoint of step 2 could not be written" in done.stdout, done.stderr
     assert "step-00000001 is whole: free space, then --resume latest" in done.stdout

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,10 +19,16 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from runs import REPOSITORY, command, environment, evaluations, settings, start_processes, train
 from safetensors.torch import load_file
+from tiny import tiny_config
 from transformers import AutoConfig
 
-from collap.training.step import ContrastiveStep
-from train import SkippedSteps, main, update_weights
+from collap.data.batches import AudioTextBatch, BadFiles
+from collap.training.run import Run, SkippedSteps
+from collap.training.settings import TrainSettings
+from collap.training.tracking import StepMeter
+from modeling_collap import CoLLAPOutput
+from train import main
+from train import train as train_loop
 
 STEPS = 16
 
@@ -181,25 +186,53 @@ def test_a_failing_evaluation_loses_no_step(corpus, with_dropout, tmp_path):
     assert_same_run(tmp_path / "failed" / "run", tmp_path / "whole" / "run")
 
 
-def test_a_float16_run_without_a_scale_that_helps_stops():
+def test_a_float16_run_without_a_scale_that_helps_stops(monkeypatch):
     """Overflows lower the loss scale and are no skipped steps; below 1 it is the gradient that is unusable."""
-    accelerator, model = Accelerator(cpu=True), torch.nn.Linear(2, 2)
+
+    class Overflowing(torch.nn.Linear):
+        """A finite loss with an infinite gradient."""
+
+        def forward(self, **inputs):
+            loss = 1 + (self.weight - self.weight.detach()).sum().sqrt()
+            return CoLLAPOutput(loss=loss)
+
+    accelerator, model = Accelerator(cpu=True), Overflowing(2, 2)
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    optimizer = AcceleratedOptimizer(torch.optim.SGD(model.parameters(), 0.1), scaler=accelerator.scaler)
-    run = SimpleNamespace(
-        config=SimpleNamespace(max_loss=100.0, max_grad_norm=1.0),
+    accelerator.scaler.scale(torch.ones(()))  # with the first loss it takes its initial scale
+    sgd = torch.optim.SGD(model.parameters(), 0.1)
+    texts, tokens = {"input_ids": torch.ones(1, 1)}, {"fused_tokens": torch.ones(1, 1, 1)}
+    batch = AudioTextBatch(texts, [tokens], ["song"], [1.0], [])
+    run = Run(
+        settings=TrainSettings(),
         accelerator=accelerator,
         model=model,
-        optimizer=optimizer,
+        processor=SimpleNamespace(feature_extractor=None),
+        optimizer=AcceleratedOptimizer(sgd, scaler=accelerator.scaler),
         scheduler=SimpleNamespace(step=lambda: None),
+        data=SimpleNamespace(
+            batches=lambda *place: iter([batch] * 4), state_after=lambda *place: None, steps_per_epoch=99
+        ),
+        evaluations=None,
+        checkpoints=None,
+        meter=StepMeter(tiny_config()),
+        summary=None,
+        bad_files=BadFiles(0.0, 1),
         skipped=SkippedSteps(2),
+        steps=4,
     )
-    before = model.weight.clone()
-    for skipped in (0, 0, 1, 2):  # with scales 2, 1, 0.5, 0.25 from then on
-        accelerator.scaler.scale(model(torch.ones(1, 2)).sum() * torch.inf).backward()
-        with pytest.raises(ValueError, match="2 steps in a row.*norm inf.*song") if skipped == 2 else nullcontext():
-            update_weights(run, ContrastiveStep(torch.tensor(1.0), torch.zeros(2, 2), ()), ["song"])
-        assert run.skipped.total == skipped and model.weight.equal(before)
+    before, scales, totals = model.weight.clone(), [], []
+    count = run.skipped.count
+
+    def counting(*arguments):
+        count(*arguments)
+        scales.append(accelerator.scaler.get_scale())
+        totals.append(run.skipped.total)
+
+    monkeypatch.setattr(run.skipped, "count", counting)
+    with pytest.raises(ValueError, match="2 steps in a row.*norm inf.*song"):
+        train_loop(run)
+    assert scales == [2, 1, 0.5] and totals == [0, 0, 1] and run.skipped.total == 2
+    assert model.weight.equal(before)
 
 
 def test_unusable_losses_are_skipped_and_counted_and_stop_the_run_with_the_batch(corpus, backbones, tmp_path):

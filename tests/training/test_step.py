@@ -10,10 +10,12 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from steps import take_step
 from tiny import tiny_model, tiny_processor
 
 from collap.training import step as gradient_cache
-from collap.training.step import contrastive_step, micro_batches, random_state, replayed_random_state
+from collap.training.step import micro_batches, random_state, replayed_random_state
+from modeling_collap.loss_collap import contrastive_loss
 
 DIRECTIONS = ("symmetric", "audio_to_text")
 # Of the eight songs: the micro-batches of each process are padded to other numbers of segments.
@@ -31,6 +33,7 @@ class Batch:
         generator = torch.Generator().manual_seed(0)
         waveforms = [torch.randn(round(16000 * seconds), generator=generator) * 0.1 for seconds in SECONDS]
         self.processor, self.texts, self.waveforms = processor, TEXTS[songs], waveforms[songs]
+        self.song_ids = self.text_ids = None
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -79,7 +82,7 @@ def step_results(accelerator: Accelerator, direction: str, micro_batch_size: int
     batch = Batch(processor, slice(start, start + songs))
     for _ in range(2):  # the second would fail if the first had left DistributedDataParallel waiting
         model.zero_grad()
-        step = contrastive_step(accelerator, prepared, batch, processor.feature_extractor, micro_batch_size)
+        step = take_step(accelerator, prepared, batch, processor.feature_extractor, micro_batch_size)
     assert step.has_gradients
     return {"loss": step.loss, "scores": step.scores} | gradients(prepared)
 
@@ -187,13 +190,13 @@ def test_dropout_of_the_second_pass_is_that_of_the_first(accelerator):
         texts = torch.cat([model(**batch.text_inputs(part, "cpu")).text_embeds for part in parts])
         audios = [batch.audio_inputs(part, "cpu", processor.feature_extractor) for part in parts]
         scores = torch.cat([model(**audio, text_embeds=texts).logits_per_audio for audio in audios])
-        loss = gradient_cache.contrastive_loss(scores)
+        loss = contrastive_loss(scores)
         loss.backward()
         expected, drawn_next = gradients(model), torch.rand(3)
 
         model = double_model().train()
         torch.manual_seed(5)
-        step = contrastive_step(accelerator, model, batch, processor.feature_extractor, micro_batch_size=3)
+        step = take_step(accelerator, model, batch, processor.feature_extractor, micro_batch_size=3)
         assert torch.equal(torch.rand(3), drawn_next)  # the replay leaves no trace in the generator
     torch.testing.assert_close(step.loss, loss.detach())
     for name, gradient in gradients(model).items():
@@ -217,10 +220,10 @@ def test_a_loss_that_is_not_finite_or_above_the_limit_has_no_gradients(accelerat
     arguments = (batch, processor.feature_extractor, micro_batch_size)
     with in_double_precision():
         model = double_model()
-        step = contrastive_step(accelerator, model, *arguments, loss_limit=1e-3)
+        step = take_step(accelerator, model, *arguments, limit=1e-3)
         assert not step.has_gradients and step.loss > 1e-3 and not gradients(model)
         torch.nn.init.constant_(model.audio_tower.adapter.bias, math.nan)
-        step = contrastive_step(accelerator, model, *arguments)
+        step = take_step(accelerator, model, *arguments)
         assert not step.has_gradients and step.loss.isnan() and not gradients(model)
 
 
@@ -233,7 +236,7 @@ def test_texts_are_scored_in_chunks_when_there_are_many(accelerator, monkeypatch
         with in_double_precision():
             for size in (None, 3):
                 model = double_model()
-                contrastive_step(accelerator, model, batch, processor.feature_extractor, size)
+                take_step(accelerator, model, batch, processor.feature_extractor, size)
                 found.append(gradients(model))
     for result in found[1:]:
         for name, gradient in result.items():
@@ -261,7 +264,7 @@ def bytes_kept_for_backward(accelerator, micro_batch_size: int | None, songs: in
             held["now"] -= self.tensor.nbytes
 
     with in_double_precision(), torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
-        contrastive_step(accelerator, model, batch, processor.feature_extractor, micro_batch_size)
+        take_step(accelerator, model, batch, processor.feature_extractor, micro_batch_size)
     return held["peak"]
 
 
@@ -280,7 +283,7 @@ def test_a_loss_scale_reaches_every_gradient_once(accelerator, micro_batch_size)
     with in_double_precision():
         for scaler in (None, torch.amp.GradScaler("cpu", init_scale=1024.0)):
             model, accelerator.scaler = double_model(), scaler
-            contrastive_step(accelerator, model, batch, processor.feature_extractor, micro_batch_size)
+            take_step(accelerator, model, batch, processor.feature_extractor, micro_batch_size)
             found.append(gradients(model))
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], 1024 * gradient, rtol=1e-6, atol=1e-9)

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ from runs import REPOSITORY, evaluations, scalars, settings, train
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
-from collap.data.samples import open_dataset
-from collap.training.settings import TrainConfig, parse_config
+from collap.data.sources import open_dataset
+from collap.training.settings import OptimisationSettings, parse_settings
 from processing import CoLLAPProcessor  # noqa: F401  registers CoLLAP with the Auto classes
 from train import main
 
@@ -159,10 +160,10 @@ def test_a_plan_is_printed_without_training_and_the_run_is_compared_with_it(corp
 
 
 def test_frozen_encoders_train_from_their_stored_tokens_as_from_audio(corpus, backbones, tmp_path):
-    """The same losses, to the precision of float16, through precompute_features.py and train.py."""
+    """The same losses, to the precision of float16, through `collap precompute` and train.py."""
     model = ["--music", backbones["beats"], "--speech", backbones["whisper"], "--segment_seconds", "2"]
     script = [sys.executable, "-m", "collap", "precompute", "--dataset", corpus]
-    output = ["--splits", "train", "validation", "--output", tmp_path / "tokens"]
+    output = ["--splits", "train", "validation", "--output_dir", tmp_path / "tokens"]
     stored = subprocess.run(list(map(str, script + model + output)), capture_output=True, text=True)
     assert stored.returncode == 0, stored.stderr[-3000:]
     config = settings(corpus, backbones, freeze=["music", "speech"])
@@ -206,7 +207,7 @@ BAD_SETTINGS = [
     ({"trackers": ["tensorbord"]}, "did you mean 'tensorboard'"),
     ({"streaming": True}, "streaming and steps_per_epoch go together"),
     ({"precomputed": "nowhere"}, "needs --freeze music speech"),
-    ({"precomputed": "nowhere", "freeze": ["music", "speech"]}, "nowhere.*precompute_features.py"),
+    ({"precomputed": "nowhere", "freeze": ["music", "speech"]}, "nowhere.*collap precompute"),
     ({"resume": "nowhere"}, "nowhere is no whole checkpoint"),
     ({"micro_batch_size": 0}, "micro_batch_size must be positive"),
     ({"speech": "nowhere/at/all"}, "nowhere/at/all"),
@@ -217,6 +218,8 @@ BAD_SETTINGS = [
     ({"max_grad_norm": 0.0}, "max_grad_norm must be positive"),
     ({"song_column": "song"}, "no column 'song'"),
     ({"cache_features": True, "crop_seconds": 2.0}, "choose one"),
+    ({"batch_size": 1}, "batch_size is 1: .* give at least 2"),
+    ({"model_config": {"segment_batch_size": 4}}, "segment_batch_size is no setting of a model any more"),
 ]
 
 
@@ -287,37 +290,37 @@ def test_missing_captions_are_named_before_training(corpus, backbones, tmp_path)
 
 
 def test_a_batch_smaller_than_the_processes_is_refused(corpus, backbones, tmp_path):
-    done = train(tmp_path, settings(corpus, backbones, batch_size=1), num_processes=2)
+    done = train(tmp_path, settings(corpus, backbones, batch_size=3), num_processes=2)
     assert done.returncode != 0
-    assert "batch_size 1 cannot be split evenly over 2 processes" in done.stderr
+    assert "batch_size 3 cannot be split evenly over 2 processes" in done.stderr
 
 
 def test_yaml_files_and_the_command_line_override_in_order(tmp_path):
     (tmp_path / "a.yaml").write_text("dataset: songs\nmusic: beats\nepochs: 3\nlearning_rate: 1.0e-3\n")
     (tmp_path / "b.yaml").write_text("epochs: 4\nmodel_config: {projection_dim: 64}\n")
-    config = parse_config([str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml"), "--learning_rate", "0.5"])
-    assert (config.epochs, config.learning_rate, config.music) == (4, 0.5, "beats")
-    assert config.model_config == {"projection_dim": 64}
-    merged = parse_config(
+    config = parse_settings([str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml"), "--learning_rate", "0.5"])
+    assert (config.optimisation.epochs, config.optimisation.learning_rate, config.model.music) == (4, 0.5, "beats")
+    assert config.model.model_config == {"projection_dim": 64}
+    merged = parse_settings(
         [str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml"), "--model_config", "{structure_layers: 1}"]
     )
-    assert merged.model_config == {"projection_dim": 64, "structure_layers": 1}
-    assert parse_config(["--dataset", "songs", "--music", "b"]).batch_size == TrainConfig().batch_size
+    assert merged.model.model_config == {"projection_dim": 64, "structure_layers": 1}
+    assert parse_settings(["--dataset", "songs", "--music", "b"]).optimisation == OptimisationSettings()
     with pytest.raises(ValueError, match="unknown argument '--learning_rat'.*did you mean 'learning_rate'"):
-        parse_config(["--dataset", "songs", "--music", "b", "--learning_rat", "3"])
+        parse_settings(["--dataset", "songs", "--music", "b", "--learning_rat", "3"])
     with pytest.raises(ValueError, match="music is missing"):
-        parse_config(["--dataset", "songs"])
+        parse_settings(["--dataset", "songs"])
     with pytest.raises(ValueError, match="unknown argument '--batch_sise'.*did you mean 'batch_size'"):
-        parse_config(["--dataset", "songs", "--music", "b", "--batch_sise", "3"])
+        parse_settings(["--dataset", "songs", "--music", "b", "--batch_sise", "3"])
     for text in ("{a: ", "3"):
         with pytest.raises(SystemExit):
-            parse_config(["--dataset", "songs", "--music", "b", "--model_config", text])
+            parse_settings(["--dataset", "songs", "--music", "b", "--model_config", text])
 
 
 def test_values_of_a_yaml_file_have_the_types_of_their_settings(tmp_path):
     required = "dataset: songs\nmusic: beats\n"
     (tmp_path / "good.yaml").write_text(required + "learning_rate: 1e-4\nfreeze: text\nmax_loss: 7\nresume: null\n")
-    config = parse_config([str(tmp_path / "good.yaml")])
+    config = SimpleNamespace(**parse_settings([str(tmp_path / "good.yaml")]).flat())
     assert (config.learning_rate, config.freeze, config.max_loss, config.resume) == (1e-4, ["text"], 7.0, None)
     for bad in (
         "epochs: three",
@@ -329,13 +332,14 @@ def test_values_of_a_yaml_file_have_the_types_of_their_settings(tmp_path):
     ):
         (tmp_path / "bad.yaml").write_text(required + bad)
         with pytest.raises(ValueError, match=rf"bad.yaml: {bad.split(':')[0]} is .*; expected"):
-            parse_config([str(tmp_path / "bad.yaml")])
+            parse_settings([str(tmp_path / "bad.yaml")])
 
 
 @pytest.mark.parametrize("name", ["collap_gpt2", "collap_roberta", "demo"])
 def test_the_configurations_parse(name):
-    config = parse_config([str(REPOSITORY / "configs" / f"{name}.yaml"), "--dataset", "songs", "--music", "beats"])
+    config = parse_settings([str(REPOSITORY / "configs" / f"{name}.yaml"), "--dataset", "songs", "--music", "beats"])
     if name != "demo":
+        config = config.optimisation
         paper = (config.learning_rate, config.weight_decay, config.batch_size, config.epochs, config.lr_schedule)
         assert paper == (1e-4, 1e-5, 50, 20, "linear")
 

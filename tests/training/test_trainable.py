@@ -16,7 +16,7 @@ from torch._dynamo.utils import counters
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModel, AutoProcessor
 
-from collap.models import save_folder
+from collap.models import save_model_folder
 from collap.training.trainable import (
     TOWERS,
     add_lora,
@@ -220,7 +220,7 @@ class TestSaveModel:
     def test_lora_is_saved_as_a_plain_model_and_as_an_adapter(self, text, lora, tmp_path):
         base, folder = tmp_path / "base", tmp_path / "tuned"
         plain, batch = tiny_model(text, structure_layers=1), inputs(text)
-        save_folder(plain, tiny_processor(text), base)
+        save_model_folder(plain, tiny_processor(text), base)
         model = model_with_lora(text, lora, frozen={"speech"} - set(lora), base_model=base)
         train(model, batch)
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -255,7 +255,7 @@ class TestSaveModel:
         model = tiny_model("gpt2")
         freeze(model, ["speech"])
         save_model(model, tiny_processor("gpt2"), tmp_path / "a")
-        save_folder(model, tiny_processor("gpt2"), tmp_path / "b")
+        save_model_folder(model, tiny_processor("gpt2"), tmp_path / "b")
         files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in "ab"]
         assert files[0] == files[1]
 

@@ -112,7 +112,7 @@ SHORT_TEMPLATES = (
 
 
 class Phrasing:
-    """The choice of words of one caption; neighbouring variants take different templates."""
+    """Choose the words of one caption; neighbouring variants take different templates."""
 
     def __init__(self, song: Song, variant: int, kind: str):
         if variant < 0:
@@ -125,18 +125,18 @@ class Phrasing:
         return phrases[self.rng.integers(len(phrases))]
 
     def turn(self, templates: Sequence[str], position: int = 0) -> str:
-        """The template of a position: the next one for the next position, and for the next variant."""
+        """Return the template of a position: the next one for the next position, and for the next variant."""
         return templates[(self.offset + position) % len(templates)]
 
 
 def clock(seconds: float) -> str:
-    """Seconds as "m:ss", to the nearest second."""
+    """Return seconds as "m:ss", to the nearest second."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}"
 
 
 def _listing(names: Sequence[str]) -> str:
-    """ "a", "a and b", "a, b and c"."""
+    """Return "a", "a and b", "a, b and c"."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
@@ -145,7 +145,7 @@ def _capital(sentence: str) -> str:
 
 
 def section_names(song: Song) -> list[str]:
-    """ "intro", "first verse", "chorus", ...: the ordinal only where a label occurs more than once."""
+    """Return "intro", "first verse", "chorus", ...: the ordinal only where a label occurs more than once."""
     labels = [section.label for section in song.sections]
     return [
         f"{ORDINALS[labels[:i].count(label)]} {label}" if labels.count(label) > 1 else label
@@ -154,7 +154,7 @@ def section_names(song: Song) -> list[str]:
 
 
 def describe_change(before: Section, now: Section) -> str:
-    """Which instruments enter and leave, and how the volume moves: "adds flute, drops drums and gets much louder"."""
+    """Say which instruments enter and leave, and how the volume moves: "adds flute, drops drums"."""
     added = [INSTRUMENT_PHRASES[name][0] for name in now.instruments if name not in before.instruments]
     dropped = [INSTRUMENT_PHRASES[name][0] for name in before.instruments if name not in now.instruments]
     levels = list(DYNAMICS_PHRASES)
@@ -192,7 +192,7 @@ def _describe_section(song: Song, position: int, phrasing: Phrasing) -> str:
 
 
 def prevailing_mood(song: Song) -> str:
-    """The mood that fills most of the song's time."""
+    """Return the mood that fills most of the song's time."""
     seconds: dict[str, float] = {}
     for section in song.sections:
         seconds[section.mood] = seconds.get(section.mood, 0.0) + section.end - section.start
@@ -200,7 +200,7 @@ def prevailing_mood(song: Song) -> str:
 
 
 def _song_slots(song: Song, phrasing: Phrasing) -> dict[str, str]:
-    """The words about the song as a whole that both kinds of caption use."""
+    """Return the words about the song as a whole that both kinds of caption use."""
     tempo = next(phrases for limit, phrases in TEMPO_PHRASES.items() if song.tempo_bpm <= limit)
     return {
         "mood": phrasing.pick(MOOD_PHRASES[prevailing_mood(song)]),
@@ -234,7 +234,7 @@ def _describe_song(song: Song, phrasing: Phrasing) -> str:
 
 
 def long_caption(song: Song, variant: int) -> str:
-    """A paragraph on the whole song, then one line per section: time span, instruments, how it sounds, what changed.
+    """Write a paragraph on the whole song, then one line per section: time span, instruments, sound, changes.
 
     Args:
         song: from `synthetic_composition.compose_song`.
@@ -249,7 +249,7 @@ def long_caption(song: Song, variant: int) -> str:
 
 
 def short_caption(song: Song, variant: int) -> str:
-    """One sentence: tempo, key, mood, the instruments that begin and end the song; arguments as in `long_caption`."""
+    """Write one sentence: tempo, key, mood, first and last instruments; arguments as in `long_caption`."""
     phrasing = Phrasing(song, variant, "short caption")
     ends = (song.sections[0].instruments, song.sections[-1].instruments)
     wording = slice(None) if sum(map(len, ends)) <= 3 else slice(1)  # plain names for many, to stay below 35 words

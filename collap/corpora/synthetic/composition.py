@@ -75,7 +75,7 @@ FORMS = {  # number of sections -> forms
 
 @dataclass(frozen=True)
 class LabelStyle:
-    """What sections of one label draw from: relative length, and inclusive ranges of instruments and level indices."""
+    """Hold what sections of one label draw from: relative length, ranges of instruments and of level indices."""
 
     weight: float
     instruments: tuple[int, int]
@@ -97,7 +97,7 @@ LABEL_STYLES = {
 
 @dataclass(frozen=True)
 class Section:
-    """One part of a song. `start`, `end` in seconds; in a solo, `instruments[0]` leads; `chords`: one per bar."""
+    """Hold one part of a song. `start`, `end` in seconds; in a solo, `instruments[0]` leads; `chords`: one per bar."""
 
     label: str
     start: float
@@ -112,7 +112,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Song:
-    """A composed song; `render_song` and the captions depend on nothing else. `meter` in beats per bar."""
+    """Hold a composed song; `render_song` and the captions depend on nothing else. `meter` in beats per bar."""
 
     song_id: str
     seed: int
@@ -129,13 +129,13 @@ class Song:
 
 
 def song_rng(song_id: str, seed: int, purpose: str) -> np.random.Generator:
-    """A stream of its own for each (song, seed, purpose), the same in every process (Python's `hash` is not)."""
+    """Return a stream of its own for each (song, seed, purpose), the same in every process (Python's `hash` is not)."""
     digest = hashlib.sha256(f"{song_id}\n{seed}\n{purpose}".encode()).digest()
     return np.random.default_rng(np.frombuffer(digest, dtype="<u4"))
 
 
 def mood_of(mode: str, tempo_bpm: float, dynamics: str, density: str) -> str:
-    """The mood that mode, tempo, dynamics and density make together: nothing else decides it."""
+    """Return the mood that mode, tempo, dynamics and density make together: nothing else decides it."""
     tempo = min(max((tempo_bpm - 64) / (168 - 64), 0.0), 1.0)
     energy = (tempo + DYNAMICS.index(dynamics) / 4 + DENSITIES.index(density) / 2) / 3
     return MOODS[mode][0 if energy < 0.3 else 1 if energy < 0.5 else 2 if energy < 0.7 else 3]
@@ -144,7 +144,7 @@ def mood_of(mode: str, tempo_bpm: float, dynamics: str, density: str) -> str:
 def _tempo_and_bars(
     rng: np.random.Generator, target: float, meter: int, min_seconds: float, max_seconds: float
 ) -> tuple[float, int]:
-    """A tempo and a number of bars (eight or more) that end inside [min_seconds, max_seconds], near `target`."""
+    """Return a tempo and a number of bars (eight or more) that end inside [min_seconds, max_seconds], near `target`."""
     fitting, possible = [], []
     for tempo in range(64, 169):
         bar = meter * 60 / tempo
@@ -175,7 +175,7 @@ def _section_bars(rng: np.random.Generator, labels: list[str], num_bars: int) ->
 def _choose_instruments(
     rng: np.random.Generator, label: str, palette: list[str], earlier: tuple[str, ...], previous: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Instruments of a section: never those of the section before; a label that returns changes about one."""
+    """Return instruments of a section: never those of the section before; a label that returns changes about one."""
     fewest, most = LABEL_STYLES[label].instruments
     while True:
         if earlier:

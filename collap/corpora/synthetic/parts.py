@@ -10,7 +10,7 @@ from .voices import HAT, INSTRUMENTS, KICK, PITCHED, SNARE, SOLOISTS
 
 @dataclass(frozen=True)
 class Note:
-    """`start` and `beats` in beats from the start of the part; `midi` a pitch, for drums a General MIDI key."""
+    """Hold a note: `start` and `beats` in beats from the start of the part; `midi` a pitch, or of drums a key."""
 
     start: float
     beats: float
@@ -19,13 +19,13 @@ class Note:
 
 
 def _chord_classes(chord: str) -> tuple[int, int, int]:
-    """Pitch classes of a triad such as "F#m" or "Bb", root first."""
+    """Return pitch classes of a triad such as "F#m" or "Bb", root first."""
     root = KEYS.index(chord.removesuffix("m"))
     return root, (root + (3 if chord.endswith("m") else 4)) % 12, (root + 7) % 12
 
 
 def _nearest(pitch_class: int, center: int) -> int:
-    """The MIDI pitch of a class that lies closest to `center`."""
+    """Return the MIDI pitch of a class that lies closest to `center`."""
     return center + (pitch_class - center + 6) % 12 - 6
 
 
@@ -36,7 +36,7 @@ def _accent(beat: float, meter: int) -> float:
 
 
 def _drum_part(chords: list[str], density: str, meter: int, center: int) -> list[Note]:
-    """Kick, snare and hi-hat; the hats tick 1, 2 or 4 times a beat."""
+    """Return kick, snare and hi-hat; the hats tick 1, 2 or 4 times a beat."""
     hats = {"sparse": 1, "moderate": 2, "busy": 4}[density]
     notes = []
     for bar in range(len(chords)):
@@ -52,7 +52,7 @@ def _drum_part(chords: list[str], density: str, meter: int, center: int) -> list
 
 
 def _bass_part(chords: list[str], density: str, meter: int, center: int) -> list[Note]:
-    """Roots: one a bar, one a beat, or eighth notes with the fifth and the octave."""
+    """Return roots: one a bar, one a beat, or eighth notes with the fifth and the octave."""
     notes = []
     for bar, chord in enumerate(chords):
         root = _nearest(_chord_classes(chord)[0], center)
@@ -65,7 +65,7 @@ def _bass_part(chords: list[str], density: str, meter: int, center: int) -> list
 
 
 def _chord_part(chords: list[str], density: str, meter: int, center: int) -> list[Note]:
-    """Triads: one a bar, one a beat, or two a beat."""
+    """Return triads: one a bar, one a beat, or two a beat."""
     step = {"sparse": meter, "moderate": 1, "busy": 0.5}[density]
     return [
         Note(bar * meter + i * step, step, _nearest(pitch_class, center), _accent(i * step, meter))
@@ -76,7 +76,7 @@ def _chord_part(chords: list[str], density: str, meter: int, center: int) -> lis
 
 
 def _power_chord_part(chords: list[str], density: str, meter: int, center: int) -> list[Note]:
-    """Root and fifth in the rhythm of `_chord_part`."""
+    """Return root and fifth in the rhythm of `_chord_part`."""
     step = {"sparse": meter, "moderate": 1, "busy": 0.5}[density]
     roots = [_nearest(_chord_classes(chord)[0], center) for chord in chords]
     return [
@@ -88,7 +88,7 @@ def _power_chord_part(chords: list[str], density: str, meter: int, center: int) 
 
 
 def _arpeggio_part(chords: list[str], density: str, meter: int, center: int) -> list[Note]:
-    """Broken chords: 1, 2 or 4 notes a beat."""
+    """Return broken chords: 1, 2 or 4 notes a beat."""
     per_beat = {"sparse": 1, "moderate": 2, "busy": 4}[density]
     notes = []
     for bar, chord in enumerate(chords):
@@ -101,7 +101,7 @@ def _arpeggio_part(chords: list[str], density: str, meter: int, center: int) -> 
 
 
 def _melody_rhythm(rng: np.random.Generator, density: str, meter: int) -> list[float]:
-    """Note lengths of one bar in beats: about 2, 4 or 8 of them; a quarter of the notes are split in two."""
+    """Return note lengths of one bar in beats: about 2, 4 or 8 of them; a quarter of the notes are split in two."""
     if density == "sparse":
         return [2.0, float(meter - 2)]
     step = 1.0 if density == "moderate" else 0.5
@@ -114,7 +114,7 @@ def _melody_rhythm(rng: np.random.Generator, density: str, meter: int) -> list[f
 def _melody_part(
     chords: list[str], density: str, meter: int, center: int, rng: np.random.Generator, scale: list[int]
 ) -> list[Note]:
-    """A random walk on the scale that meets a chord tone on every bar's first beat. `scale` holds MIDI pitches."""
+    """Walk at random on the scale, meeting a chord tone on every bar's first beat; `scale` holds MIDI pitches."""
     scale = [pitch for pitch in scale if abs(pitch - center) <= 9]
     position, notes = len(scale) // 2, []
     for bar, chord in enumerate(chords):
@@ -139,12 +139,12 @@ PARTS = {
 
 
 def leads_solo(section: Section, name: str) -> bool:
-    """Whether an instrument takes the tune of a solo."""
+    """Tell whether an instrument takes the tune of a solo."""
     return section.label == "solo" and name == section.instruments[0] and name in SOLOISTS
 
 
 def instrument_part(song: Song, section: Section, name: str, num_bars: int) -> list[Note]:
-    """The notes of one instrument over `num_bars` bars of a section."""
+    """Return the notes of one instrument over `num_bars` bars of a section."""
     instrument = INSTRUMENTS[name]
     chords = [section.chords[bar % len(section.chords)] for bar in range(num_bars)]
     center = instrument.center + (REGISTER_SHIFT[section.register] if name in PITCHED else 0)

@@ -7,7 +7,6 @@ everything that a caption says about it is a field of that `Song` which `render_
 are exact.
 """
 
-import argparse
 import functools
 import glob
 import json
@@ -22,6 +21,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from tqdm import tqdm
+
+from collap.files import replace_text, write_json
 
 from .captions import long_caption, short_caption
 from .composition import DYNAMICS_DB, Section, Song, check_seconds, compose_song
@@ -46,7 +47,7 @@ def _render_note(name: str, midi: int, num_samples: int, rate: int) -> np.ndarra
 
 
 def _render_part(name: str, notes: list[Note], beat_samples: float, num_samples: int, rate: int) -> np.ndarray:
-    """One instrument alone, (num_samples,), RMS 1."""
+    """Return one instrument alone, (num_samples,), RMS 1."""
     stem = np.zeros(num_samples, dtype=np.float32)
     for note in notes:
         start = round(note.start * beat_samples)
@@ -58,7 +59,7 @@ def _render_part(name: str, notes: list[Note], beat_samples: float, num_samples:
 
 
 def _render_section(song: Song, section: Section, num_samples: int, rate: int) -> np.ndarray:
-    """One section, (num_samples,), at the RMS of its dynamics, faded at its end so that nothing rings into the next."""
+    """Return one section, (num_samples,), at the RMS of its dynamics; its end is faded, so that nothing rings on."""
     beat_samples = 60.0 / song.tempo_bpm * rate
     num_bars = round((section.end - section.start) / song.bar_seconds)
     loop_bars = min(LOOP_BARS, num_bars)
@@ -79,7 +80,7 @@ def _render_section(song: Song, section: Section, num_samples: int, rate: int) -
 
 
 def _limit(audio: np.ndarray) -> np.ndarray:
-    """Soft knee above 0.6, so that the peaks of loud drums stay below 0.98; in place."""
+    """Apply a soft knee above 0.6, in place, so that the peaks of loud drums stay below 0.98."""
     over = np.flatnonzero(np.abs(audio) > 0.6)
     peaks = audio[over]
     audio[over] = np.sign(peaks) * (0.6 + 0.38 * np.tanh((np.abs(peaks) - 0.6) / 0.38))
@@ -157,12 +158,11 @@ def _write_split(folder: Path, split: str, settings: dict, num_workers: int) -> 
     else:
         with ProcessPoolExecutor(num_workers) as pool:
             rows = list(progress(pool.map(write, song_ids)))
-    lines = [json.dumps(row) + "\n" for row in rows]
-    (folder / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
+    replace_text(folder / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _is_complete(folder: Path, settings: dict) -> bool:
-    """Whether `folder` holds the corpus of these settings; ValueError if it holds anything else."""
+    """Tell whether `folder` holds the corpus of these settings; ValueError if it holds anything else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     if not (folder / "corpus.json").is_file():
@@ -212,7 +212,7 @@ def build_corpus(
 ) -> Path:
     """Write a corpus in the layout of the audiofolder of `datasets`, and return its folder.
 
-    `collap.data.samples.open_dataset(folder, split, text_column="captions")` reads it.
+    `collap.data.sources.open_dataset(folder, split, text_column="captions")` reads it.
     `datasets.load_dataset("audiofolder", data_dir=folder)` does too, but needs torchcodec with a system FFmpeg, even
     where nothing is decoded; `load_dataset("json")` reads each metadata.jsonl without.
 
@@ -247,7 +247,7 @@ def build_corpus(
     try:
         for split in settings["num_songs"]:
             _write_split(partial, split, settings, num_workers)
-        (partial / "corpus.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        write_json(partial / "corpus.json", settings)
         if not _is_complete(folder, settings):  # another process may have finished the same build meanwhile
             partial.chmod(0o755)  # mkdtemp makes it private
             partial.rename(folder)
@@ -256,25 +256,13 @@ def build_corpus(
     return folder
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Render songs with captions and section times as an audiofolder.")
-    parser.add_argument("folder", type=Path, help="folder to create")
-    for split, count in zip(SPLITS, (400, 50, 100), strict=True):
-        parser.add_argument(f"--{split}", type=int, default=count, help=f"songs in this split, 0 for none ({count})")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--min_seconds", type=float, default=60.0)
-    parser.add_argument("--max_seconds", type=float, default=300.0)
-    parser.add_argument("--sampling_rate", type=int, default=16000)
-    parser.add_argument("--captions_per_song", type=int, default=3)
-    parser.add_argument("--num_workers", type=int, default=2)
-    options = vars(parser.parse_args(arguments))
-    num_songs = {split: options.pop(split) for split in SPLITS}
+def run(options) -> int:
+    """Do `collap corpus`; return its exit code."""
+    settings = vars(options)
+    num_songs = {split: settings.pop(split) for split in SPLITS}
     try:
-        build_corpus(num_songs={split: count for split, count in num_songs.items() if count != 0}, **options)
+        build_corpus(num_songs={split: count for split, count in num_songs.items() if count != 0}, **settings)
     except ValueError as error:
-        parser.error(str(error))
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
-
-
-if __name__ == "__main__":
-    main()

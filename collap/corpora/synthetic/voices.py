@@ -20,14 +20,14 @@ def _hertz(midi: int) -> float:
 
 @functools.lru_cache(maxsize=64)
 def _harmonics(frequency: float, rate: int) -> np.ndarray:
-    """Harmonic numbers 1, 2, ... below 0.45 of the sampling rate, so that no voice aliases; 48 at most."""
+    """Return harmonic numbers 1, 2, ... below 0.45 of the sampling rate, so that no voice aliases; 48 at most."""
     return np.arange(1, 1 + max(1, min(48, int(0.45 * rate / frequency))), dtype=np.float64)
 
 
 def _tone(
     amplitudes: np.ndarray, frequency: float, num_samples: int, rate: int, vibrato: tuple[float, float] = (0, 0)
 ) -> np.ndarray:
-    """Periodic tone by table lookup, (num_samples,). `amplitudes[k - 1]` for harmonic k; `vibrato` = cents, hertz."""
+    """Return a tone from a table, (num_samples,): `amplitudes[k - 1]` for harmonic k; `vibrato` in cents and hertz."""
     spectrum = np.zeros(TABLE_SIZE // 2 + 1, dtype=np.complex64)
     spectrum[1 : len(amplitudes) + 1] = -1j * amplitudes
     cycle = np.fft.irfft(spectrum).astype(np.float32)
@@ -42,7 +42,7 @@ def _tone(
 
 
 def _decay(num_samples: int, rate: int, seconds: float) -> np.ndarray:
-    """exp(-t / seconds)."""
+    """Return exp(-t / seconds)."""
     return np.exp(np.arange(num_samples, dtype=np.float32) * np.float32(-1 / (seconds * rate)))
 
 
@@ -62,7 +62,7 @@ def _noise_store(num_samples: int) -> np.ndarray:
 
 
 def _noise(num_samples: int) -> np.ndarray:
-    """The same white noise each time, so that a repeated note is the same note."""
+    """Return the same white noise each time, so that a repeated note is the same note."""
     return np.resize(_noise_store(1 << 16), num_samples)
 
 
@@ -105,7 +105,7 @@ def _strings(midi: int, num_samples: int, rate: int) -> np.ndarray:
 
 
 def _formants(frequencies: np.ndarray, vowel: tuple[tuple[float, float, float], ...]) -> np.ndarray:
-    """Vocal tract gain; a vowel is a row of (centre Hz, width Hz, gain)."""
+    """Return vocal tract gain; a vowel is a row of (centre Hz, width Hz, gain)."""
     return 0.01 + sum(gain * np.exp(-0.5 * ((frequencies - centre) / width) ** 2) for centre, width, gain in vowel)
 
 
@@ -130,7 +130,7 @@ def _electric_guitar(midi: int, num_samples: int, rate: int) -> np.ndarray:
 
 
 def _acoustic_guitar(midi: int, num_samples: int, rate: int) -> np.ndarray:
-    """A string as Karplus and Strong's, where higher harmonics die sooner, without the tuning error of their delay."""
+    """Return a string as Karplus and Strong's, higher harmonics dying sooner, without the tuning error of the delay."""
     frequency = _hertz(midi)
     k = _harmonics(frequency, rate)
     plucked = np.abs(np.sin(np.pi * k * 0.17)) / k**0.8
@@ -190,7 +190,7 @@ def _synthesizer(midi: int, num_samples: int, rate: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Instrument:
-    """How an instrument sounds (`voice`), what it plays outside a solo (`role`), around which MIDI pitch, how loud."""
+    """Hold how an instrument sounds (`voice`), what it plays outside a solo (`role`), around which pitch, how loud."""
 
     voice: Callable[[int, int, int], np.ndarray]
     role: str

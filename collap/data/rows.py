@@ -1,0 +1,112 @@
+"""Read one row of a data set: its audio, not decoded, and its texts; and say which row an error is about."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import datasets
+import pyarrow.compute as pc
+
+from collap.files import nearest
+from processing.decode_audio import AudioFileError
+
+
+def check_column(dataset: datasets.Dataset, column: str, source: str):
+    """Raise a ValueError that lists the columns and the nearest name if there is no such column."""
+    if column not in dataset.column_names:
+        hint = nearest(column, dataset.column_names)
+        raise ValueError(f"{source}: no column {column!r}; the columns are {dataset.column_names}; {hint}")
+
+
+def audio_source(audio: dict | None) -> bytes | str:
+    """Return the bytes or the path of an entry of an audio column that is not decoded.
+
+    Raises:
+        AudioFileError: there is neither.
+    """
+    for key in ("bytes", "path"):
+        if audio is not None and audio.get(key) is not None:
+            return audio[key]
+    raise AudioFileError("has no audio; expected bytes or a path")
+
+
+def content_digest(content: bytes) -> str:
+    """Return the BLAKE2b of an audio's bytes, 32 hexadecimal digits, by which audio without a path is known."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def audio_paths(dataset: datasets.Dataset, audio_column: str) -> list[str | None]:
+    """Return the path of every row's audio, None for bytes without one; nothing else of the audio is read."""
+    paths = []
+    # Arrow, so that the bytes of the audio are not copied to look at what lies beside them.
+    for table in dataset.select_columns(audio_column).with_format("arrow").iter(batch_size=1000):
+        paths += pc.struct_field(table.column(audio_column), "path").to_pylist()
+    return paths
+
+
+def named_audio(dataset: datasets.Dataset, row: int, audio_column: str) -> dict:
+    """Return the entry of one row's audio without its bytes, for messages."""
+    return {"path": audio_paths(dataset.select([row]), audio_column)[0], "bytes": None}
+
+
+def row_name(row: int | str, audio: dict | None) -> str:
+    """Return `"row 7 (song.mp3)"`; bytes without a path have no other name than their row."""
+    path = audio.get("path") if audio is not None else None
+    return f"row {row} ({Path(path).name})" if path else f"row {row}"
+
+
+@contextmanager
+def naming_row(row: int | str, audio: dict | None) -> Iterator[None]:
+    """Put `row 7 (song.mp3): ` before the message of an `AudioFileError`."""
+    try:
+        yield
+    except AudioFileError as error:
+        raise AudioFileError(f"{row_name(row, audio)}: {error}") from error
+
+
+def worker_message(error: BaseException) -> str:
+    """Return what an error says, without the traceback that a `DataLoader` worker puts into it.
+
+    Returns:
+        `"AudioFileError: row 7 (song.mp3): ..."` for an error of a worker, else `str(error)`.
+    """
+    text = str(error)
+    if not text.startswith("Caught ") or "\nOriginal " not in text:
+        return text
+    lines = text.rpartition("Traceback (most recent call last):\n")[2].splitlines()
+    start = next((index for index, line in enumerate(lines) if line and not line.startswith(" ")), 0)
+    kind, separator, message = "\n".join(lines[start:]).partition(": ")
+    return kind.rpartition(".")[2] + separator + message
+
+
+def row_texts(text: str | list[str | None] | None, row: int | str) -> list[str]:
+    """Return the texts of one row, without those that are missing or blank.
+
+    Raises:
+        ValueError: names the row if it has no text, or something else than text.
+    """
+    texts = list(text) if isinstance(text, (list, tuple)) else [text]
+    for one in texts:
+        if one is not None and not isinstance(one, str):
+            raise ValueError(
+                f"row {row} has {one!r} ({type(one).__name__}) as text; expected a string or a list of strings"
+            )
+    texts = [one for one in texts if one is not None and one.strip()]
+    if not texts:
+        raise ValueError(f"row {row} has no text; expected a string or a list of strings in its text column")
+    return texts
+
+
+def check_row_texts(dataset: datasets.Dataset, text_column: str) -> str:
+    """Return the longest text of a data set, after a look at every row; no other column is read.
+
+    Raises:
+        ValueError: names the first row without a text, see [`row_texts`].
+    """
+    longest, row = "", 0
+    for batch in dataset.select_columns(text_column).iter(batch_size=1000):
+        for text in batch[text_column]:
+            longest = max(longest, *row_texts(text, row), key=len)
+            row += 1
+    return longest
