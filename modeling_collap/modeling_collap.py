@@ -407,9 +407,11 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         asked = self._asked_of_text_encoder(kwargs)
         loss = logits = audio_embeds = encoded = None
         if input_ids is not None and text_embeds is None:
-            text_embeds = self.get_text_features(input_ids, attention_mask)  # (B, D)
-        if input_ids is not None and asked:
-            encoded, _ = self.text_tower.encode(input_ids, attention_mask, **asked)
+            if asked:
+                encoded, mask = self.text_tower.encode(input_ids, attention_mask, **asked)
+                text_embeds = self.text_tower.pool(encoded.last_hidden_state, mask)  # (B, D)
+            else:
+                text_embeds = self.get_text_features(input_ids, attention_mask)  # (B, D)
         if has_audio:
             audio_embeds, audio_token_mask = self.get_audio_features(
                 music_features, speech_features, music_attention_mask, segment_mask, audio_token_mask, fused_tokens
