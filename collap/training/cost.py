@@ -28,12 +28,11 @@ from collap.data.sources import open_dataset
 from collap.files import one_line, write_json
 from collap.models import load_config
 from collap.training.settings import TrainSettings
-from collap.training.step import TEXTS_AT_A_TIME
 from collap.training.summary import PLAN_FILE
 from collap.training.trainable import TOWERS, add_lora, enable_gradient_checkpointing, freeze
 from modeling_collap import BeatsConfig, CoLLAPConfig, CoLLAPModel
 from modeling_collap.configuration_collap import MUSIC_FRAMES_PER_SECOND, max_segment_seconds
-from modeling_collap.scoring_collap import attention_pooled_scores
+from modeling_collap.scoring_collap import attention_pooled_scores, texts_at_a_time
 
 PLANNED_TEXTS = 256  # rows whose texts are counted
 FLOAT32_BYTES = 4
@@ -275,8 +274,9 @@ def score_bytes(config: CoLLAPConfig, workload: Workload) -> tuple[float, float]
     part at a time, of which nothing is kept."""
     tokens = workload.segments(config.segment_seconds)[1] * config.tokens_per_segment  # T
     frames = max((tokens - config.kernel_size) // config.stride + 1, 1)  # W
-    texts = min(workload.batch_size, TEXTS_AT_A_TIME)
-    cells = workload.songs_at_a_time * texts * frames * config.kernel_size
+    songs = workload.songs_at_a_time
+    texts = min(workload.batch_size, texts_at_a_time(songs, tokens, config.kernel_size, config.stride))
+    cells = songs * texts * frames * config.kernel_size
     return SCORE_KEEPS * cells * (texts == workload.batch_size), SCORE_MOMENT * cells
 
 
