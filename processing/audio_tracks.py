@@ -57,10 +57,13 @@ FRAMED_FORMATS = {"mp3", "flac"}
 # draw noise (aac, ac3) or converge slowly (opus), or their packets are counted wrong (vorbis).
 SKIPPABLE = {("mp3", "mp3float"), ("mp3", "mp3"), ("flac", "flac"), ("ogg", "flac")}
 DECODER_RUN_UP_SECONDS = 1.0
+# Timestamps that lead on by less are FFmpeg's mistakes: it counts a packet of Vorbis up to 46 ms wrong.
+MIN_JUMP_SECONDS = 0.05
 # Samples handed to the resampler at once: a call costs as much as some thousand samples.
 CHUNK_SAMPLES = 16384
 # More than an encoder's padding at the end of a file (mp3: 4095, aac: 2048).
 MAX_PADDING = 8192
+MAX_OGG_PAGE = 65307
 INTEGER_FULL_SCALE = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31}
 
 # What reading damaged files raises; LibsndfileError is a RuntimeError, UnicodeError a ValueError.
@@ -107,7 +110,7 @@ class File:
             raise self.error
 
 
-def _check_plausible(rate: int, channels: int) -> None:
+def check_plausible(rate: int, channels: int) -> None:
     if not MIN_RATE <= rate <= MAX_RATE:
         raise AudioFileError(f"has a sampling rate of {rate} Hz; expected {MIN_RATE} to {MAX_RATE} Hz")
     if not 1 <= channels <= MAX_CHANNELS:
@@ -125,9 +128,10 @@ class SndfileTrack:
         except soundfile.LibsndfileError as error:
             raise Refused(f"not an audio file, or its header is missing or cut; {EXPECTED}") from error
         self.rate, self.num_samples = self.sound.samplerate, self.sound.frames
-        _check_plausible(self.rate, self.sound.channels)
-        if self.num_samples == 0 or self.sound.subtype.startswith("MPEG"):
-            raise Refused("its audio track has no samples; expected at least one")
+        check_plausible(self.rate, self.sound.channels)
+        is_mp3_in_wav = file.head[:4] in SNDFILE_HEADS and self.sound.subtype.startswith("MPEG")
+        if self.num_samples == 0 or is_mp3_in_wav:
+            raise Refused(f"its audio track has no samples; {EXPECTED}")
         # soundfile would seek after each read, which loses the state of some codecs.
         self.sound.seekable = lambda: False
         self.declared = None
@@ -187,22 +191,23 @@ class FfmpegTrack:
             raise Refused(f"not an audio file, or its header is missing or cut; {EXPECTED}") from error
         self.format = self.container.format.name.split(",")[0]
         self.stream = self._first_stream()
-        context, codec = self.stream.codec_context, self.stream.codec.name
+        context, self.codec = self.stream.codec_context, self.stream.codec.name
         self.rate = context.sample_rate or MIN_RATE
-        _check_plausible(self.rate, context.channels or 1)
+        check_plausible(self.rate, context.channels or 1)
         if self.format == "mp3":
             # FFmpeg cuts an encoder's padding where the header says that it is; here it is cut at the end.
             context.options = {"flags2": "+skip_manual"}
-        if codec == "flac":
+        if self.codec == "flac":
             # Without it FFmpeg hands out damaged frames as if they were sound.
             context.options = {"err_detect": "crccheck+explode"}
-        self.can_skip, self.skip_to = may_skip and (self.format, codec) in SKIPPABLE, -1
-        self.position = self.end = self.lost = self.lead = self.padding = self.num_samples = 0
+        self.can_skip, self.skip_to = may_skip and (self.format, self.codec) in SKIPPABLE, -1
+        self.position = self.lost = self.lead = self.padding = self.num_samples = self.passed_bytes = 0
+        self.origin = self.end = None
         self.first_byte, self.declared, self.is_cut, self.stop_reason, self.converters = None, None, False, "", {}
         self.packets, self.decoded = self._packets(), self._decoded()
         self.first = next(self.decoded, None)
         if self.first is None:
-            raise Refused(f"no packet of its {codec} track could be decoded; {EXPECTED}")
+            raise Refused(f"its {self.codec} track has no samples that could be decoded; {EXPECTED}")
         self.declared = self._declared()
 
     def _first_stream(self) -> av.AudioStream:
@@ -223,13 +228,15 @@ class FfmpegTrack:
 
     def _packets(self) -> Iterator[tuple[av.Packet, int]]:
         """Yield each packet and its length in samples by its own account, to the end of the file."""
-        byte = None
+        last, page, page_bytes = None, 0, 0  # several packets of a page of ogg have its position
         try:
             for packet in self.container.demux(self.stream):
                 if packet.size:
-                    byte = packet.pos
-                    self.first_byte = byte if self.first_byte is None else self.first_byte
-                    self.end = self._samples((packet.pts or 0) + (packet.duration or 0)) if packet.pts else self.end
+                    if last is None or packet.pos != page:
+                        self.first_byte = packet.pos if last is None else self.first_byte
+                        self.passed_bytes = (packet.pos or 0) - (page or 0) - page_bytes if last is not None else 0
+                        page, page_bytes = packet.pos, 0
+                    last, page_bytes = packet, page_bytes + packet.size
                 if self.format == "mp3" and packet.has_sidedata("skip_samples"):
                     trims = bytes(packet.get_sidedata("skip_samples"))
                     self.lead += int.from_bytes(trims[:4], "little")
@@ -237,16 +244,37 @@ class FfmpegTrack:
                 yield packet, self._samples(packet.duration)
         except FFmpegError as error:
             self.file.check()
+            byte = last.pos if last is not None and last.pos else 0
             self.is_cut, self.stop_reason = True, f"; FFmpeg stops at byte {byte} of {self.file.size}: {error}"
-            self.declared = max(self.declared or 0, self.position * self.file.size // max(byte or 0, 1))
+            self.declared = max(self.declared or 0, self.position * self.file.size // max(byte, 1))
+        if self.format == "mp3" and last is not None:
+            # Part of a frame is decoded as if it were one; FFmpeg's parser hands out whole ones.
+            self.is_cut = not av.CodecContext.create("mp3", "r").parse(bytes(last))
+        if self.format == "ogg":
+            self.file.seek(max(self.file.size - MAX_OGG_PAGE, 0))
+            tail = self.file.read(MAX_OGG_PAGE)
+            self.is_cut = not tail[tail.rfind(b"OggS") :][5:6] >= b"\x04"  # the flag of a stream's last page
+
+    def _missing_before(self, packet: av.Packet, position: int) -> int:
+        """Return the samples between `position` and a packet, by timestamps, if FFmpeg passed over the bytes for them:
+        those are damaged. Where no bytes are missing timestamps may jump: a pause, or recordings joined in one file."""
+        if packet.pts is None or not packet.size:
+            return 0
+        start = self._samples(packet.pts)
+        self.origin = start if self.origin is None else self.origin
+        jump, self.end = start - (self.end or start), start + self._samples(packet.duration)
+        if self.codec == "flac" and 0 < start - self.origin - position <= self.rate:  # its packets are numbered
+            return start - self.origin - position
+        is_damaged = self.passed_bytes > jump * (packet.pos or 0) / max(start, 1) / 2
+        return jump if is_damaged and jump > MIN_JUMP_SECONDS * self.rate else 0
 
     def _decoded(self) -> Iterator[tuple[int, list[av.AudioFrame]]]:
         """Yield (position, frames) of each packet that can be decoded, from `skip_to` on."""
-        origin, gap, count, has_skipped = None, 0, 0, False
+        gap, count, has_skipped = 0, 0, False
         for packet, length in self.packets:
-            origin = packet.pts if origin is None else origin
+            missing = self._missing_before(packet, self.position + gap)
             if packet.size and self.position + length <= self.skip_to:
-                is_next = packet.pts is not None and abs(self._samples(packet.pts - origin) - self.position) <= 1
+                is_next = self.end is not None and abs(self.end - length - self.origin - self.position) <= 1
                 if not is_next or not length or (self.format == "mp3" and length != count):
                     raise MustStartOver
                 self.position, has_skipped = self.position + length, True
@@ -256,14 +284,16 @@ class FfmpegTrack:
             try:
                 frames = packet.decode()
             except FFmpegError:
-                gap, self.is_cut = gap + min(length if self.can_skip else count, self.rate), True
+                lost = length if (self.format, self.codec) in SKIPPABLE else count
+                gap, self.is_cut = gap + missing + min(lost, self.rate), True
                 continue
+            gap += missing
             if not frames:
                 continue
             if not self.position:
                 # Not the stream's rate: an HE-AAC header may state half of what comes out of the decoder.
                 self.rate, gap = frames[0].sample_rate, 0
-                _check_plausible(self.rate, frames[0].layout.nb_channels)
+                check_plausible(self.rate, frames[0].layout.nb_channels)
             elif has_skipped and frames[0].sample_rate != self.rate:
                 raise MustStartOver
             frames = [converted for frame in frames for converted in self._converted(frame)]
@@ -278,7 +308,7 @@ class FfmpegTrack:
         is_readable = not kind.name.startswith("s64") and not (kind.is_planar and channels >= 8)
         if is_readable and frame.sample_rate == self.rate:
             return [frame]
-        _check_plausible(frame.sample_rate, channels)
+        check_plausible(frame.sample_rate, channels)
         converter = av.AudioResampler(format="flt", rate=self.rate)
         return self.converters.setdefault((kind.name, channels, frame.sample_rate), converter).resample(frame)
 

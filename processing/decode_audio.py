@@ -118,7 +118,7 @@ def _judge(name: str, track: Track, seconds: float, is_end: bool) -> None:
         if abs(declared - found) > UNSAID_SECONDS:
             problems.append(f"its header declares {declared:.3f} s of audio, {found:.3f} s could be decoded")
             is_whole = not track.is_cut and track.format in FRAMED_FORMATS
-            missing += 0.0 if is_whole else max(declared - max(found, track.end / track.rate), 0.0)
+            missing += 0.0 if is_whole else max(declared - max(found, (track.end or 0) / track.rate), 0.0)
             seconds = max(declared, found)
     if is_end and track.is_cut and track.declared is None:
         problems.append(f"its end after {seconds:.3f} s is cut or no audio")

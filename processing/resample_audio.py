@@ -68,17 +68,18 @@ def resample(chunks: Iterator[tuple[int, np.ndarray]], source_rate: int, rate: i
 
 def blocks(pieces: Iterator[np.ndarray], block_samples: int, num_samples: int | None) -> Iterator[np.ndarray]:
     """Yield the pieces, in one row and cut after `num_samples`, as blocks; the last may be shorter."""
-    waiting, filled, left = [], 0, math.inf if num_samples is None else num_samples
+    block, filled, left = np.empty(block_samples, np.float32), 0, math.inf if num_samples is None else num_samples
     for piece in pieces:
         piece = piece[: min(left, len(piece))]
         left -= len(piece)
-        waiting.append(piece)
-        filled += len(piece)
-        while filled >= block_samples:
-            row = np.concatenate(waiting)
-            yield row[:block_samples].copy()
-            waiting, filled = [row[block_samples:]], filled - block_samples
+        while len(piece):
+            taken = piece[: block_samples - filled]
+            block[filled : filled + len(taken)] = taken
+            filled, piece = filled + len(taken), piece[len(taken) :]
+            if filled == block_samples:
+                yield block
+                block, filled = np.empty(block_samples, np.float32), 0
         if not left:
             break
     if filled:
-        yield np.concatenate(waiting)
+        yield block[:filled].copy()
