@@ -79,7 +79,7 @@ class CoLLAPConfig(CheckedConfig):
 
     model_type = "collap"
     # Of every song all moments; and Trainer pads with -100, which is True in a mask.
-    keys_to_ignore_at_inference = ["audio_embeds", "audio_token_mask"]
+    keys_to_ignore_at_inference = ["audio_embeds", "audio_token_mask", "text_model_output"]
     sub_configs = {"text_config": AutoConfig, "music_config": BeatsConfig, "speech_config": WhisperConfig}
 
     text_config: dict | PreTrainedConfig | None = None

@@ -64,6 +64,10 @@ def check_common(config: PreTrainedConfig, prefix: str = "") -> None:
         if not isinstance(getattr(config, name), bool | NoneType):
             raise ValueError(f"{prefix}{name} must be true or false, found {reprlib.repr(getattr(config, name))}")
     check_dtype(config.dtype, prefix)
+    if getattr(config, "transformers_weights", None):
+        raise ValueError(
+            f"{prefix}transformers_weights is not read: weights are in model.safetensors, or in its shards"
+        )
     if type(config.chunk_size_feed_forward) is not int or config.chunk_size_feed_forward < 0:
         found = reprlib.repr(config.chunk_size_feed_forward)
         raise ValueError(f"{prefix}chunk_size_feed_forward must be an integer from 0 on, found {found}")

@@ -213,7 +213,8 @@ class CoLLAPEmbedder(InputModule):
 
     def _embed_texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
         tower = self.model.text_tower
-        hidden_states, mask = tower.encode(input_ids, attention_mask)  # (B, L, hidden), (B, L)
+        encoded, mask = tower.encode(input_ids, attention_mask)
+        hidden_states = encoded.last_hidden_state  # (B, L, hidden)
         tokens = F.normalize(tower.projection(hidden_states).float(), dim=-1)  # (B, L, D)
         return {"token_embeddings": tokens, "sentence_embedding": tower.pool(hidden_states, mask)}
 
