@@ -26,7 +26,7 @@ from .text_tables import LFS_POINTER, read_text_table
 TEXT_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
 PATH_COLUMN = "file_name"  # what datasets' audiofolder calls the column of paths
 READER_VERSION = 1  # to be raised with every change of what is read from the same parquet file
-ROWS_READ = 64  # rows of a parquet file, with the bytes of their audio, held at a time
+ROWS_READ = 16  # rows, with the bytes of their audio, held at a time
 HASHED_BYTES = 2**26  # larger parquet files are told by their footer and the file system's times, not by all bytes
 
 

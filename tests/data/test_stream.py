@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 
 from collap.data.batches import AudioTextBatch, AudioTextCollator
 from collap.data.samples import AudioTextDataset, SampleReader
-from collap.data.sources import open_dataset
-from collap.data.stream import AudioTextStream, open_stream, stream_state
+from collap.data.sources import open_dataset, open_stream
+from collap.data.stream import AudioTextStream, stream_state
 from processing import AudioFileError
 
 PROCESSOR = tiny_processor()
