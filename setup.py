@@ -40,6 +40,14 @@ setup(
         "export": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
         "sentence-transformers": ["sentence-transformers>=6.2"],
         "int8": ["torchao>=0.18"],
-        "test": ["evaluate>=0.4.6", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14", "trackio>=0.43", "wandb>=0.31"],
+        "test": [
+            "evaluate>=0.4.6",
+            "mteb>=2.26",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.14",
+            "trackio>=0.43",
+            "wandb>=0.31",
+        ],
     },
 )

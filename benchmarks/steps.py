@@ -46,7 +46,8 @@ def small_config(width: int = 256, layers: int = 4, segment_seconds: float = 10.
         encoder_ffn_dim=4 * width,
         max_source_positions=round(50 * segment_seconds),
     )
-    return CoLLAPConfig(text, music, speech, projection_dim=width, segment_seconds=segment_seconds)
+    parts = {"text_config": text, "music_config": music, "speech_config": speech}
+    return CoLLAPConfig(**parts, projection_dim=width, segment_seconds=segment_seconds)
 
 
 def median_ratio(seconds: dict[str, list[float]], name: str, alternative: str) -> float:

@@ -16,6 +16,7 @@ import processing
 from modeling_collap import CoLLAPConfig, CoLLAPModel
 from processing import CoLLAPProcessor
 from processing.pipeline_collap import add_pipeline
+from processing.processing_collap import MODALITY_CONFIG
 
 
 def load_config(name: str | Path, **kwargs) -> CoLLAPConfig:
@@ -120,6 +121,7 @@ def add_sentence_transformers(folder: str | Path) -> None:
     parts = {
         "modules.json": [{"idx": 0, "name": "0", "path": "", "type": f"{file.stem}.CoLLAPEmbedder"}],
         "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
+        "sentence_bert_config.json": {"modality_config": MODALITY_CONFIG},  # by which mteb knows that it takes audio
     }
     for name, content in parts.items():
         (Path(folder) / name).write_text(json.dumps(content, indent=2) + "\n")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .decode_audio import AudioFileError, AudioSource, source_name, stream_audio
-from .feature_extraction_collap import MAX_PEAK, MIN_SECONDS
+from .songs_collap import MAX_PEAK, MIN_SECONDS
 
 
 def check_samples(samples: np.ndarray, source: AudioSource, sampling_rate: int, is_start: bool = True):

@@ -1,15 +1,21 @@
-"""CoLLAP's feature extractor: waveforms of any length to the inputs of BEATs and the Whisper encoder."""
+"""CoLLAP's feature extractor: waveforms of any length to the inputs of BEATs and the Whisper encoder.
+
+Dimensions: `A` audios, `S` segments of an audio, `K` tokens of a segment.
+"""
 
 import math
+from collections.abc import Iterable
+from pathlib import Path
 
-import numpy as np
 import torch
 import torchaudio
 from transformers import BatchFeature, FeatureExtractionMixin
-from transformers.utils import logging
+from transformers.utils import FEATURE_EXTRACTOR_NAME, PROCESSOR_NAME, logging
 
 from .audio_collap import (
+    KALDI_FFT,
     SAMPLING_RATE,
+    WHISPER_FFT,
     kaldi_fbank,
     music_frame_mask,
     num_kaldi_frames,
@@ -17,25 +23,35 @@ from .audio_collap import (
     token_mask,
     whisper_log_mel,
 )
+from .songs_collap import MIN_SECONDS, Song, list_songs, read_song
 
 logger = logging.get_logger(__name__)
 
-MIN_SECONDS = 0.1
-MIN_SAMPLING_RATE = 1000  # below it the caller means kHz; 48 Hz for 48 kHz would make an hour out of 4 s
 MAX_RATIO = 8192  # of a rate to its common divisor with 16 kHz: the resampling filter grows with it, to gigabytes
-MAX_PEAK = 100.0  # louder than any clipped float recording: integers that were cast
+MAX_SEGMENT_SECONDS = 600  # a segment is the least that is encoded at once
+# Kind, least and most of every setting; no more mel bins than frequencies.
+RANGES = {
+    "music_mel_bins": (int, 1, KALDI_FFT // 2),
+    "speech_mel_bins": (int, 1, WHISPER_FFT // 2),
+    "patch_size": (int, 1, 100 * MAX_SEGMENT_SECONDS),
+    "fbank_mean": (float, -1e6, 1e6),
+    "fbank_std": (float, 1e-6, 1e6),
+}
 
 
 class CoLLAPFeatureExtractor(FeatureExtractionMixin):
-    r"""Cuts waveforms into segments and computes both spectrograms of each. Deterministic; nothing is truncated.
+    r"""Cut waveforms into segments and compute both spectrograms of each; deterministic, and nothing is truncated.
 
     Args:
-        segment_seconds: L, as in `CoLLAPConfig`; a multiple of 0.02.
+        segment_seconds: as in `CoLLAPConfig`; a multiple of 0.02.
         music_mel_bins: mel bins of the Kaldi filter bank.
         speech_mel_bins: mel bins of Whisper's log-mel: 80, or 128 for large-v3.
         patch_size: side of BEATs' patches, for the token mask.
         fbank_mean, fbank_std: normalisation of the filter bank (BEATs' training data).
         sampling_rate: of what the encoders read; 16000, and nothing else.
+
+    Raises:
+        ValueError: names a setting of another type or range.
     """
 
     model_input_names = [
@@ -57,9 +73,6 @@ class CoLLAPFeatureExtractor(FeatureExtractionMixin):
         sampling_rate: int = SAMPLING_RATE,
         **kwargs,
     ):
-        if sampling_rate != SAMPLING_RATE:
-            raise ValueError(f"BEATs and Whisper read {SAMPLING_RATE} Hz; found sampling_rate={sampling_rate}")
-        check_segment_seconds(segment_seconds, patch_size)
         super().__init__(**kwargs)
         self.segment_seconds = segment_seconds
         self.music_mel_bins = music_mel_bins
@@ -68,10 +81,27 @@ class CoLLAPFeatureExtractor(FeatureExtractionMixin):
         self.fbank_mean = fbank_mean
         self.fbank_std = fbank_std
         self.sampling_rate = sampling_rate
+        check_settings(vars(self))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> "CoLLAPFeatureExtractor":
+        """Load as [`~transformers.FeatureExtractionMixin.from_pretrained`] does, and name the file of a bad setting.
+
+        Raises:
+            ValueError: a setting, saved or given, is of another type or range.
+            OSError: from transformers, for a folder, repository, revision or file that cannot be found.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except ValueError as error:
+            folder = Path(pretrained_model_name_or_path)
+            alone = folder.is_dir() and not (folder / PROCESSOR_NAME).is_file()
+            file = "" if folder.is_file() else f"/{FEATURE_EXTRACTOR_NAME if alone else PROCESSOR_NAME}"
+            raise ValueError(f"{pretrained_model_name_or_path}{file}: {error}") from error
 
     @classmethod
     def from_model_config(cls, config) -> "CoLLAPFeatureExtractor":
-        """The extractor that fits a `CoLLAPConfig`."""
+        """Return the extractor that fits a `CoLLAPConfig`."""
         return cls(
             segment_seconds=config.segment_seconds,
             music_mel_bins=config.music_config.num_mel_bins,
@@ -81,42 +111,64 @@ class CoLLAPFeatureExtractor(FeatureExtractionMixin):
 
     def __call__(
         self,
-        audio: np.ndarray | torch.Tensor | list,
+        audio: Song | Iterable[Song],
         sampling_rate: int | None = None,
         device: str | torch.device = "cpu",
-        return_tensors: str = "pt",
+        return_tensors: str | None = "pt",
+        padding: bool | str | None = True,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
     ) -> BatchFeature:
-        """
+        """Compute the model inputs of one song or several, of any length from 0.1 s.
+
         Args:
-            audio: one waveform or a list of them, numpy or torch, each (samples,) or (channels, samples), floating
-                point in [-1, 1]; channels are averaged. At least 0.1 s, no upper limit.
-            sampling_rate: Hz of all of them; resampled with torchaudio if it is not 16000.
+            audio: one song or a list, tuple or column of songs. A song is an array or tensor of floating point in
+                [-1, 1], (samples,) or (channels, samples), whose channels are averaged; the same as lists of numbers;
+                a row of `datasets`, `{"array": samples, "sampling_rate": Hz}`; or a decoder of torchcodec. A bare
+                array of two axes is a batch of mono songs (songs, samples), as for CLAP and Whisper.
+            sampling_rate: Hz of songs that do not say their own; resampled with torchaudio if it is not 16000.
             device: where the features are computed and returned.
-            return_tensors: only `"pt"`.
+            return_tensors: `"pt"`; or `"np"` or None for numpy arrays.
+            padding: True or `"longest"`: to the longest song of the batch, which is all there is.
+            truncation, max_length: only False or None, because songs are never cut.
 
         Returns:
-            music_features (A, S, F, music_mel_bins), speech_features (A, S, speech_mel_bins, 100 L), both float32;
-            music_attention_mask (A, S, F), segment_mask (A, S) and audio_token_mask (A, S * K), bool, True = audio.
-            S is the number of segments of the longest audio; the segments that others lack are zero.
+            music_features (A, S, fbank frames, music_mel_bins), speech_features (A, S, speech_mel_bins, log-mel
+            frames), both float32; music_attention_mask (A, S, fbank frames), segment_mask (A, S) and audio_token_mask
+            (A, S * K), bool, True = audio. S is that of the longest audio; the segments that others lack are zero.
 
         Raises:
             ValueError: for an unknown or impossible sampling rate, and for audio that is empty, shorter than 0.1 s,
                 not finite, not floating point or of another shape; the message names its place in the list.
         """
         check_return_tensors(return_tensors)
-        waveforms = audio if isinstance(audio, (list, tuple)) else [audio]
-        if len(waveforms) == 0:
-            raise ValueError("found an empty list of audios; expected at least one waveform")
-        if isinstance(waveforms[0], (float, int)):
-            raise ValueError("found a list of numbers; expected a numpy array or torch tensor, or a list of those")
-        checked = [check_waveform(waveform, f"audio[{i}]") for i, waveform in enumerate(waveforms)]
-        rate = check_sampling_rate(sampling_rate)
-        resampled = [self._resample(waveform.to(device), rate) for waveform in checked]
-        for i, waveform in enumerate(resampled):
-            if len(waveform) < MIN_SECONDS * SAMPLING_RATE:
-                seconds = len(waveform) / SAMPLING_RATE
-                raise ValueError(f"audio[{i}] is {seconds:.3f} s long; expected at least {MIN_SECONDS} s")
-        return pad_audio_features([self.segment_features(waveform) for waveform in resampled])
+        check_whole_songs(padding, truncation, max_length)
+        songs = [
+            self.song_features(song, sampling_rate, device, f"audio[{i}]") for i, song in enumerate(list_songs(audio))
+        ]
+        batch = pad_audio_features(songs)
+        if return_tensors != "pt":
+            batch = BatchFeature({name: tensor.numpy(force=True) for name, tensor in batch.items()})
+        return batch
+
+    def song_features(
+        self, song: Song, sampling_rate: int | None = None, device: str | torch.device = "cpu", name: str = "audio"
+    ) -> dict[str, torch.Tensor]:
+        """Return what [`segment_features`] does for one song of any form in memory.
+
+        Args:
+            song, sampling_rate, device: as for a call.
+            name: of the song in messages.
+
+        Raises:
+            ValueError: as for a call.
+        """
+        waveform, rate = read_song(song, sampling_rate, name)
+        waveform = self._resample(waveform.to(device), rate)  # (samples,)
+        if len(waveform) < MIN_SECONDS * SAMPLING_RATE:
+            seconds = len(waveform) / SAMPLING_RATE
+            raise ValueError(f"{name} is {seconds:.3f} s long; expected at least {MIN_SECONDS} s")
+        return self.segment_features(waveform)
 
     def _resample(self, waveform: torch.Tensor, sampling_rate: int) -> torch.Tensor:
         if sampling_rate == SAMPLING_RATE:
@@ -130,7 +182,7 @@ class CoLLAPFeatureExtractor(FeatureExtractionMixin):
         return torchaudio.functional.resample(waveform, sampling_rate, SAMPLING_RATE)
 
     def segment_features(self, waveform: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The five inputs of one audio (samples,), each with the segment as its first dimension."""
+        """Return the five inputs of one audio (samples,), each with the segment as its first dimension."""
         segments = split_segments(waveform, self.segment_seconds)  # (S, samples)
         count, samples = len(segments), len(waveform)
         return {
@@ -143,7 +195,7 @@ class CoLLAPFeatureExtractor(FeatureExtractionMixin):
 
 
 def pad_audio_features(audios: list[dict[str, torch.Tensor]]) -> BatchFeature:
-    """Joins the features of single audios, each with the segment as first dimension, into one padded batch.
+    """Join the features of single audios, each with the segment as first dimension, into one padded batch.
 
     The masks of padding are False, its features zero; the model never encodes it.
     """
@@ -154,73 +206,45 @@ def pad_audio_features(audios: list[dict[str, torch.Tensor]]) -> BatchFeature:
     return BatchFeature(batch)
 
 
-def check_segment_seconds(segment_seconds: float, patch_size: int):
-    """ValueError unless a segment is a whole number of Whisper's 20 ms tokens and holds one patch of BEATs."""
-    speech_tokens = segment_seconds * 50
+def check_settings(settings: dict):
+    """Refuse settings that no feature can be computed with.
+
+    Raises:
+        ValueError: names the setting, says what was found and what was expected.
+    """
+    for name, (kind, least, most) in RANGES.items():
+        value = settings[name]
+        if not is_number(value, kind) or not least <= value <= most:
+            number = "whole number" if kind is int else "number"
+            raise ValueError(f"{name} must be a {number} from {least:g} to {most:g}, found {value!r}")
+    if settings["sampling_rate"] != SAMPLING_RATE:
+        raise ValueError(f"BEATs and Whisper read {SAMPLING_RATE} Hz; found sampling_rate={settings['sampling_rate']}")
+    seconds, patch_size = settings["segment_seconds"], settings["patch_size"]
+    valid = is_number(seconds, float) and 0 < seconds <= MAX_SEGMENT_SECONDS
+    speech_tokens = seconds * 50 if valid else 0  # in floating point: 2.2 s are 110.00000000000001
     whole = math.isclose(speech_tokens, round(speech_tokens), abs_tol=1e-6)
-    if not whole or num_kaldi_frames(segment_seconds) < patch_size:
+    if not valid or not whole or num_kaldi_frames(seconds) < patch_size:
         raise ValueError(
-            f"segment_seconds must be a multiple of 0.02 that holds a patch of {patch_size} frames of 10 ms, found "
-            f"{segment_seconds}"
+            f"segment_seconds must be a multiple of 0.02 up to {MAX_SEGMENT_SECONDS} that holds a patch of "
+            f"{patch_size} frames of 10 ms, found {seconds!r}"
         )
 
 
-def check_return_tensors(return_tensors: str):
-    """ValueError for anything but torch tensors."""
-    if return_tensors != "pt":
-        raise ValueError(f"the model reads torch tensors; expected return_tensors='pt', found {return_tensors!r}")
+def is_number(value, kind: type) -> bool:
+    """Tell whether it is a whole number for `int`, or any number for `float`; True and False are none."""
+    return isinstance(value, (int, kind)) and not isinstance(value, bool)
 
 
-def check_sampling_rate(sampling_rate: int | None) -> int:
-    """The rate as an integer.
-
-    Raises:
-        ValueError: if it is missing or not a whole number of Hz, at least 1000.
-    """
-    if sampling_rate is None:
-        raise ValueError("sampling_rate is missing: say at how many Hz the audio was recorded, e.g. 16000")
-    try:
-        whole = int(sampling_rate) == sampling_rate
-    except (TypeError, ValueError, OverflowError):  # a list, NaN, infinity
-        whole = False
-    if not whole or sampling_rate < MIN_SAMPLING_RATE:
-        raise ValueError(
-            f"sampling_rate must be a whole number of Hz, at least {MIN_SAMPLING_RATE}, found {sampling_rate!r}"
-        )
-    return int(sampling_rate)
+def check_return_tensors(return_tensors: str | None):
+    """Refuse anything but torch tensors, numpy arrays and lists with a ValueError."""
+    if return_tensors not in ("pt", "np", None):
+        raise ValueError(f"return_tensors must be 'pt', 'np' or None, found {return_tensors!r}")
 
 
-def check_waveform(waveform: np.ndarray | torch.Tensor, name: str) -> torch.Tensor:
-    """One finite mono waveform, (samples,) float32; channels are averaged.
-
-    Raises:
-        ValueError: names the audio, says what was found and what was expected.
-    """
-    if not isinstance(waveform, (np.ndarray, torch.Tensor)):
-        found = type(waveform).__name__
-        hint = "; read files with processing.load_audio" if isinstance(waveform, (str, bytes)) else ""
-        raise ValueError(f"{name} is a {found}; expected a numpy array or torch tensor{hint}")
-    is_array = isinstance(waveform, np.ndarray)
-    if not (np.issubdtype(waveform.dtype, np.floating) if is_array else waveform.is_floating_point()):
-        raise ValueError(
-            f"{name} has dtype {waveform.dtype}; expected floating point in [-1, 1] (divide 16-bit samples by 32768)"
-        )
-    if is_array:
-        # torch takes no reversed array, no foreign byte order, no long double, and read-only ones with a warning.
-        with np.errstate(over="ignore"):
-            waveform = np.require(waveform, np.float32, ["C", "W"])
-    tensor = torch.as_tensor(waveform, dtype=torch.float32)
-    if tensor.ndim == 2 and tensor.shape[0] > tensor.shape[1] > 0:
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected (channels, samples): transpose it")
-    if tensor.ndim not in (1, 2):
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected (samples,) or (channels, samples)")
-    if tensor.numel() == 0:
-        raise ValueError(f"{name} is empty (shape {tuple(tensor.shape)}); expected at least {MIN_SECONDS} s of samples")
-    if not torch.isfinite(tensor).all():
-        bad = int((~torch.isfinite(tensor)).sum())
-        raise ValueError(f"{name} has {bad} samples that are NaN or infinite; expected finite numbers in [-1, 1]")
-    if tensor.abs().max() > MAX_PEAK:
-        raise ValueError(
-            f"{name} peaks at {tensor.abs().max():.0f}; expected samples in [-1, 1] (divide 16-bit samples by 32768)"
-        )
-    return tensor.mean(0) if tensor.ndim == 2 else tensor  # (samples,)
+def check_whole_songs(padding: bool | str | None, truncation: bool | str | None, max_length: int | None):
+    """Refuse a wish to cut songs, or to pad them to anything but the longest, with a ValueError."""
+    if padding not in (True, None, "longest"):
+        raise ValueError(f"songs are padded to the longest of their batch: expected padding=True, found {padding!r}")
+    if truncation not in (False, None, "do_not_truncate") or max_length is not None:
+        given = f"truncation={truncation!r}" if max_length is None else f"max_length={max_length!r}"
+        raise ValueError(f"songs are read whole, however long: cut the samples instead of giving {given}")

@@ -6,31 +6,26 @@ Dimensions: `A` audios, `B` texts, `T` fused tokens of an audio, `W` frames of t
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Integral
 from os import PathLike
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.nn import functional as F
-from transformers import BatchFeature, Pipeline
+from transformers import Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 
 from .embed_audio import embed_audio
+from .feature_extraction_collap import pad_audio_features
 from .processing_collap import check_texts
+from .songs_collap import Song, file_source, is_file, list_songs
 
 TASK = "music-text-retrieval"
-Audio = str | PathLike | bytes | np.ndarray | torch.Tensor | Mapping
-
-
-def is_file(audio: Audio) -> bool:
-    """Whether it is a path or the bytes of a file, not samples."""
-    return isinstance(audio, (str, PathLike, bytes))
 
 
 def pooled_tokens(audio_embeds: torch.Tensor) -> torch.Tensor:
-    """The mean over a song's moments as a unit vector, whose cosine with a text is `mean_pooled_scores`.
+    """Average a song's moments to a unit vector, whose cosine with a text is `mean_pooled_scores`.
 
     Args:
         audio_embeds: (..., T, D) as `get_audio_features` returns them: zero where the mask is False.
@@ -41,40 +36,8 @@ def pooled_tokens(audio_embeds: torch.Tensor) -> torch.Tensor:
     return F.normalize(audio_embeds.sum(-2), dim=-1)
 
 
-def waveform_features(
-    feature_extractor, audio: Audio, sampling_rate: int | None, index: int, device: str | torch.device = "cpu"
-) -> BatchFeature:
-    """Model inputs of one audio in memory.
-
-    Args:
-        audio: samples; a dict of samples (`array` or `raw`) and `sampling_rate`; or a decoder of torchcodec, to which
-            `datasets` decodes an audio column.
-        sampling_rate: Hz of samples without a rate of their own.
-        index: place of the audio in the caller's list, for messages.
-
-    Raises:
-        ValueError: for a dict of other keys, or as the feature extractor.
-    """
-    if isinstance(audio, Mapping):
-        samples = audio.get("array", audio.get("raw"))
-        if samples is None or "sampling_rate" not in audio:
-            raise ValueError(
-                f"audio[{index}] is a dict of {', '.join(map(str, audio)) or 'nothing'}; expected array (or raw) and "
-                "sampling_rate"
-            )
-        audio, sampling_rate = samples, audio["sampling_rate"]
-    elif hasattr(audio, "get_all_samples"):
-        decoded = audio.get_all_samples()
-        audio, sampling_rate = decoded.data, decoded.sample_rate
-    try:
-        return feature_extractor([audio], sampling_rate=sampling_rate, device=device)
-    except ValueError as error:
-        # The extractor was given this audio alone.
-        raise ValueError(str(error).replace("audio[0]", f"audio[{index}]")) from error
-
-
 class MusicTextRetrievalPipeline(Pipeline):
-    """Embeds songs and texts, or ranks songs by how well they fit a text.
+    """Embed songs and texts, or rank songs by how well they fit a text.
 
     ```python
     retrieve = pipeline("music-text-retrieval", model="you/collap-gpt2", trust_remote_code=True)
@@ -91,21 +54,23 @@ class MusicTextRetrievalPipeline(Pipeline):
     def __call__(
         self,
         text: str | list[str] | None = None,
-        audio: Audio | list[Audio] | None = None,
+        audio: Song | Iterable[Song] | None = None,
         sampling_rate: int | None = None,
         return_tokens: bool | None = None,
         return_moments: bool | None = None,
         top_k: int | None = None,
         batch_size: int | None = None,
     ) -> dict[str, torch.Tensor] | list[dict] | list[list[dict]]:
-        """All but text and audio may be given to `pipeline(...)`, too, for the calls that leave them out.
+        """Embed or rank; all but text and audio may be given to `pipeline(...)`, too, for calls that leave them out.
 
         Args:
             text: one text or several.
-            audio: one audio or a list of them, each the path or the bytes of a file, samples, or a dict of samples
-                (`array` or `raw`) and `sampling_rate`; or what a call with `return_tokens` returned. Files are decoded
-                by PyAV (`pip install av`) and embedded block by block, so their length is not limited by memory.
-            sampling_rate: Hz of samples that come without a dict.
+            audio: one song, or a list or column of songs, each the path or the bytes of a file, an open file, a row of
+                `datasets` (with `bytes`, `path`, or samples as `array` or `raw` and their `sampling_rate`), a decoder
+                of torchcodec, or samples as [`CoLLAPFeatureExtractor`] takes them; or what a call with `return_tokens`
+                returned. Files are decoded by PyAV (`pip install av`) and embedded block by block, so their length is
+                not limited by memory.
+            sampling_rate: Hz of samples that do not say their own.
             return_tokens: whether to return the embeddings of every moment of the songs too; not by default.
             return_moments: whether to say where each song fits the text best; not by default.
             top_k: songs to return for a text; all by default.
@@ -134,7 +99,7 @@ class MusicTextRetrievalPipeline(Pipeline):
             text_embeds = torch.cat([out["text_embeds"] for out in self._run(texts, batch_size=batch_size)])  # (B, D)
             if audio is None:
                 return {"text_embeds": text_embeds}
-        songs = list_songs(audio)
+        songs = song_inputs(audio)
         if text is None:
             embedded = self._run(songs, **forward)
             return join_songs([out["audio_embeds"] for out in embedded], of_all.get("return_tokens", False))
@@ -148,7 +113,7 @@ class MusicTextRetrievalPipeline(Pipeline):
     def _sanitize_parameters(
         self, text_embeds=None, sampling_rate=None, return_moments=None, return_tokens=None, top_k=None
     ) -> tuple[dict, dict, dict]:
-        """What is not None of the options of `pipeline()` or of a call: nothing for `preprocess`, those of `_forward`,
+        """Sort the options of `pipeline()` or of a call that are not None: none for `preprocess`, those of `_forward`,
         and those of the joined results."""
         if top_k is not None and not (isinstance(top_k, Integral) and top_k >= 1):
             raise ValueError(f"top_k must be a whole number of at least 1, found {top_k}")
@@ -166,7 +131,7 @@ class MusicTextRetrievalPipeline(Pipeline):
         sampling_rate: int | None = None,
         return_moments: bool = False,
     ) -> dict[str, torch.Tensor]:
-        """Embeds texts or one song; a song is scored at once, so that only one song's moments are held."""
+        """Embed texts or one song; a song is scored at once, so that only one song's moments are held."""
         if "input_ids" in inputs:
             return {"text_embeds": self.model.get_text_features(inputs["input_ids"], inputs["attention_mask"])}
         tokens = inputs.get("audio_embeds")
@@ -181,27 +146,27 @@ class MusicTextRetrievalPipeline(Pipeline):
             scores["moments"] = best_moments(self.model, text_embeds, song, mask)  # (B, 2)
         return scores
 
-    def _embed(self, audio: Audio, sampling_rate: int | None, index: int) -> torch.Tensor:
-        """One song's real tokens, (T, D)."""
-        if is_file(audio):
-            embeds, mask = embed_audio(self.model, self.feature_extractor, audio)  # (1, T, D), (1, T)
+    def _embed(self, song: Song, sampling_rate: int | None, index: int) -> torch.Tensor:
+        """Return one song's real tokens, (T, D)."""
+        if is_file(song):
+            embeds, mask = embed_audio(self.model, self.feature_extractor, file_source(song))  # (1, T, D), (1, T)
         else:
-            inputs = waveform_features(self.feature_extractor, audio, sampling_rate, index, self.device)
-            embeds, mask = self.model.get_audio_features(**inputs)  # (1, T, D), (1, T)
+            features = self.feature_extractor.song_features(song, sampling_rate, self.device, f"audio[{index}]")
+            embeds, mask = self.model.get_audio_features(**pad_audio_features([features]))  # (1, T, D), (1, T)
         return embeds[mask]  # (T, D)
 
     def postprocess(self, outputs: dict, **of_all) -> dict:
         return outputs
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs):
-        """Model, processor and this pipeline; the base class would leave out the processor."""
+        """Write model, processor and this pipeline; the base class would leave out the processor."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
         add_pipeline(save_directory)
 
 
-def list_songs(audio: Audio | list[Audio]) -> list[dict]:
-    """The argument `audio` as inputs of the pipeline, one for each song.
+def song_inputs(audio: Song | Iterable[Song]) -> list[dict]:
+    """Turn the argument `audio` into inputs of the pipeline, one for each song.
 
     Raises:
         ValueError: for an empty list, or embeddings that were returned without their tokens.
@@ -215,14 +180,11 @@ def list_songs(audio: Audio | list[Audio]) -> list[dict]:
             )
         songs = zip(audio["audio_embeds"], audio["audio_token_mask"], strict=True)
         return [{"audio_embeds": embeds[mask]} for embeds, mask in songs]  # (T, D)
-    songs = audio if isinstance(audio, (list, tuple)) else [audio]
-    if not songs:
-        raise ValueError("found an empty list of audios; expected at least one")
-    return [{"audio": song, "index": index} for index, song in enumerate(songs)]
+    return [{"audio": song, "index": index} for index, song in enumerate(list_songs(audio))]
 
 
 def join_songs(songs: list[torch.Tensor], return_tokens: bool) -> dict[str, torch.Tensor]:
-    """Songs of (T, D) each as the result of the pipeline; its padding is zero."""
+    """Join songs of (T, D) each to the result of the pipeline; its padding is zero."""
     joined = {"pooled_audio_embeds": torch.stack([pooled_tokens(song) for song in songs])}  # (A, D)
     if return_tokens:
         real = [torch.ones(len(song), dtype=torch.bool) for song in songs]
@@ -234,7 +196,7 @@ def join_songs(songs: list[torch.Tensor], return_tokens: bool) -> dict[str, torc
 def best_moments(
     model, text_embeds: torch.Tensor, audio_embeds: torch.Tensor, audio_token_mask: torch.Tensor
 ) -> torch.Tensor:
-    """Start and end in seconds of the frame of one song that each text fits best.
+    """Find the frame of one song that each text fits best, by its start and end in seconds.
 
     Args:
         text_embeds: (B, D).
@@ -251,7 +213,7 @@ def best_moments(
 
 
 def ranking(songs: list[dict[str, torch.Tensor]], text: int, top_k: int | None) -> list[dict]:
-    """The songs, each with its `scores` (B,) and perhaps `moments` (B, 2), from the best for one text to the worst."""
+    """Sort songs, each with its `scores` (B,) and perhaps `moments` (B, 2), from the best for one text to the worst."""
     scores = torch.stack([song["scores"][text] for song in songs])  # (A,)
     hits = []
     for index in scores.argsort(descending=True, stable=True)[:top_k].tolist():
@@ -264,7 +226,7 @@ def ranking(songs: list[dict[str, torch.Tensor]], text: int, top_k: int | None) 
 
 
 def add_pipeline(folder: str | PathLike):
-    """Adds to a saved model what `pipeline(model=folder, trust_remote_code=True)` reads: this file, those that it
+    """Add to a saved model what `pipeline(model=folder, trust_remote_code=True)` reads: this file, those that it
     imports, and the entry in config.json."""
     custom_object_save(MusicTextRetrievalPipeline, folder)
     path = Path(folder) / "config.json"

@@ -1,21 +1,37 @@
-"""CoLLAP's processor: a tokenizer and the audio feature extractor behind one call."""
+"""CoLLAP's processor: a tokenizer and the audio feature extractor behind one call.
 
+Dimensions: `A` audios, `B` texts, `L` text tokens.
+"""
+
+import copy
 from collections.abc import Iterable
 
 import torch
 from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import logging
 
-from .feature_extraction_collap import CoLLAPFeatureExtractor, check_return_tensors
+from .feature_extraction_collap import CoLLAPFeatureExtractor, check_return_tensors, check_whole_songs
 
 logger = logging.get_logger(__name__)
 
-TEXT_KWARGS = ("max_length", "padding")
 NO_LIMIT = 2**31  # tokenizers without a limit say 1e30, which their own truncation and padding cannot hold
+# What counts where a call leaves an argument out; the last four are those of texts.
+CALL_DEFAULTS = {
+    "sampling_rate": None,
+    "device": "cpu",
+    "return_tensors": "pt",
+    "padding": None,
+    "truncation": None,
+    "max_length": None,
+}
+TEXT_KWARGS = ("max_length", "padding", "truncation", "return_tensors")
+UNCUT = (False, "do_not_truncate")
+# How sentence-transformers and mteb are told what is embedded, and by which method.
+MODALITY_CONFIG = {name: {"method": f"get_{name}_features", "method_output_name": None} for name in ("text", "audio")}
 
 
 def check_texts(text: str | list[str]) -> list[str]:
-    """One text or several as a list.
+    """Return one text or several as a list.
 
     Raises:
         ValueError: names the first that is empty or not a string.
@@ -34,9 +50,10 @@ def check_texts(text: str | list[str]) -> list[str]:
 
 
 class CoLLAPProcessor(ProcessorMixin):
-    r"""Joins a tokenizer and a [`CoLLAPFeatureExtractor`].
+    r"""Join a tokenizer and a [`CoLLAPFeatureExtractor`].
 
-    A tokenizer without a pad token, such as GPT-2's, gets its end-of-text token as one.
+    The tokenizer is copied: padding goes to the right, and one without a pad token, such as GPT-2's, gets its
+    end-of-text token as one.
 
     Args:
         feature_extractor: a [`CoLLAPFeatureExtractor`].
@@ -51,6 +68,7 @@ class CoLLAPProcessor(ProcessorMixin):
     _said_texts_are_cut = False  # of the class: one warning in a process, not one for every length
 
     def __init__(self, feature_extractor, tokenizer, max_text_tokens=None):
+        tokenizer = copy.deepcopy(tokenizer)
         if tokenizer.pad_token is None:
             if tokenizer.eos_token is None:
                 raise ValueError("the tokenizer has neither pad_token nor eos_token; set one of them to pad batches")
@@ -62,7 +80,7 @@ class CoLLAPProcessor(ProcessorMixin):
 
     @classmethod
     def from_model_config(cls, config, tokenizer) -> "CoLLAPProcessor":
-        """The processor that fits a `CoLLAPConfig`; `tokenizer` is that of its text tower."""
+        """Return the processor that fits a `CoLLAPConfig`; `tokenizer` is that of its text tower."""
         limits = [limit for limit in (config.text_positions, tokenizer.model_max_length) if limit]
         return cls(CoLLAPFeatureExtractor.from_model_config(config), tokenizer, max_text_tokens=min(limits))
 
@@ -75,47 +93,83 @@ class CoLLAPProcessor(ProcessorMixin):
         text_kwargs=None,
         audio_kwargs=None,
         return_tensors="pt",
+        padding=None,
+        truncation=None,
+        max_length=None,
+        common_kwargs=None,
+        **unknown,
     ) -> BatchFeature:
-        """
+        """Turn texts, songs or both into model inputs.
+
         Args:
             text: one text or a list of them, or None.
             audio, sampling_rate: as in [`CoLLAPFeatureExtractor`], or None.
             device: where audio features are computed and all tensors are returned.
-            text_kwargs: `max_length` (at most `max_text_tokens`) and `padding` of the tokenizer.
+            text_kwargs: `padding`, `truncation`, `max_length` and `return_tensors` for texts alone.
             audio_kwargs: more arguments of the feature extractor, e.g. `{"sampling_rate": 48000}`.
-            return_tensors: only `"pt"`.
+            return_tensors: `"pt"`, `"np"`, or None for lists of tokens and numpy features.
+            padding: of texts: True or `"longest"` (the default), `"max_length"`, or False. Songs are padded to the
+                longest.
+            truncation: of texts: True cuts those that are longer than `max_length` or the text tower; None, the
+                default, too, and says so once; False leaves them whole. Songs are never cut.
+            max_length: tokens of a text, at most `max_text_tokens`.
+            common_kwargs: any of these arguments, which count where they are not given.
 
         Returns:
             input_ids, attention_mask (B, L) and the outputs of the feature extractor.
 
         Raises:
             ValueError: if both text and audio are missing, for an empty text, for a `max_length` that the text tower
-                cannot read, or as the feature extractor.
+                cannot read, for an argument that is given twice, or as the feature extractor.
             TypeError: for an unknown argument.
         """
-        check_return_tensors(return_tensors)
+        given = {
+            "sampling_rate": sampling_rate,
+            "device": device,
+            "return_tensors": return_tensors,
+            "padding": padding,
+            "truncation": truncation,
+            "max_length": max_length,
+        }
+        if unknown:
+            expected = ", ".join(("text", "audio", "text_kwargs", "audio_kwargs", "common_kwargs", *given))
+            raise TypeError(f"found an unknown argument {', '.join(unknown)}; expected {expected}")
+        if common_kwargs:
+            kept = {name: value for name, value in given.items() if value != CALL_DEFAULTS[name]}
+            return self(text, audio, text_kwargs=text_kwargs, audio_kwargs=audio_kwargs, **{**common_kwargs, **kept})
         if text is None and audio is None:
             raise ValueError("found neither text nor audio; expected at least one of them")
         inputs = {}
         if text is not None:
-            inputs.update(self._tokenize(text, text_kwargs or {}))
+            inputs.update(self._tokenize(text, join_text_kwargs(given, text_kwargs or {})))
+        else:
+            check_whole_songs(padding, truncation, max_length)
         if audio is not None:
             rate = {} if sampling_rate is None else {"sampling_rate": sampling_rate}
-            inputs.update(self.feature_extractor(audio, **rate, **{"device": device, **(audio_kwargs or {})}))
-        return BatchFeature({name: tensor.to(device) for name, tensor in inputs.items()})
+            options = {"device": device, "return_tensors": return_tensors, **(audio_kwargs or {})}
+            inputs.update(self.feature_extractor(audio, **rate, **options))
+        return BatchFeature(inputs).to(device=device)
 
-    def _tokenize(self, text: str | list[str], text_kwargs: dict) -> dict[str, torch.Tensor]:
+    def _tokenize(self, text: str | list[str], options: dict) -> dict[str, torch.Tensor]:
         texts = check_texts(text)
-        limit = self._text_limit(text_kwargs)
+        limit = self._text_limit(options["max_length"])
         encoded = self.tokenizer(texts, return_attention_mask=True, verbose=False)
         longest = max(len(ids) for ids in encoded["input_ids"])
         limit = longest if limit >= NO_LIMIT else limit
-        if longest > limit:
-            self._say_texts_are_cut(longest, limit)
+        if longest > limit and options["truncation"] not in UNCUT:
+            if options["truncation"] is None:
+                self._say_texts_are_cut(longest, limit)
             encoded = self.tokenizer(texts, return_attention_mask=True, max_length=limit, truncation=True)
-        padding = text_kwargs.get("padding", True)
+        padding = True if options["padding"] is None else options["padding"]
         length = {"max_length": limit} if padding == "max_length" else {}
-        return self.tokenizer.pad(encoded, padding=padding, **length, return_tensors="pt")
+        padded = self.tokenizer.pad(encoded, padding=padding, **length)
+        lengths = {len(ids) for ids in padded["input_ids"]}
+        if options["return_tensors"] is not None and len(lengths) > 1:
+            raise ValueError(
+                f"texts of {min(lengths)} and of {max(lengths)} tokens are no tensor: give padding=True, or "
+                "return_tensors=None for lists"
+            )
+        return padded.convert_to_tensors(options["return_tensors"])
 
     def _say_texts_are_cut(self, longest: int, limit: int):
         if not CoLLAPProcessor._said_texts_are_cut:
@@ -125,21 +179,42 @@ class CoLLAPProcessor(ProcessorMixin):
                 "every longer text is ignored)"
             )
 
-    def _text_limit(self, text_kwargs: dict) -> int:
-        """Tokens after which texts are cut."""
-        unknown = sorted(set(text_kwargs) - set(TEXT_KWARGS))
-        if unknown:
-            raise TypeError(f"text_kwargs has {', '.join(unknown)}; expected only {', '.join(TEXT_KWARGS)}")
+    def _text_limit(self, max_length: int | None) -> int:
+        """Return the number of tokens after which texts are cut."""
         tower = self.max_text_tokens or self.tokenizer.model_max_length
-        limit = text_kwargs.get("max_length")
-        if limit is None:
+        if max_length is None:
             return tower
-        if not 0 < limit <= tower:
+        if not 0 < max_length <= tower:
             raise ValueError(
-                f"max_length must be from 1 to the {tower} tokens that the text tower reads, found {limit}"
+                f"max_length must be from 1 to the {tower} tokens that the text tower reads, found {max_length}"
             )
-        return limit
+        return max_length
 
     @property
     def model_input_names(self) -> list[str]:
+        """Name all that a call may return."""
         return ["input_ids", "attention_mask", *self.feature_extractor.model_input_names]
+
+
+def join_text_kwargs(given: dict, text_kwargs: dict) -> dict:
+    """Return padding, truncation, max_length and return_tensors of texts.
+
+    Args:
+        given: the arguments of the call.
+        text_kwargs: those for texts alone.
+
+    Raises:
+        TypeError: for another name in `text_kwargs`.
+        ValueError: for an argument that is given twice, an unknown `truncation` or `return_tensors`.
+    """
+    unknown = sorted(set(text_kwargs) - set(TEXT_KWARGS))
+    if unknown:
+        raise TypeError(f"text_kwargs has {', '.join(unknown)}; expected only {', '.join(TEXT_KWARGS)}")
+    for name, value in text_kwargs.items():
+        if given[name] not in (CALL_DEFAULTS[name], value):
+            raise ValueError(f"{name} is given twice, as {given[name]!r} and in text_kwargs as {value!r}")
+    options = {name: text_kwargs.get(name, given[name]) for name in TEXT_KWARGS}
+    check_return_tensors(options["return_tensors"])
+    if options["truncation"] not in (None, True, "longest_first", "only_first", *UNCUT):
+        raise ValueError(f"truncation must be True or False, found {options['truncation']!r}")
+    return options

@@ -1,6 +1,7 @@
 """Fresh processes that know a model by its folder or Hub id only: CoLLAP cannot be imported there."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,15 @@ class Refuse:
 
 sys.meta_path.insert(0, Refuse())
 """
+
+
+def publish(folder: Path, hf_home: Path, repository: str) -> None:
+    """Lay a folder into the cache as if it had been downloaded from the Hub."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cache = hf_home / "hub" / f"models--{repository.replace('/', '--')}"
+    shutil.copytree(folder, cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
 
 
 def run_elsewhere(folder: Path, script: str, *arguments) -> str:

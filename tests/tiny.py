@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -21,6 +22,16 @@ from processing import CoLLAPProcessor
 REFERENCE = Path(__file__).parent / "reference"
 VOCABULARY = 300
 TEXTS = ["a slow song with piano and drums", "a choir sings over strings, then a loud guitar"]
+
+
+class Decoder:
+    """A stand-in for torchcodec's AudioDecoder, to which `datasets` decodes a column of audio."""
+
+    def __init__(self, samples: torch.Tensor, rate: int):
+        self.samples = SimpleNamespace(data=samples, sample_rate=rate)
+
+    def get_all_samples(self) -> SimpleNamespace:
+        return self.samples
 
 
 def tiny_text_config(text: str = "gpt2") -> GPT2Config | RobertaConfig:
@@ -97,6 +108,14 @@ def tiny_model(text: str = "gpt2", seed: int = 0, segment_batch_size: int = 8, *
         model = CoLLAPModel(tiny_config(text, **overrides)).eval()
     model.audio_tower.segment_batch_size = segment_batch_size
     return model
+
+
+def undropped_model(seed: int = 0, **overrides) -> CoLLAPModel:
+    """A [`tiny_model`] without dropout, whose forward pass is the same in training."""
+    text = tiny_text_config("gpt2")
+    text.update({"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0})
+    music = tiny_beats_config(hidden_dropout=0.0, attention_dropout=0.0)
+    return tiny_model("gpt2", seed, text_config=text, music_config=music, **overrides)
 
 
 def tiny_tokenizer(kind: str = "gpt2") -> GPT2Tokenizer | RobertaTokenizer:

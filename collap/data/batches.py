@@ -8,7 +8,9 @@ Letters: P processes, A songs of a step over all processes, n = A / P songs of o
 T audio tokens of a song, M music + speech width.
 """
 
+import hashlib
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +20,7 @@ from accelerate import Accelerator
 
 from processing.feature_extraction_collap import pad_audio_features
 
+from .apart import keep_apart, songs_too_many
 from .samples import AudioTextSample
 
 MIN_SEEN = 100  # songs of a stream before a share of bad ones says anything
@@ -114,7 +117,17 @@ class AudioTextCollator:
             names=[sample.name for sample in samples],
             seconds=[sample.seconds for sample in samples],
             skipped=[bad for sample in samples for bad in sample.skipped],
+            song_ids=_digests([sample.song for sample in samples]),
+            text_ids=_digests([sample.text.strip() for sample in samples]),
         )
+
+
+def _digests(names: list[str | None]) -> torch.Tensor | None:
+    """Return what equal names have in common, (n,) int64; None if one has no name."""
+    if None in names:
+        return None
+    digests = [hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest() for name in names]
+    return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests])  # (n,)
 
 
 def length_buckets(lengths: np.ndarray, batch_size: int, generator: np.random.Generator) -> np.ndarray:
@@ -165,24 +178,46 @@ def epoch_plan(
     epoch: int,
     segments: Sequence[int] | None = None,
     pool_batches: int = 64,
+    songs: np.ndarray | None = None,
 ) -> np.ndarray:
     """Plan the rows of every step of an epoch, each row at most once; a random rest that fills no batch is left out.
 
     Args:
         segments: of every row, to form batches of songs of about one length: random pools of `pool_batches` batches are
             sorted and cut. None for plain random batches.
+        songs: (num_rows,) int, equal for rows of one song, which then meet in no batch, where that can be. None where
+            each row is a song.
 
     Returns:
         (steps, A) rows.
     """
     generator = np.random.default_rng((seed, epoch))
     steps = num_rows // batch_size
-    rows = generator.permutation(num_rows)[: steps * batch_size]
+    rows, rest = np.split(generator.permutation(num_rows), [steps * batch_size])
     if segments is None:
-        return rows.reshape(steps, batch_size)  # (steps, A)
-    lengths, pool_rows = np.asarray(segments), pool_batches * batch_size
-    pools = [rows[start : start + pool_rows] for start in range(0, len(rows), pool_rows)]
-    return np.concatenate([pool[length_buckets(lengths[pool], batch_size, generator)] for pool in pools])  # (steps, A)
+        lengths, plan = np.zeros(num_rows), rows.reshape(steps, batch_size)  # (steps, A)
+    else:
+        lengths, pool_rows = np.asarray(segments), pool_batches * batch_size
+        pools = [rows[start : start + pool_rows] for start in range(0, len(rows), pool_rows)]
+        plan = np.concatenate([pool[length_buckets(lengths[pool], batch_size, generator)] for pool in pools])
+    return plan if songs is None else keep_apart(plan, rest, songs, lengths, generator)  # (steps, A)
+
+
+def song_numbers(songs: Sequence[str]) -> np.ndarray | None:
+    """Number the songs of rows, (rows,) int; None if no song has several."""
+    known: dict[str, int] = {}
+    numbers = np.fromiter((known.setdefault(song, len(known)) for song in songs), np.int64, len(songs))
+    return numbers if len(known) < len(numbers) else None
+
+
+def _warn_of_crowds(crowded: int, places: int):
+    """Warn once where songs must meet themselves."""
+    if crowded:
+        warnings.warn(
+            f"at least {crowded} of {places} places of an epoch's batches are taken by a song that is in its batch "
+            "already, for want of other songs: they are not contrasted with one another; lower batch_size",
+            stacklevel=3,
+        )
 
 
 def deal_rows(plan: np.ndarray, num_processes: int, segments: Sequence[int] | None = None) -> np.ndarray:
@@ -232,6 +267,7 @@ class EpochBatches(torch.utils.data.Sampler[list[int]]):
         process_index, num_processes: of this process.
         segments: of every row, see [`epoch_plan`]; None for plain random batches.
         pool_batches: batches whose songs are sorted together.
+        songs: what every row's song is told by, see [`epoch_plan`]; None where each row is a song.
 
     Raises:
         ValueError: if A is no multiple of the processes or larger than the data set, or segments and rows differ.
@@ -246,6 +282,7 @@ class EpochBatches(torch.utils.data.Sampler[list[int]]):
         num_processes: int = 1,
         segments: Sequence[int] | None = None,
         pool_batches: int = 64,
+        songs: Sequence[str] | None = None,
     ):
         process_songs(batch_size, num_processes)
         if num_rows < batch_size:
@@ -255,6 +292,9 @@ class EpochBatches(torch.utils.data.Sampler[list[int]]):
         self.num_rows, self.batch_size, self.seed = num_rows, batch_size, seed
         self.process_index, self.num_processes = process_index, num_processes
         self.segments, self.pool_batches = segments, pool_batches
+        self.songs = song_numbers(songs) if songs is not None else None
+        if self.songs is not None and process_index == 0:
+            _warn_of_crowds(songs_too_many(self.songs, len(self), batch_size), len(self) * batch_size)
         self.set_position(0, 0)
 
     def set_position(self, epoch: int, step: int):
@@ -266,7 +306,8 @@ class EpochBatches(torch.utils.data.Sampler[list[int]]):
         return self.num_rows // self.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        plan = epoch_plan(self.num_rows, self.batch_size, self.seed, self.epoch, self.segments, self.pool_batches)
+        settings = (self.segments, self.pool_batches, self.songs)
+        plan = epoch_plan(self.num_rows, self.batch_size, self.seed, self.epoch, *settings)
         rows = deal_rows(plan[self.step :], self.num_processes, self.segments)  # (steps, P, n)
         yield from rows[:, self.process_index].tolist()
 

@@ -3,11 +3,10 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import datasets
 
-from collap.data.catalogue import ENTRIES
+from collap.data.catalogue import Request, all_splits
 from collap.data.rows import audio_source, check_column, naming_row, row_texts
 from collap.data.sources import open_dataset
 from processing.decode_audio import AudioFileError, header_seconds
@@ -59,27 +58,10 @@ def split_names(source: str, config_name: str | None = None, revision: str | Non
         FileNotFoundError: there is no such file, folder or Hub data set.
         ValueError: a folder holds none.
     """
-    kind, colon, place = source.partition(":")
-    if colon and kind in {entry.name for entry in ENTRIES} and not Path(source).exists():
-        source = place
-    path = Path(source)
-    if path.is_file():
-        return ["train"]
-    if not path.is_dir():
-        try:
-            return datasets.get_dataset_split_names(source, config_name, revision=revision)
-        except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
-            raise FileNotFoundError(f"{source}: neither a local data set nor one of the Hub ({error})") from error
-    if (path / "dataset_dict.json").is_file():
-        return json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-    found = {file.parent.name for file in path.glob("*/metadata.*")}
-    found |= {file.name.split("-")[0] for place in (path, path / "data") for file in place.glob("*-*.parquet")}
-    found |= {file.parent.name for file in path.glob("*/*.parquet") if file.parent.name != "data"}
-    if (path / "state.json").is_file() or any(path.glob("metadata.*")):
-        found.add("train")
+    found = all_splits(Request(source, config_name=config_name, revision=revision))
     if not found:
         raise ValueError(f"{source}: no data set; expected metadata.jsonl, parquet shards or a folder of save_to_disk")
-    return sorted(found)
+    return found
 
 
 def check_split(dataset: datasets.Dataset, audio_column: str, text_column: str) -> SplitReport:

@@ -1,5 +1,6 @@
 """Measure how long songs are, without decoding them: by a column, by the headers of files, or by stored features."""
 
+import contextlib
 import json
 import math
 
@@ -17,8 +18,11 @@ def num_segments(seconds: float, segment_seconds: float) -> int:
     return max(math.ceil((seconds - 0.5 / SAMPLING_RATE) / segment_seconds), 1)
 
 
-def check_duration(value: float | None, row: int, column: str) -> float:
+def check_duration(value: float | str | None, row: int, column: str) -> float:
     """Return a duration in seconds; a ValueError names the row of one that is missing or no positive number."""
+    if isinstance(value, str):  # of a .csv
+        with contextlib.suppress(ValueError):
+            value = float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ValueError(f"row {row} has {column} {value!r}; expected the length of its audio in seconds, above 0")
     return float(value)

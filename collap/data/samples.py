@@ -5,7 +5,6 @@ A row has an audio column (bytes or a path) and a text column (one text or a lis
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -17,7 +16,8 @@ from processing.embed_audio import check_samples
 from processing.feature_extraction_collap import MIN_SECONDS
 
 from .feature_cache import CACHED_COLUMN, load_cached_features
-from .rows import audio_paths, audio_source, content_digest, naming_row, row_name, row_texts
+from .places import name_within
+from .rows import audio_paths, audio_source, content_digest, naming_row, row_name, row_songs, row_texts
 from .token_cache import TokenCache
 
 # Files that are tried in place of one that cannot be read: more than this many in a row is a broken data set.
@@ -34,6 +34,7 @@ class AudioTextSample:
         name: row and file, for messages.
         seconds: of audio.
         skipped: the files that it stands in for, with the reasons.
+        song: what its song is told by; None where that is not known.
     """
 
     text: str
@@ -41,18 +42,19 @@ class AudioTextSample:
     name: str
     seconds: float
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    song: str | None = None
 
 
 def sample_generator(seed: int, epoch: int, audio: dict | None) -> np.random.Generator:
     """Make the generator of a sample's random choices in an epoch.
 
-    The sample is known by the base name of its path, or else by its bytes (or their `digest`, where they are not at
-    hand), so that it is the same one in a table and in a stream, in any place, and for any number of workers and
-    processes.
+    The sample is known by the name that its data set has for it, or else by its bytes (or their `digest`, where they
+    are not at hand), so that it is the same one in a table and in a stream, in any place, and for any number of workers
+    and processes.
     """
     audio = audio or {}
     if audio.get("path"):
-        digest = content_digest(Path(audio["path"]).name.encode())
+        digest = content_digest(name_within(audio["path"]).encode())
     else:
         digest = audio.get("digest") or content_digest(audio.get("bytes") or b"")
     return np.random.default_rng((seed, epoch, int.from_bytes(bytes.fromhex(digest), "little")))
@@ -125,6 +127,10 @@ class AudioTextDataset(torch.utils.data.Dataset):
         seed: of the random choices.
         features_in_worker: False for waveforms, whose features the training device computes.
         token_cache: the fused tokens (T, M) of every row, to be read in place of its audio: a `TokenCache`, or a list.
+        song_column: names the song of every row; None where a song is told by its audio.
+
+    Attributes:
+        songs: what every row's song is told by, see `row_songs`.
 
     Raises:
         AudioFileError, ValueError: from a row; name it, and its file.
@@ -140,6 +146,7 @@ class AudioTextDataset(torch.utils.data.Dataset):
         seed: int = 0,
         features_in_worker: bool = True,
         token_cache: Sequence[torch.Tensor] | Mapping[int, torch.Tensor] | None = None,
+        song_column: str | None = None,
     ):
         if crop_seconds is not None and CACHED_COLUMN in dataset.column_names:
             raise ValueError("crop_seconds needs the audio, but the features of whole songs were cached; choose one")
@@ -147,6 +154,7 @@ class AudioTextDataset(torch.utils.data.Dataset):
             raise ValueError("crop_seconds needs the audio, but the token cache holds whole songs; choose one")
         self.reader = SampleReader(feature_extractor, audio_column, text_column, crop_seconds, seed, features_in_worker)
         self.dataset, self.token_cache = dataset, token_cache
+        self.songs = row_songs(dataset, audio_column, song_column)
         self.paths = None
         if token_cache is not None or CACHED_COLUMN in dataset.column_names:
             stored = [CACHED_COLUMN] if token_cache is None else []
@@ -188,7 +196,9 @@ class AudioTextDataset(torch.utils.data.Dataset):
             stored = {"fused_tokens": self.token_cache[row]}
         elif CACHED_COLUMN in example:
             stored = load_cached_features(example)
-        return self.reader.read(example, row, int(self._epoch), stored)
+        sample = self.reader.read(example, row, int(self._epoch), stored)
+        sample.song = self.songs[row]
+        return sample
 
     def _read_or_replace(self, first: int, taken: set[int]) -> AudioTextSample:
         """Read the first row that can be read, beginning with `first`; add those tried to `taken`."""
@@ -204,11 +214,18 @@ class AudioTextDataset(torch.utils.data.Dataset):
                 return sample
             if len(skipped) > MAX_REPLACEMENTS or len(taken) >= len(self):
                 raise no_replacement(skipped)
+            blocked = self._with_their_songs(taken)
             generator = np.random.default_rng((self.reader.seed, int(self._epoch), first, len(skipped)))
-            row = int(generator.integers(len(self) - len(taken)))
-            for other in sorted(taken):  # the row-th of those that are free
+            row = int(generator.integers(len(self) - len(blocked)))
+            for other in sorted(blocked):  # the row-th of those that are free
                 row += other <= row
             taken.add(row)
+
+    def _with_their_songs(self, rows: set[int]) -> set[int]:
+        """Return some rows with all others of their songs; the rows alone if that were all there are."""
+        songs = {self.songs[row] for row in rows}
+        found = {row for row, song in enumerate(self.songs) if song in songs}
+        return found if len(found) < len(self) else rows
 
 
 def no_replacement(skipped: list[tuple[str, str]]) -> AudioFileError:

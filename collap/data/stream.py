@@ -6,6 +6,7 @@ the other, a window of rows at a time, and goes on to its next epoch by itself. 
 the shard in the lane's order of that epoch, row of the shard).
 """
 
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,119 +14,19 @@ from dataclasses import dataclass
 import datasets
 import fsspec
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch.utils.data import get_worker_info
 
 from processing.decode_audio import AudioFileError, header_seconds
 
-from .batches import AudioTextBatch, AudioTextCollator, length_buckets
-from .catalogue import Request, find_entry
-from .catalogue.hub import check_hub_id
-from .catalogue.shards import parquet_shards
+from .apart import keep_apart, songs_too_many
+from .batches import AudioTextBatch, AudioTextCollator, length_buckets, song_numbers
 from .lengths import num_segments
-from .rows import audio_source, check_column, row_name
+from .rows import audio_source, content_digest, row_name, song_name
 from .samples import MAX_REPLACEMENTS, AudioTextSample, SampleReader, no_replacement
-from .sources import open_dataset
-from .tables import resolve_path, split_name
+from .tables import ROWS_READ
 
-ROWS_READ = 16  # rows that `datasets` hands over at a time; a parquet reader holds a row group anyway
 WINDOW_BATCHES = 16
-MAX_FOLDER_SHARDS = 256  # ranges of rows that a local folder of files is cut into
-
-
-def open_stream(
-    source: str,
-    split: str,
-    audio_column: str = "audio",
-    text_column: str = "text",
-    config_name: str | None = None,
-    revision: str | None = None,
-) -> datasets.IterableDataset:
-    """Open one split of a data set to be read shard by shard, its audio not decoded.
-
-    Args:
-        source: one of
-            - a folder of parquet shards, or a .parquet file: `train-00000-of-00008.parquet`, `data/train-*.parquet` or
-              `train/*.parquet`; audio as bytes, or as paths in the folder of the shard;
-            - any other local source of [`open_dataset`], such as a folder of files with their metadata;
-            - a Hub id; its shards hold the bytes of the audio.
-        split: `"train"`, ...; a slice only of a local source that is not parquet.
-        audio_column, text_column: their names.
-        config_name, revision: of a Hub data set.
-
-    Returns:
-        Rows of these two columns, in the format of Arrow.
-
-    Raises:
-        FileNotFoundError: if a source does not exist.
-        ValueError: as [`open_dataset`]; while reading, if a path leads out of the data set's folder.
-    """
-    _, request = find_entry(Request(source, split, audio_column, config_name, revision))
-    path = request.path
-    is_one_shard = path.suffix == ".parquet" and path.is_file() and split_name(split) == "train"
-    shards = [path] if is_one_shard else parquet_shards(path, split)
-    if path.exists() and not shards:
-        table = open_dataset(source, split, audio_column, text_column)
-        stream = table.to_iterable_dataset(num_shards=min(len(table), MAX_FOLDER_SHARDS))
-        return stream.select_columns([audio_column, text_column]).with_format("arrow")
-    if "[" in split:
-        raise ValueError(f"{source}: a stream has no slices; found split {split!r}, expected {split_name(split)!r}")
-    if shards:
-        files = [str(shard) for shard in shards]
-        stream = _load_stream(source, "parquet", data_files={split: files}, split=split)
-    else:
-        check_hub_id(request.source)
-        stream = _load_stream(source, request.source, name=config_name, revision=revision, split=split)
-    if not stream.column_names:
-        raise ValueError(f"{source}: its files do not state their columns; expected parquet shards to stream")
-    for column in (audio_column, text_column):
-        check_column(stream, column, source)
-    kind = stream.features[audio_column]
-    if not isinstance(kind, (datasets.Audio, dict)) and getattr(kind, "dtype", None) not in ("string", "binary"):
-        raise ValueError(f"{source}: the column {audio_column!r} holds {kind}; expected audio: bytes or paths")
-    stream = stream.select_columns([audio_column, text_column])
-    stream = stream.cast_column(audio_column, datasets.Audio(decode=False)).with_format("arrow")
-    places = {"column": audio_column, "folder": str(shards[0].resolve().parent) if shards else None}
-    return stream.map(
-        _resolve_paths,
-        with_indices=True,
-        batched=True,
-        batch_size=ROWS_READ,
-        fn_kwargs=places,
-        features=stream.features,
-    )
-
-
-def _load_stream(source: str, *args, **settings) -> datasets.IterableDataset:
-    try:
-        return datasets.load_dataset(*args, streaming=True, **settings)
-    except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise FileNotFoundError(f"{source}: neither a local folder nor a Hub data set in reach ({error})") from error
-    except (ValueError, RuntimeError, pa.ArrowException, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"{source}: {error.__cause__ or error}") from error
-
-
-def _resolve_paths(table: pa.Table, rows: list[int], column: str, folder: str | None) -> pa.Table:
-    """Resolve paths of rows without bytes in the shards' folder, which they may not leave; None on the Hub."""
-    audio = table.column(column).combine_chunks()
-    content, paths = pc.struct_field(audio, "bytes"), pc.struct_field(audio, "path")
-    needed = pc.and_(pc.is_null(content), pc.is_valid(paths)).to_pylist()
-    if not any(needed):
-        return table
-    if folder is None:
-        raise ValueError(
-            f"the column {column!r} holds paths without bytes ({paths[needed.index(True)].as_py()!r}); a stream from "
-            "the Hub needs the bytes in its shards: train without streaming, or download the data set"
-        )
-    resolved = [
-        resolve_path({column: path}, row, column, folder)[column] if is_needed else path
-        for row, path, is_needed in zip(rows, paths.to_pylist(), needed, strict=True)
-    ]
-    fields = [content, pa.array(resolved, paths.type)]
-    audio = pa.StructArray.from_arrays(fields, names=["bytes", "path"], mask=pc.is_null(audio))
-    return table.set_column(table.column_names.index(column), column, audio.cast(table.schema.field(column).type))
 
 
 def stream_state(state: dict | None, batch_state: dict) -> dict:
@@ -153,6 +54,7 @@ class _Row:
     shard: int
     row: int
     example: dict
+    song: str
 
     @property
     def key(self) -> tuple[int, int]:
@@ -184,7 +86,8 @@ class AudioTextStream(torch.utils.data.IterableDataset):
 
     For `DataLoader(stream, batch_size=None, num_workers=num_workers)`.
 
-    Every row comes once in an epoch, and no song twice in a batch. (Where the rows of a lane are so few that the end of
+    Every row comes once in an epoch, and no song twice in a batch, where
+    that can be. (Where the rows of a lane are so few that the end of
     an epoch cannot make a batch with other songs from the next one's beginning, those last rows are left out.) A row
     whose file cannot be read is replaced by the one that is next in line. Processes may be at different epochs.
 
@@ -200,6 +103,7 @@ class AudioTextStream(torch.utils.data.IterableDataset):
             its share of the rows.
         num_workers: of the `DataLoader`.
         window: rows that are shuffled and sorted by length together; None for 16 batches.
+        song_column: names the song of every row; None where a song is told by its audio.
 
     Raises:
         ValueError: if the batch cannot be split over the processes, or a process has fewer shards than workers.
@@ -220,6 +124,7 @@ class AudioTextStream(torch.utils.data.IterableDataset):
         num_processes: int = 1,
         num_workers: int = 0,
         window: int | None = None,
+        song_column: str | None = None,
     ):
         if batch_size % num_processes:
             raise ValueError(f"batch_size {batch_size} cannot be split evenly over {num_processes} processes")
@@ -239,6 +144,7 @@ class AudioTextStream(torch.utils.data.IterableDataset):
         self.reader = SampleReader(
             processor.feature_extractor, audio_column, text_column, crop_seconds, seed, features_in_worker
         )
+        self.song_column = song_column
         self.process_index, self.num_processes, self.num_workers = process_index, num_processes, num_workers
         self.lanes = max(num_workers, 1)
         self.layout = {
@@ -296,7 +202,17 @@ class AudioTextStream(torch.utils.data.IterableDataset):
     def _plan(self, window: list[_Row], lane: int) -> np.ndarray:
         """Return (batches, songs) indexes into a window, batches of about one length."""
         generator = np.random.default_rng((self.reader.seed, self.process_index, lane, *window[0].position))
-        return length_buckets(np.array([self._segments(row) for row in window]), self.songs, generator)
+        lengths = np.array([self._segments(row) for row in window])
+        plan, songs = length_buckets(lengths, self.songs, generator), song_numbers([row.song for row in window])
+        if songs is None:
+            return plan
+        if songs_too_many(songs, *plan.shape):
+            warnings.warn(
+                f"{self.window} rows that are read together hold too few songs for batches of {self.songs} different "
+                "ones: equal songs of a batch are not contrasted; shuffle the rows, or raise the window (said once)",
+                stacklevel=2,
+            )
+        return keep_apart(plan, [], songs, lengths, generator)
 
     def _segments(self, row: _Row) -> int:
         try:
@@ -309,12 +225,15 @@ class AudioTextStream(torch.utils.data.IterableDataset):
     def _read_samples(self, batch: list[_Row], rows: _Rows) -> tuple[list[AudioTextSample], int]:
         """Read the samples of a batch, and tell how many of `rows` were drawn in place of those that cannot be read."""
         samples, skipped, keys, drawn = [], [], {row.key for row in batch}, 0
+        songs = {row.song for row in batch}
+        songs = songs if len(songs) == len(batch) else set()  # a batch that is crowded anyway
         waiting, failed = deque(batch), 0
         while waiting:
             row = waiting.popleft()
             place = f"{row.row} of shard {row.shard}"
             try:
                 samples.append(self.reader.read(row.example, place, row.epoch))
+                samples[-1].song = row.song
                 failed = 0
                 continue
             except AudioFileError as error:
@@ -322,19 +241,22 @@ class AudioTextStream(torch.utils.data.IterableDataset):
                 failed += 1
             if failed > MAX_REPLACEMENTS:
                 raise no_replacement(skipped)
-            row, passed = self._next_free(rows, keys, skipped)
+            row, passed = self._next_free(rows, keys, songs, skipped)
             drawn += passed
             keys.add(row.key)
+            songs.add(row.song)
             waiting.appendleft(row)
         samples[0].skipped = skipped
         return samples, drawn
 
     @staticmethod
-    def _next_free(rows: _Rows, keys: set[tuple[int, int]], skipped: list[tuple[str, str]]) -> tuple[_Row, int]:
-        """Return the next row whose key is not among `keys`, and how many were drawn to find it."""
+    def _next_free(
+        rows: _Rows, keys: set[tuple[int, int]], songs: set[str], skipped: list[tuple[str, str]]
+    ) -> tuple[_Row, int]:
+        """Return the next row neither among `keys` nor of one of `songs`, and how many were drawn to find it."""
         last = None
         for drawn, row in enumerate(rows, 1):
-            if row.key not in keys:
+            if row.key not in keys and row.song not in songs:
                 return row, drawn
             last = row.epoch + 2 if last is None else last
             if row.epoch >= last:  # a whole epoch went by
@@ -370,11 +292,20 @@ class AudioTextStream(torch.utils.data.IterableDataset):
             for order in range(first_shard, len(shards)):
                 for row, example in self._shard_rows(shards[order], first_row):
                     is_empty = False
-                    yield _Row(epoch, order, shards[order], row, example)
+                    place = f"{row} of shard {shards[order]}"
+                    yield _Row(epoch, order, shards[order], row, example, self._song(example, place))
                 first_row = 0
             if is_empty:
                 raise ValueError("the stream's shards hold no rows for one of its workers; lower num_workers")
             epoch, first_shard = epoch + 1, 0
+
+    def _song(self, example: dict, place: str) -> str:
+        """Return what a row's song is told by: its column, or else its audio."""
+        if self.song_column is not None:
+            return song_name(example[self.song_column], place, self.song_column)
+        audio = example[self.reader.audio_column] or {}
+        content = audio.get("bytes") or b""
+        return f"{audio.get('path') or content_digest(content)} {len(content)}"
 
     def _lane_shards(self, epoch: int, lane: int) -> list[int]:
         order = np.random.default_rng((self.reader.seed, epoch)).permutation(self.num_shards)

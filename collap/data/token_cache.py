@@ -29,6 +29,7 @@ from modeling_collap.configuration_collap import segment_tokens
 from processing.decode_audio import AudioFileError
 
 from .feature_cache import FEATURES_VERSION
+from .places import name_within
 from .rows import audio_source, content_digest, naming_row
 
 FORMAT_VERSION = 1
@@ -109,7 +110,7 @@ def check_settings(found: dict, wanted: dict, place: Path):
 
 def audio_identity(audio: dict | None) -> dict:
     """Return name, size in bytes and content digest of an entry of an audio column; None for what there is not."""
-    identity = {"name": _base_name(audio and audio.get("path")), "bytes": None, "digest": None}
+    identity = {"name": _name(audio and audio.get("path")), "bytes": None, "digest": None}
     try:
         source = audio_source(audio)
         if not isinstance(source, bytes):
@@ -129,11 +130,11 @@ def audio_sizes(dataset: datasets.Dataset, audio_column: str) -> Iterator[tuple[
         paths = pc.struct_field(audio, "path").to_pylist()
         sizes = pc.binary_length(pc.struct_field(audio, "bytes")).to_pylist()
         for path, size in zip(paths, sizes, strict=True):
-            yield _base_name(path), size if size is not None else _file_size(path)
+            yield _name(path), size if size is not None else _file_size(path)
 
 
-def _base_name(path: str | None) -> str | None:
-    return Path(path).name if path else None
+def _name(path: str | None) -> str | None:
+    return name_within(path) if path else None
 
 
 def _file_size(path: str | None) -> int | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from datasets import Dataset
 
-from collap.data.rows import row_texts
+from collap.data.rows import row_texts, song_name
 
 TEXTS_AT_A_TIME = 256  # tokenised
 
@@ -67,9 +67,7 @@ def collect_songs(dataset: Dataset, text_column: str, song_column: str | None) -
     for row, example in enumerate(dataset.select_columns(columns)):
         name = f"row {row}"
         if song_column:
-            name = "" if example[song_column] is None else str(example[song_column]).strip()
-        if not name:
-            raise ValueError(f"row {row} has no {song_column!r}; with a song column every row must name its song")
+            name = song_name(example[song_column], row, song_column)
         if name not in index_of:
             index_of[name] = len(songs.rows)
             songs.rows.append(row)

@@ -14,8 +14,8 @@ from collap.data.identity import rows_digest
 from collap.data.lengths import num_segments, song_segments
 from collap.data.rows import check_column, check_row_texts
 from collap.data.samples import AudioTextDataset
-from collap.data.sources import open_dataset
-from collap.data.stream import AudioTextStream, open_stream, stream_state
+from collap.data.sources import open_dataset, open_stream
+from collap.data.stream import AudioTextStream, stream_state
 from collap.data.token_cache import TokenCache
 from collap.training.settings import DataSettings
 
@@ -107,11 +107,15 @@ def build_train_data(
     loader_settings = _loader_settings(data.num_workers, seed, accelerator)
     columns = (data.audio_column, data.text_column)
     if data.streaming:
-        rows = open_stream(data.dataset, data.train_split, *columns, data.dataset_config, data.revision)
-        workers = {"num_workers": data.num_workers}
+        rows = open_stream(
+            data.dataset, data.train_split, *columns, data.dataset_config, data.revision, data.song_column
+        )
+        workers = {"num_workers": data.num_workers, "song_column": data.song_column}
         stream = AudioTextStream(rows, processor, *columns, batch_size, **settings, **place, **workers)
         return StreamData(stream, data.steps_per_epoch, loader_settings)
     rows = open_dataset(data.dataset, data.train_split, *columns, data.dataset_config, data.revision)
+    if data.song_column:
+        check_column(rows, data.song_column, data.dataset)
     check_rows(rows, data, batch_size, accelerator)
     if data.song_column:
         check_column(rows, data.song_column, data.dataset)
@@ -120,8 +124,9 @@ def build_train_data(
     token_cache = open_token_cache(data, data.train_split, rows, model, processor)
     rows = with_cached_features(data, rows, processor, accelerator)
     segments = song_lengths(data, rows, token_cache, processor, accelerator)
-    sampler = EpochBatches(len(rows), batch_size, seed, **place, segments=segments)
-    dataset = AudioTextDataset(rows, processor.feature_extractor, *columns, **settings, token_cache=token_cache)
+    stored = {"token_cache": token_cache, "song_column": data.song_column}
+    dataset = AudioTextDataset(rows, processor.feature_extractor, *columns, **settings, **stored)
+    sampler = EpochBatches(len(rows), batch_size, seed, **place, segments=segments, songs=dataset.songs)
     return TableData(dataset, sampler, {**loader_settings, "collate_fn": AudioTextCollator(processor)}, identity)
 
 

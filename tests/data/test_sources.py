@@ -90,7 +90,11 @@ def test_a_single_table_is_the_train_split(tmp_path):
         ("songs.csv", "", "songs.csv: is empty"),
         ("songs.json", "", "songs.json: is empty"),
         ("songs.csv", "audio,text\na.wav,b\na.wav,b,c,d\n", "songs.csv: .*Expected 2 fields in line 3, saw 4"),
-        ("songs.csv", "audio,text\n1,a song\n", "songs.csv: the column 'audio' holds .*int64.*expected audio"),
+        (
+            "songs.jsonl",
+            '{"audio": 1, "text": "a song"}\n',
+            "songs.jsonl: the column 'audio' holds .*int64.*expected audio",
+        ),
         ("songs.csv", "audio,text\na.wav,a song\n,a song\n", "row 1 has no audio"),
     ],
 )

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 
 from collap.data.batches import AudioTextBatch, AudioTextCollator
 from collap.data.samples import AudioTextDataset, SampleReader
-from collap.data.sources import open_dataset
-from collap.data.stream import AudioTextStream, open_stream, stream_state
+from collap.data.sources import open_dataset, open_stream
+from collap.data.stream import AudioTextStream, stream_state
 from processing import AudioFileError
 
 PROCESSOR = tiny_processor()
@@ -255,7 +255,7 @@ def test_sources_that_cannot_be_streamed(shards, tmp_path):
     with pytest.raises(ValueError, match="column 'audio' holds .*int64.*expected audio"):
         open_stream(str(tmp_path), "train")
     (tmp_path / "train-0.parquet").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=f"{tmp_path}: "):
+    with pytest.raises(ValueError, match=f"{tmp_path}/train-0.parquet: "):
         open_stream(str(tmp_path), "train")
 
 

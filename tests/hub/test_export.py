@@ -249,7 +249,7 @@ def test_the_documented_code_runs_where_collap_is_not_installed(folder):
     assert done.returncode == 0, done.stderr
     model, processor = build("gpt2")
     stored, rate = soundfile.read(work / "song.flac", dtype="float32")
-    inputs = processor(text=["a slow song with piano", "a loud guitar"], audio=stored.T, sampling_rate=rate)
+    inputs = processor(text=["a slow song with piano", "a loud guitar"], audio=[stored.T], sampling_rate=rate)
     with torch.no_grad():
         expected = model(**inputs).logits_per_audio
     provider, scores = done.stdout.strip().split("] ", 1)

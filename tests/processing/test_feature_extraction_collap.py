@@ -1,7 +1,9 @@
 """The feature extractor on every kind of waveform users hand over, and on those it must refuse."""
 
 import hashlib
+import json
 import logging
+import re
 import subprocess
 import sys
 import warnings
@@ -11,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 import torchaudio
+from datasets import Dataset
 from safetensors.torch import load_file
-from tiny import REFERENCE, tiny_config, tiny_processor, tiny_whisper_config
-from transformers import AutoFeatureExtractor, WhisperFeatureExtractor
+from tiny import REFERENCE, Decoder, tiny_config, tiny_processor, tiny_whisper_config
+from transformers import AutoFeatureExtractor, AutoProcessor, TensorType, WhisperFeatureExtractor
+from transformers.utils.logging import warning_once
 
-from processing import CoLLAPFeatureExtractor
+from processing import CoLLAPFeatureExtractor, CoLLAPProcessor
 from processing.feature_extraction_collap import pad_audio_features
 
 ROOT = Path(__file__).parents[2]
@@ -119,7 +123,10 @@ def test_deterministic_in_this_and_in_a_fresh_process(extractor):
     found = digest(extractor(audio, 44100))
     assert digest(extractor(audio, 44100)) == found
     assert all(np.array_equal(a, b) for a, b in zip(audio, before, strict=True)), "the input was changed"
-    path = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    path = {
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{Path(__file__).parent}",
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
     fresh = subprocess.run(
         [sys.executable, "-c", FRESH_PROCESS], env=path, capture_output=True, text=True, timeout=120, check=False
     )
@@ -129,9 +136,30 @@ def test_deterministic_in_this_and_in_a_fresh_process(extractor):
 def test_channels_are_averaged(extractor):
     for channels in (2, 3, 6):
         audio = noise(1.0, channels)
-        assert_same_features(extractor(audio, 16000), extractor(audio.mean(0), 16000))
+        assert_same_features(extractor([audio], 16000), extractor(audio.mean(0), 16000))
+        assert_same_features(extractor([audio.tolist()], 16000), extractor([audio], 16000))
+        assert_same_features(
+            extractor({"array": audio, "sampling_rate": 16000}), extractor([torch.from_numpy(audio)], 16000)
+        )
     mono = noise(1.0)
     assert_same_features(extractor(mono[None], 16000), extractor(mono, 16000))
+    assert_same_features(extractor([mono[None]], 16000), extractor(mono, 16000))
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_a_bare_array_of_two_axes_is_a_batch_of_mono_songs_as_for_whisper(extractor, caplog, kind):
+    songs = noise(1.0, channels=4)
+    said = "if its rows (up to 8) are the channels of one song, give it in a list, [audio] (said once)"
+    with caplog.at_level(logging.WARNING, "processing.songs_collap"):
+        warning_once.cache_clear()
+        found = extractor(kind(songs), 16000)
+        extractor(kind(songs[:2]), 16000)
+        many = extractor(kind(noise(0.2, channels=9)), 16000)
+    assert [said in message for message in caplog.messages] == [True]
+    assert_same_features(found, extractor(list(songs), 16000))
+    assert found["segment_mask"].shape == (4, 1) and many["segment_mask"].shape == (9, 1)
+    whisper = WhisperFeatureExtractor(feature_size=80)(songs, sampling_rate=16000)
+    assert len(whisper["input_features"]) == 4
 
 
 STEREO = noise(1.0, channels=2)
@@ -164,7 +192,7 @@ def test_kinds_of_arrays_give_the_same_features(extractor, kind):
 
 def test_transposed_view_of_interleaved_stereo(extractor):
     interleaved = np.ascontiguousarray(STEREO.T)  # (samples, channels), as soundfile returns it
-    assert_same_features(extractor(interleaved.T, 16000), extractor(STEREO, 16000))
+    assert_same_features(extractor([interleaved.T], 16000), extractor([STEREO], 16000))
 
 
 def test_half_precision_is_computed_in_float32(extractor):
@@ -176,10 +204,10 @@ def test_half_precision_is_computed_in_float32(extractor):
 def test_resampling_equals_torchaudio_and_is_said_once(extractor, caplog):
     waveform = noise(2.7, rate=22040, channels=2)
     with caplog.at_level(logging.WARNING, LOGGER):
-        found = extractor(waveform, 22040)
+        found = extractor([waveform], 22040)
         extractor([waveform, waveform], np.int64(22040))
-        extractor(waveform, 22040.0)
-        extractor(waveform, 16000)
+        extractor([waveform], 22040.0)
+        extractor([waveform], 16000)
     mono = torch.from_numpy(waveform).mean(0)
     resampled = torchaudio.functional.resample(mono, 22040, 16000)
     assert_same_features(found, extractor(resampled, 16000))
@@ -241,25 +269,39 @@ def with_bad_sample(value: float) -> np.ndarray:
 
 BAD_AUDIO = {
     "no samples": (np.zeros(0, np.float32), r"audio\[0\] is empty \(shape \(0,\)\); expected at least 0.1 s"),
-    "no samples in two channels": (np.zeros((2, 0), np.float32), r"audio\[0\] is empty \(shape \(2, 0\)\)"),
-    "no channels": (np.zeros((0, 16000), np.float32), r"audio\[0\] is empty \(shape \(0, 16000\)\)"),
+    "no samples in two channels": ([np.zeros((2, 0), np.float32)], r"audio\[0\] is empty \(shape \(2, 0\)\)"),
+    "no channels": ([np.zeros((0, 16000), np.float32)], r"audio\[0\] is empty \(shape \(0, 16000\)\)"),
     "NaN": (with_bad_sample(np.nan), r"audio\[0\] has 1 samples that are NaN or infinite; expected finite"),
     "Inf": (with_bad_sample(np.inf), r"audio\[0\] has 1 samples that are NaN or infinite"),
     "minus Inf": (torch.from_numpy(with_bad_sample(-np.inf)), r"audio\[0\] has 1 samples that are NaN or infinite"),
-    "NaN in one channel": (np.stack([noise(1.0), with_bad_sample(np.nan)]), r"audio\[0\] has 1 samples that are NaN"),
+    "NaN in one channel": ([np.stack([noise(1.0), with_bad_sample(np.nan)])], r"audio\[0\] has 1 samples that are NaN"),
     "beyond float32": (noise(1.0).astype(np.float64) * 1e300, r"audio\[0\] has 16000 samples that are NaN or inf"),
     "50 ms": (noise(0.05), r"audio\[0\] is 0.050 s long; expected at least 0.1 s"),
     "one sample too short": (np.zeros(1599, np.float32), r"audio\[0\] is 0.100 s long; expected at least 0.1 s"),
-    "(samples, channels)": (noise(1.0, 3).T, r"shape \(16000, 3\); expected \(channels, samples\): transpose it"),
+    "no songs": (np.zeros((0, 9), np.float32), r"audio is empty \(shape \(0, 9\)\); expected at least one song"),
+    "songs of no samples": (np.zeros((2, 0), np.float32), r"audio\[0\] is empty \(shape \(0,\)\)"),
+    "NaN in one song": (np.stack([noise(1.0), with_bad_sample(np.nan)]), r"audio\[1\] has 1 samples that are NaN"),
+    "(samples, channels)": (
+        noise(1.0, 3).T,
+        r"shape \(16000, 3\); expected \(channels, samples\): transpose it, and give one song .*, \[audio.T\]",
+    ),
+    "(samples, channels) in a list": ([noise(1.0, 3).T], r"shape \(16000, 3\); expected .*, samples\): transpose it$"),
+    "(samples, channels) as numbers": ([noise(1.0, 3).T.tolist()], r"shape \(16000, 3\); expected .*: transpose it"),
     "three axes": (np.zeros((1, 2, 16000), np.float32), r"shape \(1, 2, 16000\); expected \(samples,\) or \(chann"),
     "a number": (np.array(0.5), r"audio\[0\] has shape \(\); expected \(samples,\)"),
     "int16": (np.zeros(16000, np.int16), r"dtype int16; expected floating point in \[-1, 1\] \(divide 16-bit .* 32768"),
     "int16 torch": (torch.zeros(16000, dtype=torch.int16), r"dtype torch.int16; expected floating point"),
     "ragged": (np.array([noise(1.0), noise(0.5)], dtype=object), r"audio\[0\] has dtype object; expected floating"),
-    "list of floats": (noise(1.0).tolist(), r"found a list of numbers; expected a numpy array or torch tensor"),
+    "list of whole numbers": ([0] * 16000, r"audio\[0\] has dtype int64; expected floating point"),
+    "channels of two lengths": ([[[0.5] * 9, [0.5] * 8]], r"audio\[0\] is a list of lists of different lengths"),
+    "a list of lists of texts": ([[["a"]]], r"audio\[0\] has dtype <U1; expected floating point"),
     "path": ("song.wav", r"audio\[0\] is a str; expected a numpy array or torch tensor; .*processing.load_audio"),
     "bytes": (b"RIFF", r"audio\[0\] is a bytes; expected .*; read files with processing.load_audio"),
-    "dict": ({"array": noise(1.0)}, r"audio\[0\] is a dict; expected a numpy array or torch tensor$"),
+    "no rate": ({"array": noise(1.0)}, r"audio\[0\] is a dict of array; expected array \(or raw\) and sampling_rate$"),
+    "an unread row": ([{"bytes": b"RIFF", "path": None}], r"\[0\] is a dict of bytes, path; .*processing.load_audio"),
+    "samples and rate": ((noise(1.0), 16000), r"audio\[1\] is a int; expected a numpy array or torch tensor"),
+    "a bad rate": ([{"array": noise(1.0), "sampling_rate": 44.1}], "sampling_rate must be a whole number of Hz"),
+    "three axes of numbers": ([noise(0.2, 2).tolist(), [[[0.5]]]], r"audio\[1\] has shape \(1, 1, 1\); expected"),
     "None": (None, r"audio\[0\] is a NoneType; expected a numpy array or torch tensor"),
     "nothing": ([], r"found an empty list of audios; expected at least one waveform"),
     "the third of three": ([noise(1.0), noise(1.0), with_bad_sample(np.nan)], r"audio\[2\] has 1 samples"),
@@ -296,9 +338,101 @@ def test_length_counts_after_resampling(extractor):
         extractor(noise(0.1), 48000)
 
 
+@pytest.mark.parametrize("kind", ["np", None, "pt", TensorType.NUMPY, TensorType.PYTORCH])
+def test_tensors_of_the_wanted_library(extractor, kind):
+    audio = [noise(1.0), noise(2.5)]
+    found, expected = extractor(audio, 16000, return_tensors=kind), extractor(audio, 16000)
+    library = torch.Tensor if kind == "pt" else np.ndarray
+    assert {type(values) for values in found.values()} == {library}
+    assert_same_features({name: torch.as_tensor(values) for name, values in found.items()}, expected)
+
+
 def test_other_tensors_are_refused(extractor):
-    with pytest.raises(ValueError, match="expected return_tensors='pt', found 'np'"):
-        extractor(noise(1.0), 16000, return_tensors="np")
+    with pytest.raises(ValueError, match="return_tensors must be 'pt', 'np' or None, found 'tf'"):
+        extractor(noise(1.0), 16000, return_tensors="tf")
+
+
+def test_arguments_of_other_extractors(extractor):
+    """Songs are padded to the longest and never cut: what asks for that is taken, and what asks for more is refused."""
+    audio = [noise(1.0), noise(2.5)]
+    expected = extractor(audio, 16000)
+    for same in ({"padding": True}, {"padding": "longest"}, {"padding": None, "truncation": False}):
+        assert_same_features(extractor(audio, sampling_rate=16000, return_tensors="pt", **same), expected)
+    for other, message in (
+        ({"padding": "max_length"}, "padded to the longest of their batch: expected padding=True, found 'max_length'"),
+        ({"padding": False}, "padded to the longest of their batch: expected padding=True, found False"),
+        ({"truncation": True}, "songs are read whole.*cut the samples instead of giving truncation=True"),
+        ({"max_length": 16000, "truncation": True}, "songs are read whole.*instead of giving max_length=16000"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            extractor(audio, 16000, **other)
+    with pytest.raises(TypeError, match="return_attention_mask"):
+        extractor(audio, 16000, return_attention_mask=True)
+
+
+def test_songs_as_a_data_set_hands_them_over(extractor):
+    songs = [noise(1.0), noise(2.5, seed=1), noise(0.6, channels=2, seed=2)]
+    expected = extractor(songs, 16000)
+    rows = Dataset.from_list([{"audio": {"array": song.tolist(), "sampling_rate": 16000}} for song in songs[:2]])
+    lists = Dataset.from_dict({"audio": [song.tolist() for song in songs[:2]]})
+    column, column_of_lists = rows["audio"], lists["audio"]
+    assert not isinstance(column, list), "datasets hands over columns of its own"
+    for two in (column, list(column), rows.with_format("numpy")["audio"], rows.with_format("torch")["audio"]):
+        assert_same_features(extractor(two), extractor(songs[:2], 16000))
+    for two in (column_of_lists, lists[:]["audio"], lists.with_format("numpy")["audio"]):
+        assert_same_features(extractor(two, 16000), extractor(songs[:2], 16000))
+    assert_same_features(extractor(rows[1]["audio"]), extractor(songs[1], 16000))
+    assert_same_features(extractor(songs[1].tolist(), 16000), extractor(songs[1], 16000))
+    decoders = [Decoder(torch.from_numpy(song), 16000) for song in songs]
+    assert_same_features(extractor(decoders), expected)
+    assert_same_features(extractor(decoders[2]), extractor(songs[2:], 16000))
+    assert_same_features(extractor([decoder.samples for decoder in decoders]), expected)
+    mixed = [songs[0], {"raw": songs[1], "sampling_rate": 16000}, {"array": songs[2].tolist(), "sampling_rate": 16000}]
+    assert_same_features(extractor(mixed, 16000), expected)
+
+
+def test_the_rate_that_a_song_says_counts(extractor):
+    song = noise(2.0, rate=44100)
+    expected = extractor(song, 44100)
+    for own in ({"array": song, "sampling_rate": 44100}, Decoder(torch.from_numpy(song), 44100)):
+        assert_same_features(extractor(own), expected)
+        assert_same_features(extractor(own, 16000), expected)
+    mixed = extractor([{"array": song, "sampling_rate": 44100}, noise(1.0)], 16000)
+    assert torch.equal(mixed["music_features"][0], expected["music_features"][0])
+
+
+BAD_SETTINGS = {
+    "fbank_std": ([-1, 0, float("nan"), float("inf"), "6.5", None, True, [6.5]], "a number from 1e-06 to 1e"),
+    "fbank_mean": ([float("nan"), -float("inf"), "15", None], "a number from -1e"),
+    "music_mel_bins": ([0, -128, 128.0, 257, 10**9, "128", True, None], "a whole number from 1 to 256"),
+    "speech_mel_bins": ([0, 201, 80.5, 10**9], "a whole number from 1 to 200"),
+    "patch_size": ([0, -16, 10**9, 16.0], "a whole number from 1 to 60000"),
+    "segment_seconds": ([float("nan"), float("inf"), 10**9, "30", None, True], "a multiple of 0.02 up to 600"),
+    "sampling_rate": ([48000, None, "16000", float("nan")], "BEATs and Whisper read 16000 Hz"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SETTINGS)
+def test_bad_settings_are_refused_in_one_line_that_names_them(name, tmp_path):
+    values, expected = BAD_SETTINGS[name]
+    CoLLAPFeatureExtractor(segment_seconds=2).save_pretrained(tmp_path / "alone")
+    tiny_processor().save_pretrained(tmp_path / "with tokenizer")
+    for value in values:
+        with pytest.raises(ValueError, match=name) as error:
+            CoLLAPFeatureExtractor(**{name: value})
+        message = str(error.value)
+        assert expected in message and message.endswith((f", found {value!r}", f"={value}")) and "\n" not in message
+    saved = tmp_path / "alone" / "preprocessor_config.json"
+    nested = tmp_path / "with tokenizer" / "processor_config.json"
+    for kind, file in ((CoLLAPFeatureExtractor, saved), (AutoFeatureExtractor, saved), (AutoProcessor, nested)):
+        with pytest.raises(ValueError, match=f"^{re.escape(str(file))}: .*{name}"):
+            kind.from_pretrained(file.parent, **{name: values[0]})
+    settings = json.loads(nested.read_text())
+    settings["feature_extractor"][name] = values[0]
+    nested.write_text(json.dumps(settings))
+    for kind in (CoLLAPFeatureExtractor, CoLLAPProcessor, AutoProcessor):
+        with pytest.raises(ValueError, match=f"^{re.escape(str(nested))}: .*{name}"):
+            kind.from_pretrained(nested.parent)
 
 
 @pytest.mark.parametrize("seconds", [0, -2, 0.01, 0.03, 2.01, 0.16])

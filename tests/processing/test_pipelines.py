@@ -3,16 +3,17 @@ and in a fresh process without it, from a folder and from the Hub's cache."""
 
 import json
 import shutil
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from elsewhere import run_elsewhere
+from datasets import Audio, Dataset
+from elsewhere import publish, run_elsewhere
 from safetensors.torch import save_file
-from test_remote_code import publish
-from tiny import TEXTS, tiny_model, tiny_processor
+from tiny import TEXTS, Decoder, tiny_model, tiny_processor
 from transformers import AutoTokenizer, pipeline
 
 from collap.models import save_model_folder
@@ -181,6 +182,30 @@ def test_retrieval_ranks_by_the_score_of_the_model(retrieve, files, variant):
     assert [[hit["index"] for hit in hits] for hits in best] == logits.argsort(0, descending=True)[:2].T.tolist()
 
 
+def test_retrieval_takes_columns_rows_and_open_files(retrieve, files):
+    """As `datasets` hands songs over, with and without decoding, and as a web server or a zip archive does."""
+    call, expected = retrieve["gpt2"], model_outputs("gpt2", TEXTS).logits_per_audio
+    named = Dataset.from_dict({"audio": files}).cast_column("audio", Audio(decode=False))
+    contents = [{"bytes": Path(file).read_bytes(), "path": Path(file).name} for file in files]
+    held = Dataset.from_dict({"audio": contents}).cast_column("audio", Audio(decode=False))
+    samples = Dataset.from_list(
+        [{"audio": {"array": waveform.tolist(), "sampling_rate": RATE}} for waveform in waveforms()]
+    )
+    decoders = [Decoder(torch.from_numpy(waveform), RATE) for waveform in waveforms()]
+    columns = [named["audio"], held["audio"], samples["audio"], samples.with_format("numpy")["audio"]]
+    for column in (*columns, decoders, [BytesIO(content["bytes"]) for content in contents], iter(files), tuple(files)):
+        assert_ranked(call(TEXTS, column), expected)
+    for row in (named[2]["audio"], held[2]["audio"], samples[2]["audio"], decoders[2]):
+        assert_ranked(call(TEXTS, row), expected[2:3])
+    with open(files[2], "rb") as file:
+        assert_ranked(call(TEXTS, file), expected[2:3])
+    mixed = [files[0], decoders[1], held[2]["audio"], waveforms()[3].tolist()]
+    assert_ranked(call(TEXTS, mixed, sampling_rate=RATE), expected)
+    batch = np.stack([waveforms()[0], waveforms()[2][: 7 * RATE]])
+    found = call(audio=batch, sampling_rate=RATE)["pooled_audio_embeds"]
+    torch.testing.assert_close(found, call(audio=list(batch), sampling_rate=RATE)["pooled_audio_embeds"])
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_retrieval_returns_embeddings_that_the_model_scores(retrieve, files, variant):
     expected = model_outputs(variant, TEXTS)
@@ -282,7 +307,10 @@ def test_retrieval_refuses_what_it_cannot_embed(retrieve, files, tmp_path):
         ({"text": ["piano", " "]}, r"text\[1\] is empty"),
         ({"audio": []}, "empty list of audios"),
         ({"audio": [song, short]}, r"audio\[1\] is 0.006 s long; expected at least 0.1 s"),
-        ({"audio": [song, {"path": "a.wav"}]}, r"audio\[1\] is a dict of path; expected array .or raw. and sampling_"),
+        ({"audio": [song, {"file": "a.wav"}]}, r"audio\[1\] is a dict of file; expected array .or raw. and sampling_"),
+        ({"audio": [song, {"path": "a.wav", "bytes": None}]}, r"a.wav.*cannot be opened"),
+        ({"audio": [song, {"path": None, "bytes": None}]}, r"audio\[1\] is a dict of path, bytes; expected array"),
+        ({"audio": np.zeros((2, 3, 4000), np.float32)}, r"audio has shape \(2, 3, 4000\); expected"),
         ({"audio": waveforms()}, "sampling_rate is missing"),
         ({"text": TEXTS, "audio": call(audio=song)}, "without audio_embeds, audio_token_mask.*return_tokens=True"),
         ({"text": TEXTS, "audio": library}, "without audio_token_mask.*return_tokens=True"),

@@ -117,13 +117,17 @@ def test_audio_arguments_reach_the_feature_extractor(either):
     assert {tensor.device.type for tensor in moved.values()} == {"meta"}
     with pytest.raises(TypeError, match="sampling_rate"):
         either(audio=AUDIO, sampling_rate=16000, audio_kwargs={"sampling_rate": 24000})
-    with pytest.raises(ValueError, match="expected return_tensors='pt', found 'np'"):
-        either(audio=AUDIO, sampling_rate=16000, audio_kwargs={"return_tensors": "np"})
+    arrays = either(audio=AUDIO, sampling_rate=24000, audio_kwargs={"return_tensors": "np"})
+    assert_same({name: torch.as_tensor(array) for name, array in arrays.items()}, expected)
+    with pytest.raises(ValueError, match="return_tensors must be 'pt', 'np' or None, found 'tf'"):
+        either(audio=AUDIO, sampling_rate=16000, audio_kwargs={"return_tensors": "tf"})
 
 
 def test_unknown_keywords_are_refused(either):
-    for keyword in ("truncation", "max_length", "audios", "texts", "padding"):
-        with pytest.raises(TypeError, match=keyword):
+    for keyword in ("audios", "texts", "pad", "images"):
+        with pytest.raises(
+            TypeError, match=f"unknown argument {keyword}; expected text, audio, text_kwargs, .*padding"
+        ):
             either(text=TEXTS, **{keyword: True})
     with pytest.raises(TypeError, match="text_kwargs has max_lenght; expected only max_length, padding"):
         either(text=TEXTS, text_kwargs={"max_lenght": 5})
@@ -131,9 +135,95 @@ def test_unknown_keywords_are_refused(either):
         either(audio=AUDIO, sampling_rate=16000, audio_kwargs={"rate": 5})
 
 
-def test_other_tensors_are_refused(processor):
-    with pytest.raises(ValueError, match="expected return_tensors='pt', found 'np'"):
-        processor(text=TEXTS, return_tensors="np")
+def test_arguments_as_other_processors_take_them(either):
+    """padding, truncation, max_length and return_tensors beside the inputs, as CLAP's and Whisper's processors."""
+    songs = [AUDIO, AUDIO[:20000]]
+    expected = either(TEXTS, songs, 16000)
+    usual = {"padding": True, "truncation": True, "return_tensors": "pt", "sampling_rate": 16000}
+    assert_same(either(text=TEXTS, audio=songs, **usual), expected)
+    assert_same(either(text=TEXTS, audio=songs, sampling_rate=16000, common_kwargs={"padding": "longest"}), expected)
+    short = either(TEXTS, songs, 16000, text_kwargs={"max_length": 7, "padding": "max_length"})
+    assert short["input_ids"].shape == (2, 7)
+    assert_same(either(TEXTS, songs, 16000, max_length=7, padding="max_length", truncation=True), short)
+    assert_same(either(TEXTS, songs, common_kwargs={"max_length": 7, "sampling_rate": 16000}), short)
+    assert_same(either(TEXTS, songs, 16000, max_length=7, common_kwargs={"max_length": 9, "padding": False}), short)
+    assert_same(either(TEXTS, songs, 16000, max_length=7, text_kwargs={"padding": "max_length"}), short)
+    for alone in ({"padding": True}, {"padding": "longest", "truncation": False}):
+        assert_same(either(audio=songs, sampling_rate=16000, **alone), either(audio=songs, sampling_rate=16000))
+
+
+def test_numpy_arrays_and_lists(either):
+    songs = [AUDIO, AUDIO[:20000]]
+    expected = either(TEXTS, songs, 16000)
+    for found in (
+        either(TEXTS, songs, 16000, return_tensors="np"),
+        either(TEXTS, songs, 16000, common_kwargs={"return_tensors": "np"}),
+    ):
+        assert {type(values) for values in found.values()} == {np.ndarray}
+        assert_same({name: torch.as_tensor(values) for name, values in found.items()}, expected)
+    lists = either(TEXTS, songs, 16000, return_tensors=None)
+    assert lists["input_ids"] == expected["input_ids"].tolist() and isinstance(lists["music_features"], np.ndarray)
+    assert_same({name: torch.as_tensor(values) for name, values in lists.items()}, expected)
+    ragged = either(TEXTS, return_tensors=None, padding=False)
+    assert ragged["input_ids"] == either.tokenizer(TEXTS)["input_ids"]
+    assert either(TEXTS[:1], padding=False)["input_ids"].shape[0] == 1
+    with pytest.raises(
+        ValueError, match=r"^texts of \d+ and of \d+ tokens are no tensor: give padding=True, or [^\n]*$"
+    ):
+        either(TEXTS, padding=False)
+
+
+def test_what_an_argument_cannot_do_is_said(either):
+    for arguments, message in (
+        ({"text": TEXTS, "return_tensors": "tf"}, "return_tensors must be 'pt', 'np' or None, found 'tf'"),
+        ({"text": TEXTS, "truncation": "only_second"}, "truncation must be True or False, found 'only_second'"),
+        ({"text": TEXTS, "padding": True, "text_kwargs": {"padding": "max_length"}}, "padding is given twice, as True"),
+        ({"text": TEXTS, "max_length": 129}, "max_length must be from 1 to the 128 tokens"),
+        ({"audio": AUDIO, "truncation": True}, "songs are read whole.*instead of giving truncation=True"),
+        ({"audio": AUDIO, "max_length": 48000}, "songs are read whole.*instead of giving max_length=48000"),
+        ({"audio": AUDIO, "padding": "max_length"}, "songs are padded to the longest.*found 'max_length'"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            either(**arguments, sampling_rate=16000)
+        assert "\n" not in str(error.value)
+    with pytest.raises(TypeError, match="unknown argument image_size; expected text, audio"):
+        either(TEXTS, common_kwargs={"image_size": 224})
+
+
+def test_truncation_of_long_texts(either, caplog):
+    limit = 128
+    with caplog.at_level(logging.WARNING):
+        cut = either(LONG, truncation=True)
+        whole = either(LONG, truncation=False, return_tensors=None)
+    assert cut["input_ids"].shape == (1, limit) and len(whole["input_ids"][0]) > 5000
+    assert not caplog.messages, "who asks for it need not be told"
+    assert torch.equal(either(LONG)["input_ids"], cut["input_ids"])
+
+
+def test_the_tokenizer_of_the_caller_is_not_changed(variant):
+    tokenizer = tiny_tokenizer(variant)
+    tokenizer.padding_side, tokenizer.model_input_names = "left", ["input_ids", "token_type_ids", "attention_mask"]
+    before = (tokenizer.pad_token, tokenizer.padding_side, tokenizer.model_input_names, tokenizer(LONG).keys())
+    processor = CoLLAPProcessor.from_model_config(tiny_config(variant), tokenizer)
+    processor([LONG, TEXTS[0]], truncation=True)
+    assert before == (tokenizer.pad_token, tokenizer.padding_side, tokenizer.model_input_names, tokenizer(LONG).keys())
+    tokenizer.padding_side = "left"
+    assert processor.tokenizer.padding_side == "right" and processor(TEXTS)["attention_mask"][:, 0].all()
+
+
+def test_a_batch_of_songs_and_the_channels_of_one(either):
+    """np.stack([a, b]) are two songs, as for CLAP; channels stand in a list."""
+    songs = np.stack([AUDIO, AUDIO[::-1], AUDIO / 2, AUDIO / 4])
+    assert_same(either(audio=songs, sampling_rate=16000), either(audio=list(songs), sampling_rate=16000))
+    one = either(audio=[songs], sampling_rate=16000)
+    assert_same(one, either(audio=songs.mean(0), sampling_rate=16000))
+    with pytest.raises(
+        ValueError, match=r"shape \(40000, 4\); expected \(channels, samples\): transpose it, .*\[audio.T\]"
+    ):
+        either(audio=songs.T, sampling_rate=16000)
+    rows = [{"array": song.tolist(), "sampling_rate": 16000} for song in songs]
+    assert_same(either(audio=rows), either(audio=songs, sampling_rate=16000))
+    assert_same(either(audio=AUDIO.tolist(), sampling_rate=16000), either(audio=AUDIO, sampling_rate=16000))
 
 
 def test_device_argument_moves_every_output(processor):

@@ -2,15 +2,17 @@
 
 import json
 import re
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from datasets import Audio, Dataset
+from elsewhere import publish
 from sentence_transformers import SentenceTransformer
 from test_pipelines import RATE, VARIANTS, model_outputs, run_fresh, save_published, waveforms, write_files
-from test_remote_code import publish
-from tiny import TEXTS, tiny_model
+from tiny import TEXTS, Decoder, tiny_model
 from torch.nn import functional as F
 
 from modeling_collap import mean_pooled_scores
@@ -76,15 +78,6 @@ def test_cosines_are_those_of_the_mean_pooled_score(models, files, variant):
 
 
 def test_every_form_of_audio_is_the_same_song(models, files, tmp_path):
-    class Decoder:
-        """As torchcodec's AudioDecoder, which `datasets` returns."""
-
-        def __init__(self, waveform):
-            self.data, self.sample_rate = torch.from_numpy(waveform).repeat(2, 1), RATE
-
-        def get_all_samples(self):
-            return self
-
     model, expected = models["gpt2"], models["gpt2"].encode(files)
     other_name = tmp_path / "song.m4a"  # not an ending that sentence-transformers takes for audio
     other_name.write_bytes(Path(files[1]).read_bytes())
@@ -96,7 +89,19 @@ def test_every_form_of_audio_is_the_same_song(models, files, tmp_path):
         ([{"audio": file} for file in files], {}),
         (waveforms(), rate),
         ([torch.from_numpy(waveform) for waveform in waveforms()], rate),
-        ([{"audio": Decoder(waveform)} for waveform in waveforms()], {}),
+        ([{"audio": Decoder(torch.from_numpy(waveform).repeat(2, 1), RATE)} for waveform in waveforms()], {}),
+        ([Decoder(torch.from_numpy(waveform), RATE) for waveform in waveforms()], {}),
+        ([{"array": waveform.tolist(), "sampling_rate": RATE} for waveform in waveforms()], {}),
+        ([waveform.tolist() for waveform in waveforms()], rate),
+        (
+            Dataset.from_list([{"audio": {"array": one["array"].tolist(), "sampling_rate": RATE}} for one in dicts])[
+                "audio"
+            ],
+            {},
+        ),
+        (Dataset.from_dict({"audio": files}).cast_column("audio", Audio(decode=False))["audio"], {}),
+        ([{"bytes": Path(file).read_bytes(), "path": None} for file in files], {}),
+        ([{"audio": BytesIO(Path(file).read_bytes())} for file in files], {}),
         ([dicts[0], {"audio": str(other_name)}, dicts[2], files[3]], {}),
     ]
     for songs, arguments in forms:
@@ -132,6 +137,65 @@ def test_moments_and_settings_of_the_model(models, files):
         torch.testing.assert_close(found, embeds[mask], atol=1e-4, rtol=0)
     long = " ".join(300 * ["piano"])
     np.testing.assert_allclose(model.encode(long), model.encode(long + " piano"), atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_token_embeddings_of_texts_are_the_tower_s_hidden_states_in_the_shared_space(models, variant):
+    """One unit vector for every token, without padding; that which the tower pools is the vector of the text."""
+    model, texts = models[variant], [*TEXTS, "a"]
+    found = model.encode(texts, output_value="token_embeddings")
+    pooled = model.encode(texts, convert_to_tensor=True)
+    place = {"gpt2": -1, "roberta": 0}[variant]
+    for text, tokens, vector in zip(texts, found, pooled, strict=True):
+        assert tokens.shape == (len(model.tokenizer(text)["input_ids"]), 32)
+        torch.testing.assert_close(tokens.norm(dim=-1), torch.ones(len(tokens)))
+        torch.testing.assert_close(tokens[place], vector, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        tower, inputs = model[0].model.text_tower, model.tokenizer(texts[0], return_tensors="pt")
+        expected = F.normalize(tower.projection(tower.encoder(**inputs).last_hidden_state[0]), dim=-1)
+    torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=0)
+
+
+def test_texts_are_cut_at_max_seq_length(published, tmp_path):
+    model = SentenceTransformer(published["gpt2"], trust_remote_code=True, device="cpu")
+    assert model.max_seq_length == model.get_max_seq_length() == 128
+    long = TEXTS[0] + " piano" * 9
+    ids = model.tokenizer(long)["input_ids"]
+    whole = model.encode(long)
+    model.max_seq_length = 5
+    np.testing.assert_allclose(model.encode(long), model.encode(model.tokenizer.decode(ids[:5])), atol=1e-6)
+    assert np.abs(model.encode(long) - whole).max() > 1e-3
+    assert model.encode([long], output_value="token_embeddings")[0].shape[0] == 5
+    model.save_pretrained(str(tmp_path))
+    again = SentenceTransformer(str(tmp_path), trust_remote_code=True, device="cpu")
+    assert again.max_seq_length == 5
+    np.testing.assert_array_equal(again.encode(long), model.encode(long))
+    model.max_seq_length = None  # all that the tower reads
+    assert model.max_seq_length == 128
+    np.testing.assert_array_equal(model.encode(long), whole)
+    for length in (0, -1, 129):
+        with pytest.raises(ValueError, match=f"max_seq_length must be from 1 to the 128 tokens of .*, found {length}"):
+            model.max_seq_length = length
+
+
+def test_arguments_of_the_processor_for_one_call(models):
+    model, long = models["gpt2"], TEXTS[0] + " piano" * 9
+    short = model.tokenizer.decode(model.tokenizer(long)["input_ids"][:4])
+    found = model.encode(long, processing_kwargs={"text": {"max_length": 4, "truncation": True}})
+    np.testing.assert_allclose(found, model.encode(short), atol=1e-6)
+    with pytest.raises(TypeError, match="text_kwargs has max_tokens; expected only max_length"):
+        model.encode(long, processing_kwargs={"text": {"max_tokens": 4}})
+    assert model.max_seq_length == 128
+
+
+def test_what_a_folder_says_of_its_modalities(published, models, tmp_path):
+    """mteb reads there that audio is embedded, too; the same stands in what is published and in what is saved again."""
+    models["gpt2"].save_pretrained(str(tmp_path))
+    contents = [(Path(folder) / "sentence_bert_config.json").read_text() for folder in (published["gpt2"], tmp_path)]
+    published_config, saved_config = map(json.loads, contents)
+    assert published_config == saved_config and list(saved_config["modality_config"]) == ["text", "audio"]
+    for settings in saved_config["modality_config"].values():
+        assert callable(getattr(models["gpt2"][0].model, settings["method"]))
 
 
 def test_training_reaches_both_towers(published):

@@ -295,16 +295,6 @@ def test_a_batch_smaller_than_the_processes_is_refused(corpus, backbones, tmp_pa
     assert "batch_size 3 cannot be split evenly over 2 processes" in done.stderr
 
 
-def test_a_model_of_a_newer_version_is_refused(model_folder, corpus, backbones, tmp_path):
-    shutil.copytree(model_folder, tmp_path / "newer")
-    config = json.loads((tmp_path / "newer" / "config.json").read_text())
-    (tmp_path / "newer" / "config.json").write_text(json.dumps({**config, "config_version": 99}))
-    overrides = {"model": str(tmp_path / "newer"), "model_config": {}}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings(corpus, backbones, **overrides)))
-    with pytest.raises(ValueError, match="version 99.*reads versions up to 1"):
-        main([str(tmp_path / "config.yaml"), "--output_dir", str(tmp_path / "run")])
-
-
 def test_yaml_files_and_the_command_line_override_in_order(tmp_path):
     (tmp_path / "a.yaml").write_text("dataset: songs\nmusic: beats\nepochs: 3\nlearning_rate: 1.0e-3\n")
     (tmp_path / "b.yaml").write_text("epochs: 4\nmodel_config: {projection_dim: 64}\n")

@@ -28,3 +28,10 @@ def find_entry(request: Request) -> tuple[Entry, Request]:
         if entry.holds(request):
             return entry, request
     raise FileNotFoundError(f"{place}: expected {named[0].layout}")
+
+
+def all_splits(request: Request) -> list[str]:
+    """Return the names of the splits of a data set; a folder may have some as shards and others as files."""
+    entry, request = find_entry(request)
+    kinds = (folder.ENTRY, shards.ENTRY) if entry in (folder.ENTRY, shards.ENTRY) else (entry,)
+    return list(dict.fromkeys(name for kind in kinds for name in kind.splits(request)))

@@ -9,7 +9,7 @@ import datasets
 
 @dataclass(frozen=True)
 class Request:
-    """One split of a data set, as a user names it.
+    """Name one split of a data set, as a user does.
 
     Attributes:
         source: path or Hub id.
@@ -19,29 +19,32 @@ class Request:
     """
 
     source: str
-    split: str
+    split: str = "train"
     audio_column: str = "audio"
     config_name: str | None = None
     revision: str | None = None
 
     @property
     def path(self) -> Path:
+        """Return the source as a path."""
         return Path(self.source)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One kind of data set.
+    """Describe one kind of data set.
 
     Attributes:
         name: what it is called, also in `--dataset NAME:PLACE`.
         layout: what it looks like, in a few words for a message.
         holds: tells whether what the user named is of this kind.
-        open_split: opens the split; its audio column holds bytes or whole paths. Raises a ValueError or
-            FileNotFoundError of one line.
+        splits: returns the names of its splits.
+        open_split: opens one of them; its audio column holds bytes, or whole paths of files inside of its folder.
+            Both raise a ValueError or FileNotFoundError of one line.
     """
 
     name: str
     layout: str
     holds: Callable[[Request], bool]
+    splits: Callable[[Request], list[str]]
     open_split: Callable[[Request], datasets.Dataset]

@@ -1,31 +1,60 @@
 """Open a folder that `save_to_disk` wrote."""
 
-import datasets
+import json
+from pathlib import Path
 
-from collap.data.tables import split_name
+import datasets
+import pyarrow as pa
+
+from collap.data.places import Place
+from collap.data.tables import settle_dataset, take_split
 
 from .entry import Entry, Request
 
+DICTIONARY, STATE = "dataset_dict.json", "state.json"
+
 
 def _is_saved(request: Request) -> bool:
-    return any((request.path / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    return any((request.path / name).is_file() for name in (DICTIONARY, STATE))
+
+
+def _splits(request: Request) -> list[str]:
+    if not (request.path / DICTIONARY).is_file():
+        return ["train"]
+    try:
+        return [_plain_name(name) for name in json.loads((request.path / DICTIONARY).read_text("utf-8"))["splits"]]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise _damaged(request.path, error) from error
 
 
 def _open_saved(request: Request) -> datasets.Dataset:
-    path, split = request.path, request.split
-    try:
-        loaded = datasets.load_from_disk(str(path))
-    except (ValueError, KeyError, OSError) as error:
-        raise ValueError(f"{path}: not a whole folder of save_to_disk ({error}); save it again") from error
-    if isinstance(loaded, datasets.Dataset):
-        loaded = datasets.DatasetDict({"train": loaded})
-    if split_name(split) not in loaded:
-        raise ValueError(f"{path}: no split {split_name(split)!r}; the splits are {sorted(loaded)}")
-    try:
-        parts = datasets.ReadInstruction.from_spec(split).to_absolute({name: len(loaded[name]) for name in loaded})
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return datasets.concatenate_datasets([loaded[part.splitname].select(range(part.from_, part.to)) for part in parts])
+    parts = {}
+    for name in _splits(request):
+        folder = request.path / name if (request.path / DICTIONARY).is_file() else request.path
+        parts[name] = settle_dataset(_read_saved(folder), request.audio_column, Place(folder), folder)
+    return take_split(parts, request.split, request.path)
 
 
-ENTRY = Entry("saved", "a folder written by save_to_disk", _is_saved, _open_saved)
+def _read_saved(folder: Path) -> datasets.Dataset:
+    """Map the files of one split. (`load_from_disk` takes names with `::` for addresses, and files from anywhere.)"""
+    try:
+        names = [
+            _plain_name(entry["filename"]) for entry in json.loads((folder / STATE).read_text("utf-8"))["_data_files"]
+        ]
+        return datasets.concatenate_datasets([datasets.Dataset.from_file(str(folder / name)) for name in names])
+    except (ValueError, KeyError, TypeError, OSError, pa.ArrowException) as error:
+        raise _damaged(folder, error) from error
+
+
+def _plain_name(name: str) -> str:
+    if not isinstance(name, str) or Path(name).name != name:
+        raise ValueError(f"{name!r} lies outside of it")
+    return name
+
+
+def _damaged(folder: Path, error: Exception) -> ValueError:
+    what = " ".join(str(error).split())[:300]
+    return ValueError(f"{folder}: not a whole folder of save_to_disk ({what}); save it again")
+
+
+ENTRY = Entry("saved", "a folder written by save_to_disk", _is_saved, _splits, _open_saved)

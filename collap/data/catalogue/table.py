@@ -2,13 +2,9 @@
 
 import datasets
 
-from collap.data.tables import read_table, split_name
+from collap.data.tables import read_table, split_name, take_split
 
 from .entry import Entry, Request
-
-
-def _is_file(request: Request) -> bool:
-    return request.path.is_file()
 
 
 def _open_file(request: Request) -> datasets.Dataset:
@@ -16,7 +12,8 @@ def _open_file(request: Request) -> datasets.Dataset:
         raise ValueError(
             f"{request.path}: no split {request.split!r}; a single table is the split 'train' (or 'train[:100]', ...)"
         )
-    return read_table([request.path], request.split, request.audio_column)
+    return take_split({"train": read_table([request.path], request.audio_column)}, request.split, request.path)
 
 
-ENTRY = Entry("table", "a .csv, .tsv, .json, .jsonl or .parquet file", _is_file, _open_file)
+LAYOUT = "a .csv, .tsv, .json, .jsonl or .parquet file"
+ENTRY = Entry("table", LAYOUT, lambda request: request.path.is_file(), lambda request: ["train"], _open_file)
