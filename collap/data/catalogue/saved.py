@@ -6,8 +6,9 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 
+from collap.data.audio_column import settle_dataset
 from collap.data.places import Place
-from collap.data.tables import settle_dataset, take_split
+from collap.data.tables import take_split
 
 from .entry import Entry, Request
 
