@@ -70,12 +70,26 @@ class ParquetShards:
 
     def _settled(self, shard: pq.ParquetFile, group: int, file: Path, row: int, first: int) -> Iterator[pa.RecordBatch]:
         """Give the rows of a row group, the first of which is `row`, from `first` on."""
-        for batch in shard.iter_batches(ROWS_READ, row_groups=[group], columns=self.raw_schema.names):
+        for batch in _whole_batches(shard, group, self.raw_schema.names, file):
             table = _plain(pa.Table.from_batches([batch])).cast(self.raw_schema).slice(max(first - row, 0))
             if len(table):
                 table = settle_table(table, self.place, self.audio_column, file, max(first, row))
                 yield from table.cast(self.features.arrow_schema).to_batches()
             row += len(batch)
+
+
+def _whole_batches(shard: pq.ParquetFile, group: int, columns: list[str], file: Path) -> Iterator[pa.RecordBatch]:
+    """Read a row group; a ValueError names the file if it is damaged there."""
+    batches = shard.iter_batches(ROWS_READ, row_groups=[group], columns=columns)
+    while True:
+        try:
+            batch = next(batches, None)
+            if batch is None:
+                return
+            batch.validate(full=True)  # such as that texts are UTF-8
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{file}: is damaged in row group {group} ({flat(error)})") from error
+        yield batch
 
 
 def _open_parquet(file: Path) -> pq.ParquetFile:

@@ -54,6 +54,9 @@ class HubRows:
         self.columns, self.source = columns, source
         self.stream = stream.select_columns(columns).with_format("arrow")
         self.num_shards = stream.num_shards
+        settle_table(
+            stream.features.arrow_schema.empty_table(), _Nowhere(), columns[0], source
+        )  # says what is no audio
 
     def tables(self, shard: int, first: int) -> Iterator[pa.Table]:
         """Give the rows of a shard from row `first` on.

@@ -23,12 +23,24 @@ def open_dataset(
 ) -> datasets.Dataset:
     """Open one split of a data set, its audio not decoded.
 
+    A cell of a .csv or .tsv is text as it stands there: `007`, `NA` and `null` are texts, the delimiter is a comma, tab,
+    semicolon or vertical bar, and each row has as many fields as the header, or is named. JSON keeps its types; numbers
+    beside texts become texts. The encoding is UTF-8, or what a byte order mark says; half a character in JSON becomes
+    U+FFFD, with a warning. A text that is itself a list of texts, `['a', 'b']`, is that list when it is used
+    (`row_texts`), and one of spaces and characters without width is none.
+
+    Audio is bytes, paths, or arrays with a sampling rate. Names of files and folders are literal. A path lies in the
+    folder of its table and may not lead out of it, but a link there may, which its owner made. A name is found in
+    another Unicode form, not in other upper and lower case. What was read is kept in the cache of `datasets` by its
+    content.
+
     Args:
         source: one of
             - a folder in the layout of datasets' audiofolder: `metadata.jsonl`, `.csv` or `.parquet` beside the audio,
-              its column `file_name` holding the paths; one sub-folder for each split, or a flat folder for `train`;
+              its column `file_name` holding the paths; one sub-folder for each split, or a flat folder for `train`. One
+              metadata file above sub-folders called `train`, `test`, ... gives each split the rows of its folder;
             - a folder of parquet shards, audio as bytes or as paths in the folder of the shard:
-              `train-00000-of-00008.parquet`, `data/train-*.parquet` or `train/*.parquet`;
+              `train-00000-of-00008.parquet`, `data/train-*.parquet` or `train/*.parquet`; all of one set, and no others;
             - a folder written by `save_to_disk`;
             - a .csv, .tsv, .json, .jsonl or .parquet file, its audio column holding bytes or paths in its folder; it is
               the split `train`;
@@ -50,13 +62,7 @@ def open_dataset(
         raise ValueError(f"{source}: the split {split!r} is empty")
     for column in filter(None, (audio_column, text_column)):
         check_column(dataset, column, source)
-    try:
-        return dataset.cast_column(audio_column, datasets.Audio(decode=False))
-    except (NotImplementedError, TypeError, ValueError) as error:  # pyarrow's casts raise all three
-        found = dataset.features[audio_column]
-        raise ValueError(
-            f"{source}: the column {audio_column!r} holds {found}; expected audio: bytes or paths"
-        ) from error
+    return dataset.cast_column(audio_column, datasets.Audio(decode=False))
 
 
 def open_stream(

@@ -46,7 +46,7 @@ def read_text_table(path: Path, audio_names: tuple[str, ...], is_audio: Callable
     else:
         columns = DelimitedText(path, text, audio_names, is_audio).read()
     if not columns or not next(iter(columns.values())):
-        raise ValueError(f"{path}: has no rows" + (f", only the header {', '.join(columns)}" if columns else ""))
+        raise ValueError(f"{path}: has no rows" + (f", only the header {list(columns)!r}"[:500] if columns else ""))
     return columns
 
 

@@ -42,7 +42,9 @@ def _read_saved(folder: Path) -> datasets.Dataset:
         names = [
             _plain_name(entry["filename"]) for entry in json.loads((folder / STATE).read_text("utf-8"))["_data_files"]
         ]
-        return datasets.concatenate_datasets([datasets.Dataset.from_file(str(folder / name)) for name in names])
+        rows = datasets.concatenate_datasets([datasets.Dataset.from_file(str(folder / name)) for name in names])
+        rows.data.validate(full=True)
+        return rows
     except (ValueError, KeyError, TypeError, OSError, pa.ArrowException) as error:
         raise _damaged(folder, error) from error
 
