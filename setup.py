@@ -25,15 +25,16 @@ setup(
         "jinja2>=3",
         "numpy>=1.26",
         "av>=14",
+        "soundfile>=0.13",
         "pyyaml>=6",
     ],
     extras_require={
         "train": [
             "accelerate>=1.10",
             "datasets>=5",
+            "evaluate>=0.4.6",
             "matplotlib>=3.8",
             "peft>=0.21",
-            "soundfile>=0.13",
             "tensorboard>=2.16",
             "tqdm>=4.66",
         ],
@@ -41,7 +42,6 @@ setup(
         "sentence-transformers": ["sentence-transformers>=6.2"],
         "int8": ["torchao>=0.18"],
         "test": [
-            "evaluate>=0.4.6",
             "mteb>=2.26",
             "pytest>=8",
             "pytest-xdist>=3.6",
