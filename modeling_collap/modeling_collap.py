@@ -24,13 +24,7 @@ from .configuration_collap import CoLLAPConfig, check_settings, max_segment_seco
 from .loading_collap import StrictLoading, load_speech_encoder, load_whole, without_pooler
 from .loss_collap import contrastive_loss, gather_rows
 from .modeling_beats import BeatsModel
-from .scoring_collap import (
-    attended_scores,
-    attention_pooled_scores,
-    frame_token_mask,
-    token_scores,
-    unfold_frames,
-)
+from .scoring_collap import attention_pooled_scores, moment_scores
 from .structure_collap import StructureLayers, token_start_seconds
 from .towers_collap import AudioTower, SpeechEncoder, TextTower
 
@@ -132,7 +126,7 @@ def score_embeddings(
     Args:
         score_parameters: of a model, with its configuration.
         text_embeds, audio_embeds, audio_token_mask: as returned by the two `get_*_features`.
-        chunk_size: texts scored at a time, to bound memory.
+        chunk_size: texts scored at a time; None for as many as [`texts_at_a_time`] says.
         flat_attention: an infinite temperature, to compare with: every moment counts alike.
 
     Returns:
@@ -341,18 +335,16 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
             [`CoLLAPLocalization`]: per frame the terms that the kernel-wise attention sums.
         """
         kernel_size, stride, device = self.config.kernel_size, self.config.stride, audio_embeds.device
-        mask = frame_token_mask(audio_token_mask.to(device).bool(), kernel_size, stride)  # (A, W, H)
-        with torch.autocast(device.type, enabled=False):
-            cosines = token_scores(text_embeds.to(device).float(), audio_embeds.float())  # (A, B, T)
-        frames = unfold_frames(cosines, kernel_size, stride)  # (A, B, W, H)
+        embeds = text_embeds.to(device).float(), audio_embeds.float(), audio_token_mask.to(device)
         _, _, temperature = self.score_parameters()
-        scores = attended_scores(frames, mask.unsqueeze(1), temperature.to(device), dim=-1)  # (A, B, W)
-        first = torch.arange(mask.shape[1], device=mask.device) * stride  # (W,)
-        starts = self.token_start_seconds(max(audio_embeds.shape[1], kernel_size), mask.device)  # (T,)
+        with torch.autocast(device.type, enabled=False):
+            scores, frame_mask = moment_scores(
+                *embeds, kernel_size, stride, temperature.to(device)
+            )  # (A, B, W), (A, W)
+        first = torch.arange(frame_mask.shape[1], device=device) * stride  # (W,)
+        starts = self.token_start_seconds(max(audio_embeds.shape[1], kernel_size), device)  # (T,)
         ends = starts[first + kernel_size - 1] + self.config.token_seconds
-        return CoLLAPLocalization(
-            scores=scores, frame_mask=mask.any(-1), frame_seconds=torch.stack([starts[first], ends], dim=-1)
-        )
+        return CoLLAPLocalization(scores, frame_mask, torch.stack([starts[first], ends], dim=-1))
 
     def token_start_seconds(self, num_tokens: int, device: torch.device | None = None) -> torch.Tensor:
         """Return when the fused tokens of an audio start, in seconds, (T,)."""
@@ -390,7 +382,7 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
             gather_negatives: whether audios and texts of all processes are contrasted. Each process scores its own
                 audios with all texts, and the loss is that of the whole batch; only text embeddings and scores travel.
             false_negatives: (A, B) bool over the audios and texts of the loss, see [`contrastive_loss`].
-            text_chunk_size: texts scored at a time, to bound memory; None for all.
+            text_chunk_size: texts scored at a time; None for as many as [`texts_at_a_time`] says.
             **kwargs: of transformers' clients. `return_dict=False` for a tuple; `output_hidden_states` and
                 `output_attentions` for those of the text encoder (those of the audio encoders, for hundreds of
                 segments, are returned by `audio_tower.music` and `audio_tower.speech`). What is None or False, and

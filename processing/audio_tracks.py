@@ -47,7 +47,7 @@ DECLARED_BYTES = re.compile(
 )
 DECLARED_SAMPLES = re.compile(r"frame count (?P<found>\d+) does not match value from 'ds64' chunk of (?P<declared>\d+)")
 # FFmpeg's formats whose header counts samples or time; of others it estimates a duration.
-COUNTED_FORMATS = {"aiff", "ape", "asf", "au", "avi", "caf", "flac", "matroska", "mov", "tta", "w64", "wav", "wv"}
+COUNTED_FORMATS = {"aiff", "ape", "asf", "au", "avi", "caf", "flac", "matroska", "mov", "tta", "w64", "wv"}
 
 # Each of their frames has a header: where the last one is whole, a larger total is wrong and the file is not cut.
 FRAMED_FORMATS = {"mp3", "flac"}
@@ -63,7 +63,7 @@ MIN_JUMP_SECONDS = 0.05
 CHUNK_SAMPLES = 16384
 # More than an encoder's padding at the end of a file (mp3: 4095, aac: 2048).
 MAX_PADDING = 8192
-MAX_OGG_PAGE = 65307
+MAX_OGG_PAGE, MAX_TAG = 65307, 2048
 INTEGER_FULL_SCALE = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31}
 
 # What reading damaged files raises; LibsndfileError is a RuntimeError, UnicodeError a ValueError.
@@ -120,7 +120,7 @@ def check_plausible(rate: int, channels: int) -> None:
 class SndfileTrack:
     """A file as libsndfile reads it: rate R, `num_samples` N, and as [`FfmpegTrack`] what is missing of it."""
 
-    lost, is_cut, stop_reason = 0, True, ""
+    format, lost, is_cut, stop_reason = "", 0, False, ""
 
     def __init__(self, file: File, may_skip: bool) -> None:
         try:
@@ -203,7 +203,7 @@ class FfmpegTrack:
         self.can_skip, self.skip_to = may_skip and (self.format, self.codec) in SKIPPABLE, -1
         self.position = self.lost = self.lead = self.padding = self.num_samples = self.passed_bytes = 0
         self.origin = self.end = None
-        self.first_byte, self.declared, self.is_cut, self.stop_reason, self.converters = None, None, False, "", {}
+        self.first_packet, self.declared, self.is_cut, self.stop_reason, self.converters = None, None, False, "", {}
         self.packets, self.decoded = self._packets(), self._decoded()
         self.first = next(self.decoded, None)
         if self.first is None:
@@ -232,8 +232,8 @@ class FfmpegTrack:
         try:
             for packet in self.container.demux(self.stream):
                 if packet.size:
-                    if last is None or packet.pos != page:
-                        self.first_byte = packet.pos if last is None else self.first_byte
+                    self.first_packet = self.first_packet or packet
+                    if packet.pos != page:
                         self.passed_bytes = (packet.pos or 0) - (page or 0) - page_bytes if last is not None else 0
                         page, page_bytes = packet.pos, 0
                     last, page_bytes = packet, page_bytes + packet.size
@@ -247,13 +247,22 @@ class FfmpegTrack:
             byte = last.pos if last is not None and last.pos else 0
             self.is_cut, self.stop_reason = True, f"; FFmpeg stops at byte {byte} of {self.file.size}: {error}"
             self.declared = max(self.declared or 0, self.position * self.file.size // max(byte, 1))
-        if self.format == "mp3" and last is not None:
+        if last is not None:
+            self._look_at_end(last)
+
+    def _look_at_end(self, last: av.Packet) -> None:
+        """Set what FFmpeg does not tell at the end of a file: whether it is cut."""
+        if self.format == "mp3":
             # Part of a frame is decoded as if it were one; FFmpeg's parser hands out whole ones.
             self.is_cut = not av.CodecContext.create("mp3", "r").parse(bytes(last))
-        if self.format == "ogg":
+        elif self.format == "ogg":
             self.file.seek(max(self.file.size - MAX_OGG_PAGE, 0))
             tail = self.file.read(MAX_OGG_PAGE)
             self.is_cut = not tail[tail.rfind(b"OggS") :][5:6] >= b"\x04"  # the flag of a stream's last page
+        elif self.format == "wav":
+            header, num_read = self._before_sound()[-8:], last.pos + last.size - self.first_packet.pos
+            size = int.from_bytes(header[4:], "little") if header[:4] == b"data" else 0
+            self.declared = self.position * size // max(num_read, 1) if 0 < size < UNKNOWN_SIZE else None
 
     def _missing_before(self, packet: av.Packet, position: int) -> int:
         """Return the samples between `position` and a packet, by timestamps, if FFmpeg passed over the bytes for them:
@@ -313,31 +322,30 @@ class FfmpegTrack:
         return self.converters.setdefault((kind.name, channels, frame.sample_rate), converter).resample(frame)
 
     def _declared(self) -> int | None:
-        if self.format == "mp3":
-            return self._xing_samples()
+        if self.format == "mp3":  # FFmpeg keeps to itself what a file declares but does not have
+            before = self._before_sound()
+            tag = before[max(before.rfind(b"Xing"), before.rfind(b"Info"), 0) :][:12]
+            if tag[:4] not in (b"Xing", b"Info") or len(tag) < 12 or not tag[7] & 1:
+                return None
+            return int.from_bytes(tag[8:], "big") * self._samples(self.first_packet.duration) - self.lead
         if self.format not in COUNTED_FORMATS or not self._counted_seconds():
             return None
         if self.stream.duration is None and len(self.container.streams) > 1:  # the picture may be longer
             return None
-        is_unknown = self._counted_seconds() * (self.stream.codec_context.bit_rate or 0) / 8 >= UNKNOWN_SIZE
-        return None if self.format == "wav" and is_unknown else round(self._counted_seconds() * self.rate)
+        return round(self._counted_seconds() * self.rate)
 
     def _counted_seconds(self) -> float:
         if self.stream.duration:
             return float(self.stream.duration * self.stream.time_base)
         return (self.container.duration or 0) / av.time_base
 
-    def _xing_samples(self) -> int | None:
-        """Return N by the Xing or Info tag before the first frame: of a cut file FFmpeg does not tell that figure."""
-        here, start = self.file.tell(), max((self.first_byte or 0) - 2048, 0)
-        self.file.seek(start)
-        tag = self.file.read((self.first_byte or 0) - start)
+    def _before_sound(self) -> bytes:
+        """Return the bytes before the first packet: the header of a wav's chunk, or a frame with a tag in an mp3."""
+        here, first = self.file.tell(), self.first_packet.pos or 0
+        self.file.seek(max(first - MAX_TAG, 0))
+        before = self.file.read(min(first, MAX_TAG))
         self.file.seek(here)
-        place = max(tag.rfind(b"Xing"), tag.rfind(b"Info"))
-        if place < 0 or not tag[place + 7 : place + 8] or not tag[place + 7] & 1:
-            return None
-        count = sum(frame.samples for frame in self.first[1])
-        return int.from_bytes(tag[place + 8 : place + 12], "big") * count - self.lead
+        return before
 
     def header_seconds(self) -> float:
         """Return the length by the header if that counts it, else by the packets, all of which are read for it."""

@@ -1,15 +1,21 @@
 """Bring a column of audio into one form: the bytes of files, or whole paths inside the data set's folder."""
 
 import io
+from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .arrow_cache import map_once
 from .places import Place
 
 # A binary column of more than 2 GB does not fit into one array of Arrow's plain `binary`; batches are smaller.
 AUDIO_TYPE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+PATH_COLUMN = "file_name"  # what datasets' audiofolder calls the column of paths
+READER_VERSION = 1  # to be raised with every change of what is made of the same rows of a parquet or Arrow file
+ROWS_READ = 16  # rows, with the bytes of their audio, held at a time
 MAX_CHANNELS = 64  # an array with more rows than this is one of samples with a row for each
 
 
@@ -38,14 +44,61 @@ def settle_audio(audio: pa.Array, column: str, place: Place | None, first_row: i
     names = {field.name for field in kind} if pa.types.is_struct(kind) else set()
     if {"array", "sampling_rate"} <= names:
         return _of_fields(pa.array(_wav_files(audio, first_row), pa.binary()), None)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if _is_list(kind) and (_is_list(kind.value_type) or pa.types.is_primitive(kind.value_type)):
         raise ValueError(
-            f"the column {column!r} holds {kind}: lists without a sampling rate; expected audio: bytes, paths, or "
+            f"the column {column!r} holds {kind}: samples without a sampling rate; expected audio: bytes, paths, or "
             "{'array', 'sampling_rate'}"
         )
     if not names & {"bytes", "path"}:
         raise ValueError(f"the column {column!r} holds {kind}; expected audio: bytes or paths")
     return _settle_files(audio, column, place, first_row)
+
+
+def settle_table(table: pa.Table, place: Place, audio_column: str, source: Path, first_row: int = 0) -> pa.Table:
+    """Name the audio column, and settle its entries; a table without one stays as it is."""
+    if PATH_COLUMN in table.column_names and audio_column not in table.column_names:
+        table = table.rename_columns([audio_column if name == PATH_COLUMN else name for name in table.column_names])
+    if audio_column not in table.column_names:
+        return table
+    index = table.column_names.index(audio_column)
+    column = table.column(index)
+    column = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    try:
+        settled = settle_audio(column, audio_column, place, first_row)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    return table.set_column(index, pa.field(audio_column, AUDIO_TYPE), settled)
+
+
+def settle_dataset(dataset: datasets.Dataset, audio_column: str, place: Place, source: str | Path) -> datasets.Dataset:
+    """Settle the audio of rows that `datasets` itself has read; nothing is written where all of it is bytes.
+
+    Raises:
+        ValueError: as [`settle_audio`].
+    """
+    if audio_column not in dataset.column_names:
+        return dataset
+    if isinstance(dataset.features[audio_column], datasets.Audio):
+        dataset = dataset.cast_column(audio_column, datasets.Audio(decode=False))
+        column = dataset.data.column(audio_column)
+        alone = pc.and_(pc.is_null(pc.struct_field(column, "bytes")), pc.is_valid(pc.struct_field(column, "path")))
+        if not pc.any(alone).as_py():
+            return dataset
+    settled = map_once(
+        dataset.with_format("arrow"),
+        _settle_rows,
+        fn_kwargs={"place": place, "audio_column": audio_column, "source": str(source), "version": READER_VERSION},
+        with_indices=True,
+        batched=True,
+        batch_size=ROWS_READ,
+        features=datasets.Features({**dataset.features, audio_column: datasets.Audio(decode=False)}),
+    )
+    return settled.with_format(None)
+
+
+def _settle_rows(table: pa.Table, rows: list[int], place: Place, audio_column: str, source: str, version: int):
+    """Settle some rows; `version` is there for the name of what is kept."""
+    return settle_table(table, place, audio_column, source, rows[0])
 
 
 def _settle_files(audio: pa.StructArray, column: str, place: Place | None, first_row: int) -> pa.StructArray:
@@ -68,6 +121,10 @@ def _settle_files(audio: pa.StructArray, column: str, place: Place | None, first
 def is_text(kind: pa.DataType) -> bool:
     """Tell whether a column of this type holds texts."""
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

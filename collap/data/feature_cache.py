@@ -12,6 +12,7 @@ from safetensors.torch import save as save_tensors
 from processing.decode_audio import AudioFileError, load_audio
 from processing.embed_audio import check_samples
 
+from .arrow_cache import map_once
 from .rows import audio_source
 
 CACHED_COLUMN = "collap_features"
@@ -36,7 +37,8 @@ def cache_features(
         "stamp": (FEATURES_VERSION, audio_files_digest(dataset, audio_column)),
     }
     threads = torch.get_num_threads()
-    features = dataset.select_columns(audio_column).map(
+    features = map_once(
+        dataset.select_columns(audio_column),
         _compute_features,
         fn_kwargs=arguments,
         remove_columns=[audio_column],  # else its bytes would be stored once more

@@ -9,6 +9,7 @@ import datasets
 from processing.audio_collap import SAMPLING_RATE
 from processing.decode_audio import AudioFileError, header_seconds
 
+from .arrow_cache import map_once
 from .feature_cache import CACHED_COLUMN, UNREADABLE, audio_files_digest
 from .rows import audio_source, check_column
 
@@ -41,7 +42,8 @@ def song_seconds(
     if duration_column is not None:
         check_column(dataset, duration_column, "duration_column")
         return [check_duration(value, row, duration_column) for row, value in enumerate(dataset[duration_column])]
-    return dataset.select_columns(audio_column).map(
+    return map_once(
+        dataset.select_columns(audio_column),
         _measure_seconds,
         fn_kwargs={"audio_column": audio_column, "stamp": audio_files_digest(dataset, audio_column)},
         remove_columns=[audio_column],

@@ -17,14 +17,17 @@ import pyarrow.compute as pc
 from collap.files import nearest
 from processing.decode_audio import AudioFileError
 
+LISTED = 500  # characters of a message's list of columns
 TOLD_BYTES = 2**16  # at the beginning of an audio without a path, by which it is told from others of the same size
 
 
 def check_column(dataset: datasets.Dataset, column: str, source: str):
     """Raise a ValueError that lists the columns and the nearest name if there is no such column."""
     if column not in dataset.column_names:
-        hint = nearest(column, dataset.column_names)
-        raise ValueError(f"{source}: no column {column!r}; the columns are {dataset.column_names}; {hint}")
+        listed, hint = repr(dataset.column_names), nearest(column, dataset.column_names)
+        listed = listed if len(listed) < LISTED else f"{listed[:LISTED]}...]"
+        said = f"; {hint}" if hint.startswith("did you mean") else ""  # else it would list the columns again
+        raise ValueError(f"{source}: no column {column!r}; the columns are {listed}{said}")
 
 
 def audio_source(audio: dict | None) -> bytes | str:

@@ -1,19 +1,16 @@
 """Open a data set of audio and text: a folder, a table, parquet shards, a folder of `save_to_disk`, a Hub id."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import datasets
 import pyarrow as pa
 
 from .catalogue import Request, find_entry
 from .catalogue.hub import check_hub_id
 from .catalogue.shards import parquet_shards
+from .parquet_tables import ParquetShards
 from .places import Place
 from .rows import check_column
-from .tables import ROWS_READ, ParquetShards, settle_table, split_name
-
-MAX_FOLDER_SHARDS = 256  # ranges of rows that a local folder of files is cut into when it is streamed
+from .shard_rows import HubRows, ParquetRows, TableRows
+from .tables import split_name
 
 
 def open_dataset(
@@ -26,12 +23,24 @@ def open_dataset(
 ) -> datasets.Dataset:
     """Open one split of a data set, its audio not decoded.
 
+    A cell of a .csv or .tsv is text as it stands there: `007`, `NA` and `null` are texts, the delimiter is a comma, tab,
+    semicolon or vertical bar, and each row has as many fields as the header, or is named. JSON keeps its types; numbers
+    beside texts become texts. The encoding is UTF-8, or what a byte order mark says; half a character in JSON becomes
+    U+FFFD, with a warning. A text that is itself a list of texts, `['a', 'b']`, is that list when it is used
+    (`row_texts`), and one of spaces and characters without width is none.
+
+    Audio is bytes, paths, or arrays with a sampling rate. Names of files and folders are literal. A path lies in the
+    folder of its table and may not lead out of it, but a link there may, which its owner made. A name is found in
+    another Unicode form, not in other upper and lower case. What was read is kept in the cache of `datasets` by its
+    content.
+
     Args:
         source: one of
             - a folder in the layout of datasets' audiofolder: `metadata.jsonl`, `.csv` or `.parquet` beside the audio,
-              its column `file_name` holding the paths; one sub-folder for each split, or a flat folder for `train`;
+              its column `file_name` holding the paths; one sub-folder for each split, or a flat folder for `train`. One
+              metadata file above sub-folders called `train`, `test`, ... gives each split the rows of its folder;
             - a folder of parquet shards, audio as bytes or as paths in the folder of the shard:
-              `train-00000-of-00008.parquet`, `data/train-*.parquet` or `train/*.parquet`;
+              `train-00000-of-00008.parquet`, `data/train-*.parquet` or `train/*.parquet`; all of one set, and no others;
             - a folder written by `save_to_disk`;
             - a .csv, .tsv, .json, .jsonl or .parquet file, its audio column holding bytes or paths in its folder; it is
               the split `train`;
@@ -53,13 +62,7 @@ def open_dataset(
         raise ValueError(f"{source}: the split {split!r} is empty")
     for column in filter(None, (audio_column, text_column)):
         check_column(dataset, column, source)
-    try:
-        return dataset.cast_column(audio_column, datasets.Audio(decode=False))
-    except (NotImplementedError, TypeError, ValueError) as error:  # pyarrow's casts raise all three
-        found = dataset.features[audio_column]
-        raise ValueError(
-            f"{source}: the column {audio_column!r} holds {found}; expected audio: bytes or paths"
-        ) from error
+    return dataset.cast_column(audio_column, datasets.Audio(decode=False))
 
 
 def open_stream(
@@ -70,7 +73,7 @@ def open_stream(
     config_name: str | None = None,
     revision: str | None = None,
     song_column: str | None = None,
-) -> datasets.IterableDataset:
+) -> ParquetRows | TableRows | HubRows:
     """Open one split of a data set to be read shard by shard, its audio not decoded.
 
     Args:
@@ -85,7 +88,7 @@ def open_stream(
         song_column: one that names the song of every row, if any.
 
     Returns:
-        Rows of these columns, in the format of Arrow.
+        Rows of these columns, see `collap.data.shard_rows`.
 
     Raises:
         FileNotFoundError: if a source does not exist.
@@ -98,35 +101,23 @@ def open_stream(
     shards = [path] if is_one_shard else parquet_shards(path, split)
     if path.exists() and not shards:
         table = open_dataset(source, split, audio_column, text_column)
-        for column in columns:
-            check_column(table, column, source)
-        stream = table.to_iterable_dataset(num_shards=min(len(table), MAX_FOLDER_SHARDS))
-        return stream.select_columns(columns).with_format("arrow")
+        return TableRows(_with_columns(table, columns, source), columns)
     if "[" in split:
         raise ValueError(f"{source}: a stream has no slices; found split {split!r}, expected {split_name(split)!r}")
-    return _stream_shards(shards, source, columns) if shards else _stream_hub(request, columns)
+    if shards:
+        _with_columns(ParquetShards(shards, audio_column, Place(shards[0].parent)), columns, source)
+        return ParquetRows(shards, columns)
+    return _stream_hub(request, columns)
 
 
-def _stream_shards(files: list[Path], source: str, columns: list[str]) -> datasets.IterableDataset:
-    """Stream parquet files by their literal names, which `load_dataset` would take for patterns and addresses."""
-    shards = ParquetShards(files, columns[0], Place(files[0].parent))
+def _with_columns(rows, columns: list[str], source: str):
+    """Return the rows; a ValueError names a column that they lack."""
     for column in columns:
-        check_column(shards, column, source)
-    stream = datasets.IterableDataset.from_generator(
-        _shard_rows,
-        features=datasets.Features({name: shards.features[name] for name in columns}),
-        gen_kwargs={"files": files, "columns": tuple(columns)},  # a list would be split over processes,
-    )
-    return stream.with_format("arrow")
+        check_column(rows, column, source)
+    return rows
 
 
-def _shard_rows(files: list[Path], columns: tuple[str, ...]) -> Iterator[dict]:
-    """Give the rows of shards; `datasets` splits the list of files."""
-    for batch in ParquetShards(files, columns[0], Place(files[0].parent), columns).batches():
-        yield from batch.to_pylist()
-
-
-def _stream_hub(request: Request, columns: list[str]) -> datasets.IterableDataset:
+def _stream_hub(request: Request, columns: list[str]) -> HubRows:
     """Stream a data set of the Hub."""
     source, place = request.source, {"name": request.config_name, "revision": request.revision}
     check_hub_id(source)
@@ -138,35 +129,6 @@ def _stream_hub(request: Request, columns: list[str]) -> datasets.IterableDatase
         raise ValueError(f"{source}: {error.__cause__ or error}") from error
     if not stream.column_names:
         raise ValueError(f"{source}: its files do not state their columns; expected parquet shards to stream")
-    for column in columns:
-        check_column(stream, column, source)
-    if isinstance(stream.features[columns[0]], datasets.Audio):
+    if isinstance(_with_columns(stream, columns, source).features[columns[0]], datasets.Audio):
         stream = stream.cast_column(columns[0], datasets.Audio(decode=False))
-    features = {**stream.features, columns[0]: datasets.Audio(decode=False)}
-    return (
-        stream.select_columns(columns)
-        .with_format("arrow")
-        .map(
-            _settle_hub_rows,
-            with_indices=True,
-            batched=True,
-            batch_size=ROWS_READ,
-            fn_kwargs={"column": columns[0], "source": source},
-            features=datasets.Features({name: features[name] for name in columns}),
-        )
-    )
-
-
-class _NoPlace:
-    """Refuse paths: nothing but its shards is fetched of a stream from the Hub."""
-
-    def find(self, name: str | None, row: int) -> str:
-        """Raise a ValueError that names the row."""
-        raise ValueError(
-            f"row {row} holds paths without bytes ({name!r}); a stream from the Hub needs the bytes in its shards: "
-            "train without streaming, or download the data set"
-        )
-
-
-def _settle_hub_rows(table: pa.Table, rows: list[int], column: str, source: str) -> pa.Table:
-    return settle_table(table, _NoPlace(), column, source, rows[0])
+    return HubRows(stream, columns, source)

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import datasets
 import fsspec
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from .batches import AudioTextBatch, AudioTextCollator, length_buckets, song_num
 from .lengths import num_segments
 from .rows import audio_source, content_digest, row_name, song_name
 from .samples import MAX_REPLACEMENTS, AudioTextSample, SampleReader, no_replacement
-from .tables import ROWS_READ
+from .shard_rows import HubRows, ParquetRows, TableRows
 
 WINDOW_BATCHES = 16
 
@@ -112,7 +111,7 @@ class AudioTextStream(torch.utils.data.IterableDataset):
 
     def __init__(
         self,
-        dataset: datasets.IterableDataset,
+        dataset: ParquetRows | TableRows | HubRows,
         processor,
         audio_column: str,
         text_column: str,
@@ -313,12 +312,9 @@ class AudioTextStream(torch.utils.data.IterableDataset):
         return own[lane :: self.lanes].tolist()
 
     def _shard_rows(self, shard: int, first: int) -> Iterator[tuple[int, dict]]:
-        """Give (row, example) of this process in a shard, from row `first` on.
-
-        Not `iter(dataset)`: in a worker of a `DataLoader` that would split the shard among the workers again.
-        """
+        """Give (row, example) of this process in a shard, from row `first` on."""
         row = first
-        for table in self.dataset.shard(self.num_shards, shard).skip(first).iter(batch_size=ROWS_READ):
+        for table in self.dataset.tables(shard, first):
             for index in range(len(table)):
                 if not self.split_rows or row % self.num_processes == self.process_index:
                     yield row, table.slice(index, 1).to_pylist()[0]

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+JSON_SUFFIXES = (".json", ".jsonl")
 DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "vertical bar"}
 # The longer ones first: that of UTF-32 begins with that of UTF-16.
 BYTE_ORDER_MARKS = {
@@ -40,12 +41,12 @@ def read_text_table(path: Path, audio_names: tuple[str, ...], is_audio: Callable
         ValueError: says in one line what is wrong, and in which row or line.
     """
     text = decode_table(path)
-    if path.suffix.lower() in (".json", ".jsonl"):
+    if path.suffix.lower() in JSON_SUFFIXES:
         columns = read_json(path, text)
     else:
         columns = DelimitedText(path, text, audio_names, is_audio).read()
     if not columns or not next(iter(columns.values())):
-        raise ValueError(f"{path}: has no rows" + (f", only the header {', '.join(columns)}" if columns else ""))
+        raise ValueError(f"{path}: has no rows" + (f", only the header {list(columns)!r}"[:500] if columns else ""))
     return columns
 
 
@@ -62,10 +63,12 @@ def decode_table(path: Path) -> str:
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line = content.count(b"\n", 0, error.start)
+        header = 0 if path.suffix.lower() in JSON_SUFFIXES else 1
+        row = f"row {line - header}" if line >= header else "the header"
         raise ValueError(
-            f"{path}: byte 0x{content[error.start]:02x} at {error.start} (line {line}, row {max(line - 2, 0)} or "
-            f"near) is not {encoding.removesuffix('-sig')}; save the table as UTF-8"
+            f"{path}: byte 0x{content[error.start]:02x} in line {line + 1} ({row}) is not "
+            f"{encoding.removesuffix('-sig')}; save the table as UTF-8"
         ) from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
@@ -248,7 +251,10 @@ def read_json(path: Path, text: str) -> dict[str, list]:
             content = None  # lines of objects
     if content is None:
         lines = enumerate(text.split("\n"), 1)  # not splitlines: a text may hold other ends of lines
-        content = [_loads(path, line, number) for number, line in lines if line.strip()]
+        try:
+            content = [_loads(path, line, number) for number, line in lines if line.strip()]
+        except _ExtraData as error:
+            raise ValueError(f"{error}; expected one object in a line") from error
     if isinstance(content, dict):
         lengths = {len(value) if isinstance(value, list) else -1 for value in content.values()}
         if len(lengths) == 1 and lengths != {-1}:
@@ -284,3 +290,8 @@ def _unique_keys(pairs: list[tuple]) -> dict:
         names = [name for name, _ in pairs]
         raise ValueError(f"two values for {next(name for name in names if names.count(name) > 1)!r}")
     return found
+
+
+def flat(error: BaseException) -> str:
+    """Return what an error says in one line."""
+    return " ".join(str(error).split())[:300]

@@ -28,12 +28,11 @@ from collap.data.sources import open_dataset
 from collap.files import write_json
 from collap.models import check_vocabulary, load_config
 from collap.training.settings import TrainSettings
-from collap.training.step import TEXTS_AT_A_TIME
 from collap.training.summary import PLAN_FILE
 from collap.training.trainable import TOWERS, add_lora, enable_gradient_checkpointing, freeze
 from modeling_collap import BeatsConfig, CoLLAPConfig, CoLLAPModel
 from modeling_collap.configuration_collap import MUSIC_FRAMES_PER_SECOND, max_segment_seconds
-from modeling_collap.scoring_collap import attention_pooled_scores
+from modeling_collap.scoring_collap import attention_pooled_scores, texts_at_a_time
 
 PLANNED_TEXTS = 256  # rows whose texts are counted
 FLOAT32_BYTES = 4
@@ -241,7 +240,8 @@ def activation_bytes(config: CoLLAPConfig, workload: Workload, parameters: dict[
         moment[name] = at_a_time * kept.moment * layer * (part.num_hidden_layers > 0)
     held["adapter"] = FLOAT32_BYTES * segments * tokens * (music.hidden_size + speech.d_model)
     frames = max((longest * tokens - config.kernel_size) // config.stride + 1, 1)  # W
-    texts = min(workload.batch_size, TEXTS_AT_A_TIME)  # of more texts nothing is kept
+    grid = (songs, longest * tokens, config.kernel_size, config.stride)
+    texts = min(workload.batch_size, texts_at_a_time(*grid))  # of more texts nothing is kept
     cells = songs * texts * frames * config.kernel_size
     held["score"], moment["score"] = SCORE_KEEPS * cells * (texts == workload.batch_size), SCORE_MOMENT * cells
     text_bytes, text_moment = held.pop("text"), moment.pop("text")

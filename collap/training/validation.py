@@ -24,8 +24,6 @@ from collap.files import replace_text, restore_folder
 from collap.training.settings import DataSettings
 from processing.decode_audio import AudioFileError
 
-TEXTS_AT_A_TIME = 1024
-
 
 def summary(figures: dict) -> dict[str, float]:
     """Flatten figures for the tracker: eval/text_to_audio/R@5, ..."""
@@ -142,7 +140,7 @@ class Evaluations:
         with self.accelerator.autocast():
             text_embeds = embed_texts(self.model, self.processor, songs.texts)
             audios = self._readable(own, read, bad)
-            scores = score_songs(self.model, text_embeds, audios, chunk_size=TEXTS_AT_A_TIME)["collap"]
+            scores = score_songs(self.model, text_embeds, audios)["collap"]
         found = list(zip(read, scores, strict=True))
         return dict(gather_object(found)), sorted(set(gather_object(bad)))
 

@@ -5,8 +5,8 @@ import os
 import datasets
 from huggingface_hub.constants import HF_HUB_CACHE
 
+from collap.data.audio_column import settle_dataset
 from collap.data.places import ROOT_MARK, is_inside
-from collap.data.tables import settle_dataset
 
 from .entry import Entry, Request
 

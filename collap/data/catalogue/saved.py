@@ -6,8 +6,9 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 
+from collap.data.audio_column import settle_dataset
 from collap.data.places import Place
-from collap.data.tables import settle_dataset, take_split
+from collap.data.tables import take_split
 
 from .entry import Entry, Request
 
@@ -41,7 +42,9 @@ def _read_saved(folder: Path) -> datasets.Dataset:
         names = [
             _plain_name(entry["filename"]) for entry in json.loads((folder / STATE).read_text("utf-8"))["_data_files"]
         ]
-        return datasets.concatenate_datasets([datasets.Dataset.from_file(str(folder / name)) for name in names])
+        rows = datasets.concatenate_datasets([datasets.Dataset.from_file(str(folder / name)) for name in names])
+        rows.data.validate(full=True)
+        return rows
     except (ValueError, KeyError, TypeError, OSError, pa.ArrowException) as error:
         raise _damaged(folder, error) from error
 
