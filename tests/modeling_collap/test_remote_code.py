@@ -36,7 +36,7 @@ TRAVELLING = {
     "audio_collap",
     "songs_collap",
 }
-PUBLISHED = TRAVELLING | {*INTEGRATIONS, "decode_audio", "embed_audio"}
+PUBLISHED = TRAVELLING | {*INTEGRATIONS, "audio_tracks", "decode_audio", "embed_audio", "resample_audio"}
 THIRD_PARTY = {"torch", "torchaudio", "numpy", "transformers", "safetensors", "huggingface_hub"}
 ALSO = {"decode_audio": {"av"}, "sentence_collap": {"sentence_transformers"}}  # av is optional
 # Folder and repository names become Python modules: '.' and '-' must not matter.
