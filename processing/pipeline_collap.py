@@ -68,8 +68,8 @@ class MusicTextRetrievalPipeline(Pipeline):
             audio: one song, or a list or column of songs, each the path or the bytes of a file, an open file, a row of
                 `datasets` (with `bytes`, `path`, or samples as `array` or `raw` and their `sampling_rate`), a decoder
                 of torchcodec, or samples as [`CoLLAPFeatureExtractor`] takes them; or what a call with `return_tokens`
-                returned. Files are decoded by PyAV (`pip install av`) and embedded block by block, so their length is
-                not limited by memory.
+                returned. Files are decoded as by `load_audio` (`pip install av soundfile`) and embedded block by block,
+                so their length is not limited by memory.
             sampling_rate: Hz of samples that do not say their own.
             return_tokens: whether to return the embeddings of every moment of the songs too; not by default.
             return_moments: whether to say where each song fits the text best; not by default.

@@ -14,6 +14,7 @@ logger = logging.get_logger(__name__)
 
 MIN_SECONDS = 0.1
 MIN_SAMPLING_RATE = 1000  # below it the caller means kHz; 48 Hz for 48 kHz would make an hour out of 4 s
+MAX_SAMPLING_RATE = 768_000  # as of files (`audio_tracks.py`)
 MAX_PEAK = 100.0  # louder than any clipped float recording: integers that were cast
 MAX_CHANNELS = 8  # 7.1; as many rows of a bare array may be the channels of one song
 Song = str | PathLike | bytes | np.ndarray | torch.Tensor | Mapping | list  # or a file object, or a decoder
@@ -123,7 +124,7 @@ def check_sampling_rate(sampling_rate: int | None) -> int:
     """Return the rate as an integer.
 
     Raises:
-        ValueError: it is missing or not a whole number of Hz, at least 1000.
+        ValueError: it is missing or not a whole number of Hz from 1000 to 768000.
     """
     if sampling_rate is None:
         raise ValueError("sampling_rate is missing: say at how many Hz the audio was recorded, e.g. 16000")
@@ -135,6 +136,8 @@ def check_sampling_rate(sampling_rate: int | None) -> int:
         raise ValueError(
             f"sampling_rate must be a whole number of Hz, at least {MIN_SAMPLING_RATE}, found {sampling_rate!r}"
         )
+    if sampling_rate > MAX_SAMPLING_RATE:
+        raise ValueError(f"sampling_rate must be at most {MAX_SAMPLING_RATE} Hz, found {sampling_rate!r}")
     return int(sampling_rate)
 
 

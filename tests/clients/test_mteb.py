@@ -2,8 +2,10 @@
 and runs retrieval in both directions, in a fresh process where CoLLAP is not installed."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from datasets import Dataset
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 
-captions, waveforms = json.load(open(sys.argv[1]))
+captions, waveforms = json.load(open(sys.argv[1]))  # `model` is that of docs/clients.md
 names = [f"song-{index}" for index in range(len(captions))]
 texts = Dataset.from_dict({"id": [f"text-{index}" for index in range(len(captions))], "text": captions})
 audio = [{"array": waveform, "sampling_rate": 16000} for waveform in waveforms]
@@ -51,8 +53,7 @@ def task(category, queries, corpus):
             self.data_loaded = True
     return LocalRetrieval()
 
-meta = mteb.get_model_meta("you/collap-gpt2", fetch_from_hf=True)
-model = mteb.get_model("you/collap-gpt2", device="cpu", trust_remote_code=True)
+meta = model.mteb_model_meta
 results = mteb.evaluate(
     model, [task("t2a", texts, songs), task("a2t", songs, texts)], cache=None, encode_kwargs={"batch_size": 3},
     show_progress_bar=False, co2_tracker=False,
@@ -66,6 +67,13 @@ print(json.dumps({"modalities": meta.modalities, "max_tokens": meta.max_tokens, 
 CAPTIONS = ["a slow song with piano", "a loud guitar", "a choir over strings", "drums and brass take over", "a flute"]
 
 
+def documented() -> str:
+    """The block of docs/clients.md that loads a model."""
+    text = (Path(__file__).parents[2] / "docs" / "clients.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(import mteb\n.*?)^```$", text, flags=re.M | re.S)
+    return block
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> dict:
     """What mteb says of the repository, and its scores."""
@@ -76,7 +84,7 @@ def found(tmp_path_factory) -> dict:
     with HubServer() as hub:
         hub.commit("you/collap-gpt2", {path.name: path.read_bytes() for path in (folder / "model").iterdir()})
         done = subprocess.run(
-            [sys.executable, "-c", REFUSE_INSTALLED + EVALUATE, str(folder / "songs.json")],
+            [sys.executable, "-c", REFUSE_INSTALLED + documented() + EVALUATE, str(folder / "songs.json")],
             cwd=folder,
             env={**hub.environment(folder), "MTEB_CACHE": str(folder / "mteb_cache")},
             stdin=subprocess.DEVNULL,

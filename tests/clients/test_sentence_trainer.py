@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 from datasets import Audio, Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -143,9 +143,13 @@ def test_the_cached_loss_takes_the_step_of_the_plain_one(folder, pairs, files, t
     assert np.abs(plain.encode(CAPTIONS) - load(folder).encode(CAPTIONS)).max() > 1e-3
 
 
-def test_a_lora_adapter(folder, pairs, files, tmp_path):
+@pytest.mark.parametrize("way", ["add_adapter", "get_peft_model"])
+def test_a_lora_adapter(folder, pairs, files, tmp_path, way):
     model, base = load(folder), load(folder)
-    model.add_adapter(LORA)
+    if way == "add_adapter":
+        model.add_adapter(LORA)
+    else:
+        model[0].model = get_peft_model(model[0].model, LORA)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained and all("lora_" in name for name in trained)
     for tower in ("text_tower.encoder", "audio_tower.music", "audio_tower.speech"):

@@ -1,4 +1,5 @@
-"""transformers' Trainer, unchanged: it trains, evaluates and predicts with a collator of five lines."""
+"""transformers' Trainer, unchanged: it trains, evaluates and predicts with a collator of five lines, peft's adapters
+too."""
 
 import math
 
@@ -6,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import tiny_processor, undropped_model
 from transformers import AutoModel, Trainer, TrainingArguments
 
 RATE = 16000
+BATCH = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 4}
 SECONDS = (1, 5, 3, 1, 3, 5, 1, 2)  # of one to three segments
 
 
@@ -49,9 +52,8 @@ def make_trainer(model, pairs, collate, output_dir, **settings) -> Trainer:
         disable_tqdm=True,
         logging_steps=1,
         remove_unused_columns=False,
-        learning_rate=2e-3,
         seed=3,
-        **{"save_strategy": "no", "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, **settings},
+        **{"save_strategy": "no", "learning_rate": 2e-3, **BATCH, **settings},
     )
     return Trainer(model=model, args=arguments, train_dataset=pairs, eval_dataset=pairs, data_collator=collate)
 
@@ -94,6 +96,41 @@ def test_predictions_hold_no_moments_and_no_padded_mask(pairs, processor, tmp_pa
     ):
         np.testing.assert_allclose(values, torch.cat([output[name] for output in expected]), atol=1e-4)
     assert found.metrics["test_loss"] > 0
+
+
+def test_hidden_states_are_not_gathered(pairs, processor, tmp_path):
+    """They are for who calls the model; Trainer would keep those of every text."""
+    collate, model = collator(processor, return_loss=True), undropped_model()
+    expected = make_trainer(model, pairs, collate, tmp_path).predict(pairs).predictions
+    model.config.output_hidden_states = True
+    assert len(model(**collate(pairs.to_list()[:2])).text_model_output.hidden_states) == 3
+    found = make_trainer(model, pairs, collate, tmp_path).predict(pairs).predictions
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_an_adapter_of_peft(pairs, processor, tmp_path):
+    base = undropped_model()
+    base.save_pretrained(tmp_path / "base")
+    lora = LoraConfig(task_type="FEATURE_EXTRACTION", r=4, target_modules=["c_attn", "q_proj", "v_proj"])
+    model = get_peft_model(base, lora)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    trainer = make_trainer(
+        model, pairs, collator(processor, return_loss=True), tmp_path, max_steps=3, learning_rate=0.02
+    )
+    trainer.train()
+    moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert moved and all("lora_" in name for name in moved)
+    for tower in ("text_tower.encoder", "audio_tower.music", "audio_tower.speech"):
+        assert any(tower in name for name in moved), tower
+    assert trainer.evaluate()["eval_loss"] > 0
+    model.save_pretrained(tmp_path / "adapter")
+    again = PeftModel.from_pretrained(AutoModel.from_pretrained(tmp_path / "base"), tmp_path / "adapter").eval()
+    inputs = collator(processor)(pairs.to_list())
+    with torch.no_grad():
+        found, expected = again(**inputs).logits_per_audio, model.eval()(**inputs).logits_per_audio
+        unadapted = AutoModel.from_pretrained(tmp_path / "base").eval()(**inputs).logits_per_audio
+    assert torch.equal(found, expected) and (found - unadapted).abs().max() > 1e-2
 
 
 def test_without_return_loss_there_is_no_eval_loss(pairs, processor, tmp_path):

@@ -36,9 +36,13 @@ TRAVELLING = {
     "audio_collap",
     "songs_collap",
 }
-PUBLISHED = TRAVELLING | {*INTEGRATIONS, "decode_audio", "embed_audio"}
+PUBLISHED = TRAVELLING | {*INTEGRATIONS, "audio_tracks", "decode_audio", "embed_audio", "resample_audio"}
 THIRD_PARTY = {"torch", "torchaudio", "numpy", "transformers", "safetensors", "huggingface_hub"}
-ALSO = {"decode_audio": {"av"}, "sentence_collap": {"sentence_transformers"}}  # av is optional
+ALSO = {  # the decoders are asked for when a file is read
+    "audio_tracks": {"av", "soundfile"},
+    "resample_audio": {"av"},
+    "sentence_collap": {"sentence_transformers"},
+}
 # Folder and repository names become Python modules: '.' and '-' must not matter.
 FOLDERS = {"gpt2": "collap-gpt2.v1.0", "roberta": "collap.roberta-base"}
 LONG = " ".join(300 * ["piano"])

@@ -327,6 +327,12 @@ def test_impossible_sampling_rate_is_refused(extractor, rate):
         extractor(noise(1.0), rate)
 
 
+@pytest.mark.parametrize("rate", [768_001, 16_000_000, 2**31, 10**400])
+def test_implausible_sampling_rate_is_refused(extractor, rate):
+    with pytest.raises(ValueError, match="sampling_rate must be at most 768000 Hz, found"):
+        extractor(noise(1.0), rate)
+
+
 def test_missing_sampling_rate_is_refused(extractor):
     with pytest.raises(ValueError, match="sampling_rate is missing: say at how many Hz"):
         extractor(noise(1.0))

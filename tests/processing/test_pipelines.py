@@ -165,6 +165,10 @@ def test_feature_extraction_returns_the_text_vectors(published, variant):
     extract = pipeline("feature-extraction", model=published[variant])
     found = torch.cat(extract(TEXTS, return_tensors=True, batch_size=2))
     torch.testing.assert_close(found, model_outputs(variant, TEXTS).text_embeds)
+    with_states = pipeline("feature-extraction", model=published[variant], model_kwargs={"output_hidden_states": True})
+    assert with_states.model.config.output_hidden_states
+    again = torch.cat(with_states(TEXTS, return_tensors=True))
+    torch.testing.assert_close(again, model_outputs(variant, TEXTS).text_embeds)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
