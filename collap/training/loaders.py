@@ -129,9 +129,7 @@ def build_train_data(
 
 
 def check_rows(rows, data: DataSettings, batch_size: int, accelerator: Accelerator):
-    """Refuse rows without their song, or fewer than a batch, and say what an epoch leaves out."""
-    if data.song_column:
-        check_column(rows, data.song_column, data.dataset)
+    """Refuse fewer rows than a batch, and say what an epoch leaves out."""
     if len(rows) < batch_size:
         raise ValueError(f"{data.train_split} has {len(rows)} rows, fewer than batch_size {batch_size}")
     rest = len(rows) % batch_size
