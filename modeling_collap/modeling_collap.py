@@ -295,7 +295,7 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
                 audio_token_mask = fused_tokens.new_ones(fused_tokens.shape[:2])  # (A, T)
             audio_token_mask, adapter = audio_token_mask.bool(), self.audio_tower.adapter
             tokens = adapter(fused_tokens.to(adapter.weight.dtype))  # (A, T, D)
-            return self.normalize_tokens(tokens, audio_token_mask), audio_token_mask
+            return unit_tokens(self.structure(tokens, audio_token_mask), audio_token_mask), audio_token_mask
         if segment_mask is None:
             segment_mask = torch.ones(music_features.shape[:2], device=music_features.device)
         segment_mask = segment_mask.bool()  # (A, S)
@@ -309,7 +309,9 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         tokens = encoded.new_zeros(*segment_mask.shape, *encoded.shape[1:])  # (A, S, K, D)
         tokens[segment_mask.to(encoded.device)] = encoded
         audio_token_mask = audio_token_mask.bool()
-        return self.normalize_tokens(tokens.flatten(1, 2), audio_token_mask), audio_token_mask  # (A, T, D)
+        tokens = self.structure(tokens.flatten(1, 2), audio_token_mask)  # (A, T, D)
+        # Not `normalize_tokens`: FSDP2 would spread the adapter's weights again before its backward pass.
+        return unit_tokens(tokens, audio_token_mask), audio_token_mask
 
     def score(
         self,

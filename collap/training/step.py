@@ -50,11 +50,11 @@ class StepInputs:
 
     def false_negatives(self) -> torch.Tensor | None:
         """Return the pairs of the whole batch that are no negatives, (A, B) bool: text j was written for the song of
-        audio i, or is the text of audio i; None where the batch does not tell its songs and texts."""
-        if self.batch.song_ids is None:
+        audio i, or is the text of audio i; None where the batch tells neither songs nor texts."""
+        told = [ids for ids in (self.batch.song_ids, self.batch.text_ids) if ids is not None]
+        if not told:
             return None
-        own = torch.stack([self.batch.song_ids, self.batch.text_ids], dim=1).to(self.accelerator.device)  # (n, 2)
-        ids = self.accelerator.gather(own)  # (A, 2)
+        ids = self.accelerator.gather(torch.stack(told, dim=1).to(self.accelerator.device))  # (A, 1 or 2)
         return (ids[:, None] == ids[None]).any(-1)  # (A, B)
 
 

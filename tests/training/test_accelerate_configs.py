@@ -76,7 +76,8 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 
 from tiny import tiny_processor
 from collap.training.distributed import prepare, whole_model
-from collap.training.step import ContrastiveStep, contrastive_step
+from modeling_collap import CoLLAPOutput
+from steps import take_step
 from collap.training.trainable import save_model
 from collap.training.tracking import step_metrics
 
@@ -96,7 +97,8 @@ for name in ("get_text_features", "get_audio_features", "score"):
 text = model.get_text_features(torch.arange(10, 17)[None])
 audio = model.get_audio_features(torch.ones(1, 2, 198, 128), torch.ones(1, 2, 40, 200))
 score = model.score(text, *audio).detach()
-metrics = step_metrics(model, ContrastiveStep(torch.ones(1), torch.eye(2), (text, *audio)), [{"lr": 0.1}], 1.0)
+output = CoLLAPOutput(torch.ones(1), torch.ones(1, 2), None, text, *audio)
+metrics = step_metrics(model, output, [{"lr": 0.1}], 1.0)
 gamma = torch.tensor([metrics["train/gamma_kernel"]])
 before = loss().item()
 accelerator.save_state(folder / "state")
@@ -110,6 +112,8 @@ assert loss().item() == before != changed, (before, changed)
 
 class Batch:
     # What a step of train.py asks of a batch.
+
+    song_ids = text_ids = None
 
     def __len__(self):
         return len(loss.batch["input_ids"])
@@ -128,7 +132,7 @@ config = copy.deepcopy(trained.config)
 trained, optimizer = prepare(accelerator, trained, optimizer, batch_size=4, max_grad_norm=1.0)
 steps = []
 for micro_batch_size in (None, 1):
-    step = contrastive_step(accelerator, trained, Batch(), None, micro_batch_size)
+    step = take_step(accelerator, trained, Batch(), None, micro_batch_size)
     norm = float(accelerator.clip_grad_norm_(trained.parameters(), 1.0))
     steps.append(torch.tensor([step.loss.item(), norm]))
     optimizer.zero_grad()
