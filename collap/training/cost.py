@@ -140,7 +140,8 @@ PAPER_PARTS = {
 
 def paper_config(text: str = "gpt2") -> CoLLAPConfig:
     """Return the paper's model, with "gpt2" or "roberta-base", without reading any of its parts."""
-    return CoLLAPConfig(*(PAPER_PARTS[name] for name in (text, "", "openai/whisper-small")))
+    music, speech = PAPER_PARTS[""], PAPER_PARTS["openai/whisper-small"]
+    return CoLLAPConfig(text_config=PAPER_PARTS[text], music_config=music, speech_config=speech)
 
 
 class _NoValues(TorchFunctionMode):
@@ -404,7 +405,7 @@ def planned_model(settings: TrainSettings) -> tuple[CoLLAPConfig, list[str]]:
     parts = ((chosen.text, None), (chosen.music, "beats"), (chosen.speech, "whisper"))
     text, music, speech = (read_part(name, kind, assumed) for name, kind in parts)
     sizes = {"segment_seconds": max_segment_seconds(speech), **chosen.model_config}
-    return CoLLAPConfig(text, music, speech, **sizes), assumed
+    return CoLLAPConfig(text_config=text, music_config=music, speech_config=speech, **sizes), assumed
 
 
 def planned_workload(settings: TrainSettings, config: CoLLAPConfig) -> Workload:
