@@ -140,8 +140,8 @@ PAPER_PARTS = {
 
 def paper_config(text: str = "gpt2") -> CoLLAPConfig:
     """Return the paper's model, with "gpt2" or "roberta-base", without reading any of its parts."""
-    text, music, speech = (PAPER_PARTS[name] for name in (text, "", "openai/whisper-small"))
-    return CoLLAPConfig(text_config=text, music_config=music, speech_config=speech)
+    music, speech = PAPER_PARTS[""], PAPER_PARTS["openai/whisper-small"]
+    return CoLLAPConfig(text_config=PAPER_PARTS[text], music_config=music, speech_config=speech)
 
 
 class _NoValues(TorchFunctionMode):
