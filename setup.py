@@ -25,6 +25,7 @@ setup(
         "jinja2>=3",
         "numpy>=1.26",
         "av>=14",
+        "soundfile>=0.13",
         "pyyaml>=6",
     ],
     extras_require={
@@ -33,7 +34,6 @@ setup(
             "datasets>=5",
             "matplotlib>=3.8",
             "peft>=0.21",
-            "soundfile>=0.13",
             "tensorboard>=2.16",
             "tqdm>=4.66",
         ],
