@@ -181,8 +181,9 @@ def test_the_files_that_the_architecture_names_are_there():
     named = set()
     for line in (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").splitlines():
         found = re.findall(r"`((?:[\w.-]+/)*[\w-]+(?:\.(?:py|md|sh|yaml|txt)|/))`", line)
-        for name in found:  # a row that begins with a folder names files in it
-            path = next((f"{place}{name}" for place in ("", found[0]) if (ROOT / f"{place}{name}").exists()), None)
+        for name in found:  # a row that begins with a folder, or a file in one, names files in it
+            places = ("", f"{found[0].rpartition('/')[0]}/")
+            path = next((f"{place}{name}" for place in places if (ROOT / f"{place}{name}").exists()), None)
             assert path, f"docs/architecture.md: no {name}"
             named.add(path)
     assert len(named) > 60

@@ -19,10 +19,11 @@ PICKLES = ["*.bin", "*.pt", "*.pth", "*.ckpt"]
 TOKENIZER = ["tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json"]
 # Every code file that a model was ever published with. Others of these names are of their users, and stay.
 UPLOADED_CODE = [
-    *("audio_collap.py", "audio_files.py", "configuration_beats.py", "configuration_collap.py", "decode_audio.py"),
-    *("embed_audio.py", "feature_extraction_collap.py", "loading_collap.py", "loss_collap.py", "modeling_beats.py"),
-    *("modeling_collap.py", "pipeline_collap.py", "processing_collap.py", "scoring_collap.py", "sentence_collap.py"),
-    *("songs_collap.py", "structure_collap.py", "towers_collap.py"),
+    *("audio_collap.py", "audio_files.py", "audio_tracks.py", "configuration_beats.py", "configuration_collap.py"),
+    *("decode_audio.py", "embed_audio.py", "feature_extraction_collap.py", "loading_collap.py", "loss_collap.py"),
+    *("modeling_beats.py", "modeling_collap.py", "pipeline_collap.py", "processing_collap.py", "resample_audio.py"),
+    *("scoring_collap.py", "sentence_collap.py", "songs_collap.py", "structure_collap.py", "towers_collap.py"),
+    "validation_collap.py",
 ]
 # What an earlier publish may have left in the repository; other code and weights there are of its users.
 REPLACED = ["model*.safetensors", "model*.safetensors.index.json", *PICKLES, *TOKENIZER, *UPLOADED_CODE]
