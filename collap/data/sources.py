@@ -23,10 +23,10 @@ def open_dataset(
 ) -> datasets.Dataset:
     """Open one split of a data set, its audio not decoded.
 
-    A cell of a .csv or .tsv is text as it stands there: `007`, `NA` and `null` are texts, the delimiter is a comma, tab,
-    semicolon or vertical bar, and each row has as many fields as the header, or is named. JSON keeps its types; numbers
-    beside texts become texts. The encoding is UTF-8, or what a byte order mark says; half a character in JSON becomes
-    U+FFFD, with a warning. A text that is itself a list of texts, `['a', 'b']`, is that list when it is used
+    A cell of a .csv or .tsv is text as it stands there: `007`, `NA` and `null` are texts; the delimiter is a comma,
+    tab, semicolon or vertical bar; a row of more or fewer fields than the header is named. JSON keeps its types;
+    numbers beside texts become texts. The encoding is UTF-8, or what a byte order mark says; half a character in JSON
+    becomes U+FFFD, with a warning. A text that is itself a list of texts, `['a', 'b']`, is that list when it is used
     (`row_texts`), and one of spaces and characters without width is none.
 
     Audio is bytes, paths, or arrays with a sampling rate. Names of files and folders are literal. A path lies in the
@@ -40,7 +40,7 @@ def open_dataset(
               its column `file_name` holding the paths; one sub-folder for each split, or a flat folder for `train`. One
               metadata file above sub-folders called `train`, `test`, ... gives each split the rows of its folder;
             - a folder of parquet shards, audio as bytes or as paths in the folder of the shard:
-              `train-00000-of-00008.parquet`, `data/train-*.parquet` or `train/*.parquet`; all of one set, and no others;
+              `train-00000-of-00008.parquet`, `data/train-*.parquet` or `train/*.parquet`; all of one set and no others;
             - a folder written by `save_to_disk`;
             - a .csv, .tsv, .json, .jsonl or .parquet file, its audio column holding bytes or paths in its folder; it is
               the split `train`;
