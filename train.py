@@ -53,7 +53,6 @@ def train(run: Run) -> bool:
                         return_loss=True,  # the contrastive loss over all (A, B) scores
                         gather_negatives=True,
                         false_negatives=inputs.false_negatives(),
-                        text_chunk_size=inputs.text_chunk_size,
                     )  # logits_per_audio (n, B)
                     if is_usable(output.loss, settings.max_loss):
                         accelerator.backward(output.loss)

@@ -18,9 +18,9 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from collap.training.cost import PAPER_PARTS
 from modeling_collap import BeatsConfig, BeatsModel
 from processing import CoLLAPFeatureExtractor
 
@@ -50,17 +50,13 @@ class PlainTransformer(nn.Module):
         return hidden_states
 
 
-def whisper_small() -> WhisperConfig:
-    return WhisperConfig(d_model=768, encoder_layers=12, encoder_attention_heads=12, encoder_ffn_dim=3072)
-
-
 def build_contestants(dtype: torch.dtype, device: str, segments: int) -> dict[str, Callable]:
     """What is timed, by name; each encodes `segments` segments of 30 s."""
     config = BeatsConfig()
     beats = BeatsModel(config).eval().to(device, dtype)
     # In training mode torch takes its ordinary path, as a model that is being trained does; dropout is 0.
     plain = PlainTransformer(config).train().to(device, dtype)
-    whisper = WhisperEncoder(whisper_small()).eval().to(device, dtype)
+    whisper = WhisperEncoder(PAPER_PARTS["openai/whisper-small"]).eval().to(device, dtype)
     extractor = CoLLAPFeatureExtractor()
     waveform = torch.randn(segments * SECONDS * 16_000, device=device) * 0.1
     features = extractor.segment_features(waveform)

@@ -15,27 +15,20 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import GPT2Config, RobertaConfig
 
-from benchmarks.encode import take_turns, whisper_small
+from benchmarks.encode import take_turns
 from benchmarks.steps import median_ratio, medians, ratio_range
 from collap.hub.export import SUFFIXES, Graph, build_graphs, load_graph, write_graph
+from collap.training.cost import paper_config
 from modeling_collap import CoLLAPConfig, CoLLAPModel
 
-TEXT_CONFIGS = {
-    "gpt2": GPT2Config(),
-    "roberta": RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1),
-}
+VARIANTS = {"gpt2": "gpt2", "roberta": "roberta-base"}
 # One segment of 30 s; texts of a long description; a song of five minutes scored with a hundred texts.
 SIZES = {
     "text": {"texts": 1, "text_tokens": 128},
     "audio": {"audios": 1, "segments": 1},
     "score": {"texts": 100, "audios": 1, "tokens": 1870},
 }
-
-
-def base_config(variant: str) -> CoLLAPConfig:
-    return CoLLAPConfig(text_config=TEXT_CONFIGS[variant], speech_config=whisper_small())
 
 
 def example_inputs(graph: Graph, sizes: dict[str, int]) -> dict[str, torch.Tensor]:
@@ -87,14 +80,14 @@ def measure(config: CoLLAPConfig, graphs: list[str], repeats: int) -> list[dict]
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--variant", nargs="+", choices=TEXT_CONFIGS, default=list(TEXT_CONFIGS))
+    parser.add_argument("--variant", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"CPU, 1 thread, float32, {options.repeats} turns")
     for i, variant in enumerate(options.variant):
         graphs = list(SIZES) if i == 0 else ["text"]  # the variants differ in the text tower only
-        for report in measure(base_config(variant), graphs, options.repeats):
+        for report in measure(paper_config(VARIANTS[variant]), graphs, options.repeats):
             print(json.dumps({"variant": variant, **report}), flush=True)
 
 

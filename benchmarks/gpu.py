@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.encode import take_turns
 from benchmarks.steps import Bench
-from collap.training.cost import Plan
+from collap.training.cost import RunCost
 
 MATRIX = 8192
 PRODUCTS = 20
@@ -49,7 +49,9 @@ def matrix_products() -> Callable:
     return run
 
 
-def utilisation(bench: Bench, seconds: dict[str, list[float]], planned: Plan, songs: int, peak: float | None) -> dict:
+def utilisation(
+    bench: Bench, seconds: dict[str, list[float]], planned: RunCost, songs: int, peak: float | None
+) -> dict:
     """From the seconds of `"step"` and `"matrix products"`, in the same turns.
 
     Args:

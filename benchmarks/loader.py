@@ -15,7 +15,7 @@ from benchmarks.stored_tokens import Demo, one_epoch
 from collap.corpora.synthetic.songs import compose_song, render_song
 from collap.data.batches import AudioTextCollator
 from collap.data.samples import AudioTextDataset
-from collap.training.cost import PAPER, TYPICAL_TFLOPS, plan
+from collap.training.cost import PAPER, TYPICAL_TFLOPS, run_cost
 from modeling_collap import CoLLAPConfig
 from processing import CoLLAPProcessor
 
@@ -52,7 +52,7 @@ def songs_per_second(paths: list[str], processor: CoLLAPProcessor, workers: int,
 
 def needed_songs_per_second(config: CoLLAPConfig) -> dict[str, float]:
     """That a step of the paper's run takes in on one device, with checkpointing as in configs/, at a throughput."""
-    planned = plan(config, replace(PAPER, gradient_checkpointing=("all",)))
+    planned = run_cost(config, replace(PAPER, gradient_checkpointing=("all",)))
     songs = PAPER.songs_per_process
     return {f"{tflops} TFLOP/s": round(songs / planned.times(tflops)[0], 2) for tflops in TYPICAL_TFLOPS}
 

@@ -4,17 +4,21 @@ On a CPU the model is small (12 M parameters, segments of 10 s); on a GPU it is 
 """
 
 import statistics
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, WhisperConfig
 
 from benchmarks.encode import take_turns
 from collap.data.batches import AudioTextBatch
-from collap.training.cost import Meter, Plan, Workload, paper_config, plan
-from collap.training.step import contrastive_step
+from collap.training.cost import RunCost, Workload, paper_config, run_cost
+from collap.training.step import StepInputs, cached_step
 from collap.training.trainable import enable_gradient_checkpointing
 from modeling_collap import BeatsConfig, CoLLAPConfig, CoLLAPModel
 from processing import CoLLAPFeatureExtractor
@@ -42,7 +46,8 @@ def small_config(width: int = 256, layers: int = 4, segment_seconds: float = 10.
         encoder_ffn_dim=4 * width,
         max_source_positions=round(50 * segment_seconds),
     )
-    return CoLLAPConfig(text, music, speech, projection_dim=width, segment_seconds=segment_seconds)
+    parts = {"text_config": text, "music_config": music, "speech_config": speech}
+    return CoLLAPConfig(**parts, projection_dim=width, segment_seconds=segment_seconds)
 
 
 def median_ratio(seconds: dict[str, list[float]], name: str, alternative: str) -> float:
@@ -112,7 +117,12 @@ class Bench:
         extractor = self.extractor()
 
         def run():
-            contrastive_step(self.accelerator, model, batch, extractor, micro_batch_size)
+            inputs = StepInputs(self.accelerator, batch, extractor)
+            if micro_batch_size is not None and micro_batch_size < len(batch):
+                cached_step(self.accelerator, model, inputs, micro_batch_size)
+            else:
+                output = model(**inputs.texts(), **inputs.audios(), return_loss=True, gather_negatives=True)
+                self.accelerator.backward(output.loss)
             if optimizer is not None:
                 self.accelerator.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
@@ -120,7 +130,9 @@ class Bench:
 
         return run
 
-    def plan(self, songs: int, micro_batch_size: int | None, checkpointing: bool, tflops: float | None = None) -> Plan:
+    def plan(
+        self, songs: int, micro_batch_size: int | None, checkpointing: bool, tflops: float | None = None
+    ) -> RunCost:
         """What `train.py --plan` would say of such a step."""
         workload = Workload(
             songs=songs,
@@ -132,7 +144,7 @@ class Bench:
             mixed_precision=self.accelerator.mixed_precision,
             gradient_checkpointing=("all",) if checkpointing else (),
         )
-        return plan(self.config, workload, tflops)
+        return run_cost(self.config, workload, tflops)
 
 
 def build_bench(full: bool, song_seconds: float = 20.0, **size) -> Bench:
@@ -141,6 +153,37 @@ def build_bench(full: bool, song_seconds: float = 20.0, **size) -> Bench:
     if full:
         return Bench(accelerator, paper_config(), song_seconds)
     return Bench(accelerator, small_config(**size), song_seconds, text_tokens=128)
+
+
+class Meter(TorchDispatchMode):
+    """Bytes of the tensors made within the block that are still alive. Storages are counted, so views are free.
+
+    Attributes:
+        peak_bytes: at the worst moment so far.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.live_bytes = self.peak_bytes = 0
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        for storage in _storages(result):
+            if storage._cdata not in given:  # else a view, perhaps of a parameter
+                self._sizes[storage._cdata] = storage.nbytes()
+                self.live_bytes += storage.nbytes()
+                self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+                weakref.finalize(storage, self._remove, storage._cdata)
+        return result
+
+    def _remove(self, key: int):
+        self.live_bytes -= self._sizes.pop(key)
+
+
+def _storages(values: object) -> list[torch.UntypedStorage]:
+    return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
 
 
 def peak_bytes(bench: Bench, run: Callable) -> int:
@@ -219,9 +262,11 @@ def measure_plan(bench: Bench, songs: int, micro_batch_size: int) -> dict:
         run = bench.step(bench.model(checkpointing), bench.batch(songs), micro)
         with Meter() as meter:
             run()
+        with FlopCounterMode(display=False) as counter:
+            run()
         activations = planned.memory["activations of a micro-batch"] + planned.memory["gradients"]
         found[name] = {
-            "flop_over_plan": round(meter.flops / planned.flops_per_step, 3),
+            "flop_over_plan": round(counter.get_total_flops() / planned.flops_per_step, 3),
             "memory_over_plan": round(meter.peak_bytes / activations, 3),
         }
     return {"songs": songs, "micro_batch_size": micro_batch_size, "measured": found}

@@ -11,20 +11,20 @@ from pathlib import Path
 
 import datasets
 import torch
-from tqdm.auto import tqdm
 
 from benchmarks.encode import take_turns
 from benchmarks.steps import SAMPLING_RATE, TEXT_TOKENS, median_ratio, medians
 from collap.cli import run_command
 from collap.corpora.synthetic.songs import build_corpus
 from collap.data.batches import AudioTextBatch
-from collap.training.settings import parse_config
+from collap.training.run import Run, build_run, prepare_output_dir, start_processes
+from collap.training.settings import parse_settings
 from collap.training.tracking import song_tokens
 from collap.training.trainable import freeze
 from demo.small_backbones import write_beats, write_gpt2, write_whisper
 from modeling_collap import CoLLAPConfig, CoLLAPModel
 from processing import CoLLAPFeatureExtractor
-from train import Run, build_run, take_step
+from train import train
 
 CONFIG = Path(__file__).parent.parent / "configs" / "demo.yaml"
 
@@ -42,13 +42,14 @@ class Demo:
         places = {"dataset": self.folder / "songs", "text": backbones / "gpt2", "music": backbones / "beats"}
         places |= {"speech": backbones / "whisper", "output_dir": self.folder / "run", "eval_split": "none"}
         defaults = {"cache_features": False, "num_workers": 0, "log_every": 10_000, "batch_size": self.batch_size}
+        defaults |= {"epochs": 10_000, "eval_every": 10_000}  # neither evaluation nor checkpoint
         arguments = [str(CONFIG)]
         for name, value in (places | defaults | settings).items():
             arguments += [f"--{name}", *(value if isinstance(value, list) else [str(value)])]
         with contextlib.redirect_stdout(sys.stderr):
-            run = build_run(parse_config(arguments))
-        run.model.train()
-        return run
+            parsed = parse_settings(arguments)
+            prepare_output_dir(parsed)
+            return build_run(parsed, start_processes(parsed))
 
     def store_tokens(self, dtype: str) -> Path:
         """Makes the cache of the training split, unless it is there."""
@@ -79,11 +80,9 @@ def build_demo(folder: Path, songs: int, min_seconds: float = 60.0, max_seconds:
 
 
 def one_epoch(run: Run):
-    """The steps of train.py, without evaluation and checkpoints."""
-    batches = run.meter.batches(run.data.batches(run.step, None))
-    with tqdm(disable=True) as progress, contextlib.closing(batches):
-        for _ in range(run.data.steps_per_epoch):
-            take_step(run, next(batches), progress, [])
+    """Go through the steps of train.py."""
+    run.steps = run.step + run.data.steps_per_epoch
+    train(run)
 
 
 def first_epoch(run: Run) -> list[AudioTextBatch]:

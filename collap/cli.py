@@ -60,7 +60,7 @@ def _evaluate(parser: Parser) -> None:
     parser.add_argument("--song_column", help="rows with the same value are one song; default: every row is one")
     parser.add_argument("--sections_column", help="draw the first song's score over its {label, start, end} sections")
     parser.add_argument("--output_dir", type=Path, default=Path("results"))
-    parser.add_argument("--chunk_size", type=int, default=1024, help="texts scored at a time")
+    parser.add_argument("--chunk_size", type=int, help="texts scored at a time; default: by the length of the song")
     parser.add_argument("--device", help="where the model runs; default: cuda if there is one, else cpu")
     parser.add_argument(
         "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the encoders"

@@ -1,9 +1,10 @@
 """Configuration of the BEATs audio encoder (Chen et al. 2022, arXiv 2212.09058)."""
 
-from transformers import PreTrainedConfig
+from .validation_collap import MAX_LAYERS, MAX_WIDTH, CheckedConfig, checked, positive, ranged
 
 
-class BeatsConfig(PreTrainedConfig):
+@checked
+class BeatsConfig(CheckedConfig):
     r"""Settings of a [`BeatsModel`]; the defaults are those of the released BEATs-base checkpoints.
 
     Args:
@@ -23,82 +24,63 @@ class BeatsConfig(PreTrainedConfig):
         layer_norm_eps, initializer_range: as everywhere in transformers.
 
     Raises:
-        ValueError: if the sizes do not fit together.
+        ValueError: for a value of another type or out of range, or if the sizes do not fit together.
     """
 
     model_type = "beats"
     base_config_key = "music_config"
 
-    def __init__(
-        self,
-        num_mel_bins: int = 128,
-        patch_size: int = 16,
-        embed_dim: int = 512,
-        conv_bias: bool = False,
-        hidden_size: int = 768,
-        num_hidden_layers: int = 12,
-        num_attention_heads: int = 12,
-        intermediate_size: int = 3072,
-        hidden_act: str = "gelu",
-        hidden_dropout: float = 0.1,
-        attention_dropout: float = 0.1,
-        activation_dropout: float = 0.0,
-        feature_dropout: float = 0.0,
-        layer_norm_first: bool = False,
-        deep_norm: bool = True,
-        conv_pos_kernel: int = 128,
-        conv_pos_groups: int = 16,
-        relative_position_embedding: bool = True,
-        num_buckets: int = 320,
-        max_distance: int = 800,
-        gated_relative_position: bool = True,
-        layer_norm_eps: float = 1e-5,
-        initializer_range: float = 0.02,
-        **kwargs,
-    ):
-        if num_mel_bins % patch_size:
-            raise ValueError(f"num_mel_bins ({num_mel_bins}) must be a multiple of patch_size ({patch_size})")
-        if hidden_size % num_attention_heads:
-            raise ValueError(
-                f"hidden_size ({hidden_size}) must be a multiple of num_attention_heads ({num_attention_heads})"
-            )
-        if hidden_size % conv_pos_groups:
-            raise ValueError(f"hidden_size ({hidden_size}) must be a multiple of conv_pos_groups ({conv_pos_groups})")
-        if layer_norm_first and deep_norm:
-            raise ValueError("layer_norm_first and deep_norm exclude each other: DeepNet scales post-norm residuals")
-        if gated_relative_position and not relative_position_embedding:
-            raise ValueError("gated_relative_position needs relative_position_embedding=True: there is no bias to gate")
-        if relative_position_embedding and not (num_buckets >= 4 and max_distance > num_buckets // 4):
-            raise ValueError(
-                f"num_buckets ({num_buckets}) must be at least 4, and max_distance ({max_distance}) beyond the "
-                f"{num_buckets // 4} distances that have a bucket of their own"
-            )
-        self.num_mel_bins = num_mel_bins
-        self.patch_size = patch_size
-        self.embed_dim = embed_dim
-        self.conv_bias = conv_bias
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.intermediate_size = intermediate_size
-        self.hidden_act = hidden_act
-        self.hidden_dropout = hidden_dropout
-        self.attention_dropout = attention_dropout
-        self.activation_dropout = activation_dropout
-        self.feature_dropout = feature_dropout
-        self.layer_norm_first = layer_norm_first
-        self.deep_norm = deep_norm
-        self.conv_pos_kernel = conv_pos_kernel
-        self.conv_pos_groups = conv_pos_groups
-        self.relative_position_embedding = relative_position_embedding
-        self.num_buckets = num_buckets
-        self.max_distance = max_distance
-        self.gated_relative_position = gated_relative_position
-        self.layer_norm_eps = layer_norm_eps
-        self.initializer_range = initializer_range
-        super().__init__(**kwargs)
+    num_mel_bins: int = positive(128, maximum=4096)
+    patch_size: int = positive(16, maximum=4096)
+    embed_dim: int = positive(512, MAX_WIDTH)
+    conv_bias: bool = False
+    hidden_size: int = positive(768, MAX_WIDTH)
+    num_hidden_layers: int = positive(12, MAX_LAYERS)
+    num_attention_heads: int = positive(12, maximum=1024)
+    intermediate_size: int = positive(3072, 4 * MAX_WIDTH)
+    hidden_act: str = "gelu"
+    hidden_dropout: float | int = ranged(0.1, 0, 1)
+    attention_dropout: float | int = ranged(0.1, 0, 1)
+    activation_dropout: float | int = ranged(0.0, 0, 1)
+    feature_dropout: float | int = ranged(0.0, 0, 1)
+    layer_norm_first: bool = False
+    deep_norm: bool = True
+    conv_pos_kernel: int = positive(128, MAX_WIDTH)
+    conv_pos_groups: int = positive(16, MAX_WIDTH)
+    relative_position_embedding: bool = True
+    num_buckets: int = positive(320, MAX_WIDTH)
+    max_distance: int = positive(800, maximum=2**31)
+    gated_relative_position: bool = True
+    layer_norm_eps: float | int = positive(1e-5, maximum=1)
+    initializer_range: float | int = positive(0.02, maximum=10)
 
     @property
     def frequency_patches(self) -> int:
         """Patches along the frequency axis of one time patch: 8 for 128 mel bins."""
         return self.num_mel_bins // self.patch_size
+
+    def validate_sizes(self):
+        """Refuse sizes of which one must divide another and does not."""
+        if self.num_mel_bins % self.patch_size:
+            raise ValueError(f"num_mel_bins ({self.num_mel_bins}) must be a multiple of patch_size ({self.patch_size})")
+        for name in ("num_attention_heads", "conv_pos_groups"):
+            if self.hidden_size % getattr(self, name):
+                raise ValueError(
+                    f"hidden_size ({self.hidden_size}) must be a multiple of {name} ({getattr(self, name)})"
+                )
+
+    def validate_layers(self):
+        """Refuse kinds of layers that exclude each other."""
+        if self.layer_norm_first and self.deep_norm:
+            raise ValueError("layer_norm_first and deep_norm exclude each other: DeepNet scales post-norm residuals")
+
+    def validate_position_bias(self):
+        """Refuse a gate without a bias, and buckets that no distance reaches."""
+        if self.gated_relative_position and not self.relative_position_embedding:
+            raise ValueError("gated_relative_position needs relative_position_embedding=True: there is no bias to gate")
+        fits = self.num_buckets >= 4 and self.max_distance > self.num_buckets // 4
+        if self.relative_position_embedding and not fits:
+            raise ValueError(
+                f"num_buckets ({self.num_buckets}) must be at least 4, and max_distance ({self.max_distance}) beyond "
+                f"the {self.num_buckets // 4} distances that have a bucket of their own"
+            )

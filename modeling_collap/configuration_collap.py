@@ -1,23 +1,54 @@
-"""Configuration of CoLLAP: two audio encoders, a text encoder, and how their embeddings are scored."""
+"""Configuration of CoLLAP: two audio encoders, a text encoder, and how their embeddings are scored.
+
+Letters as in `modeling_collap.py`: `K` tokens of a segment, `T` tokens of an audio, `H` kernel size.
+"""
 
 import copy
 import difflib
-import inspect
 import math
 from collections.abc import Iterable
+from typing import Literal
 
 from transformers import AutoConfig, PreTrainedConfig, WhisperConfig
 
 from .configuration_beats import BeatsConfig
+from .validation_collap import (
+    MAX_LAYERS,
+    MAX_WIDTH,
+    CheckedConfig,
+    check_common,
+    check_range,
+    checked,
+    naming,
+    positive,
+    ranged,
+)
 
 # Which hidden state stands for the text (paper, section II): RoBERTa's first token, GPT-2's last real one.
 TEXT_POOLING = {"gpt2": "last", "roberta": "first"}
 MUSIC_FRAMES_PER_SECOND = 100
 SPEECH_TOKENS_PER_SECOND = 50
 FORMER_SETTINGS = ("config_version", "segment_batch_size")  # of saved configurations; they have no meaning any more
+DAY = 86_400  # seconds
+COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")  # number positions from `pad_token_id + 1`
+# Of the text and the speech encoder, whose own configurations check types only; each where the encoder has it.
+SIZES = {
+    "num_hidden_layers": MAX_LAYERS,
+    "hidden_size": MAX_WIDTH,
+    "num_attention_heads": 1024,
+    "intermediate_size": 4 * MAX_WIDTH,
+    "n_inner": 4 * MAX_WIDTH,
+    "encoder_ffn_dim": 4 * MAX_WIDTH,
+    "vocab_size": 2**24,
+    "type_vocab_size": MAX_WIDTH,
+    "max_position_embeddings": 2**24,
+    "max_source_positions": 2**20,
+    "num_mel_bins": 4096,
+}
 
 
-class CoLLAPConfig(PreTrainedConfig):
+@checked
+class CoLLAPConfig(CheckedConfig):
     r"""Settings of a [`CoLLAPModel`].
 
     Args:
@@ -43,61 +74,49 @@ class CoLLAPConfig(PreTrainedConfig):
         initializer_range: standard deviation of the newly initialised projections.
 
     Raises:
-        ValueError: for a value outside of these ranges, or encoders whose time grids do not fit together.
+        ValueError: for a value of another type or out of range, or encoders whose time grids do not fit together.
     """
 
     model_type = "collap"
     # Of every song all moments; and Trainer pads with -100, which is True in a mask.
-    keys_to_ignore_at_inference = ["audio_embeds", "audio_token_mask"]
+    keys_to_ignore_at_inference = ["audio_embeds", "audio_token_mask", "text_model_output"]
     sub_configs = {"text_config": AutoConfig, "music_config": BeatsConfig, "speech_config": WhisperConfig}
 
-    def __init__(
-        self,
-        text_config: dict | PreTrainedConfig | None = None,
-        music_config: dict | BeatsConfig | None = None,
-        speech_config: dict | WhisperConfig | None = None,
-        projection_dim: int = 512,
-        segment_seconds: float = 30,
-        kernel_seconds: float = 10.0,
-        stride_seconds: float = 5.0,
-        score_reduction: str = "mean",
-        attention_temperature: float = 1.0,
-        learn_attention_temperature: bool = False,
-        gamma_init_sum: float = 1 / 0.07,
-        gamma_max: float = 100.0,
-        loss_direction: str = "symmetric",
-        text_pooling: str | None = None,
-        structure_layers: int = 0,
-        structure_heads: int = 8,
-        initializer_range: float = 0.02,
-        **kwargs,
-    ):
-        self.text_config = _sub_config(text_config, "gpt2")
-        self.music_config = _sub_config(music_config, "beats")
-        self.speech_config = _sub_config(speech_config, "whisper")
+    text_config: dict | PreTrainedConfig | None = None
+    music_config: dict | PreTrainedConfig | None = None
+    speech_config: dict | PreTrainedConfig | None = None
+    projection_dim: int = positive(512, MAX_WIDTH)
+    segment_seconds: float | int = 30
+    kernel_seconds: float | int = positive(10.0, DAY)
+    stride_seconds: float | int = positive(5.0, DAY)
+    score_reduction: Literal["mean", "printed"] = "mean"
+    attention_temperature: float | int = positive(1.0, maximum=10**6)
+    learn_attention_temperature: bool = False
+    gamma_init_sum: float | int = positive(1 / 0.07, maximum=10**6)
+    gamma_max: float | int = positive(100.0, maximum=10**6)
+    loss_direction: Literal["symmetric", "audio_to_text"] = "symmetric"
+    text_pooling: Literal["first", "last", "mean"] | None = None
+    structure_layers: int = ranged(0, 0, MAX_LAYERS)
+    structure_heads: int = positive(8, maximum=1024)
+    initializer_range: float | int = positive(0.02, maximum=10)
+
+    def __post_init__(self, **kwargs):
+        self.text_config = _sub_config("text_config", self.text_config, "gpt2")
+        self.music_config = _sub_config("music_config", self.music_config, "beats")
+        self.speech_config = _sub_config("speech_config", self.speech_config, "whisper")
         self.text_config.use_cache = False  # a text is read once; a decoder's key-value cache would be waste
-        self.projection_dim = projection_dim
-        self.segment_seconds = segment_seconds
-        self.kernel_seconds = kernel_seconds
-        self.stride_seconds = stride_seconds
-        self.score_reduction = score_reduction
-        self.attention_temperature = attention_temperature
-        self.learn_attention_temperature = learn_attention_temperature
-        self.gamma_init_sum = gamma_init_sum
-        self.gamma_max = gamma_max
-        self.loss_direction = loss_direction
-        self.text_pooling = text_pooling or TEXT_POOLING.get(self.text_config.model_type, "mean")
-        self.structure_layers = structure_layers
-        self.structure_heads = structure_heads
-        self.initializer_range = initializer_range
-        self._check()
+        if self.text_pooling is None:
+            self.text_pooling = TEXT_POOLING.get(self.text_config.model_type, "mean")
+        check_encoder("text_config", self.text_config)
+        check_text_encoder(self.text_config)
+        check_encoder("speech_config", self.speech_config)
         # The encoder gets positions for one segment, so that shorter segments need no padding to 30 s.
-        self.speech_config.max_source_positions = round(segment_seconds * SPEECH_TOKENS_PER_SECOND)
-        super().__init__(**kwargs)
+        self.speech_config.max_source_positions = segment_positions(self.segment_seconds, self.speech_config)
+        super().__post_init__(**kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """Read a dictionary as [`~transformers.PreTrainedConfig.from_dict`] does, without settings of before."""
+        """Read a dictionary as [`CheckedConfig.from_dict`] does, without settings of before."""
         kept = {name: value for name, value in config_dict.items() if name not in FORMER_SETTINGS}
         return super().from_dict(kept, **kwargs)
 
@@ -123,60 +142,49 @@ class CoLLAPConfig(PreTrainedConfig):
 
     @property
     def kernel_size(self) -> int:
-        """H, tokens of a frame: `floor(T eta_K / L)` with the T of one segment, at least 1."""
+        """H, tokens of a frame: `floor(K eta_K / segment_seconds)`, at least 1."""
         return max(1, int(self.tokens_per_segment * self.kernel_seconds / self.segment_seconds))
 
     @property
     def stride(self) -> int:
-        """S, tokens from one frame to the next: `floor(T eta_S / L)` with the T of one segment, at least 1."""
+        """Tokens from one frame to the next: `floor(K eta_S / segment_seconds)`, at least 1."""
         return max(1, int(self.tokens_per_segment * self.stride_seconds / self.segment_seconds))
 
-    def _check(self):
-        _one_of("score_reduction", self.score_reduction, ("mean", "printed"))
-        _one_of("loss_direction", self.loss_direction, ("symmetric", "audio_to_text"))
-        _one_of("text_pooling", self.text_pooling, ("first", "last", "mean"))
-        positive = ("projection_dim", "kernel_seconds", "stride_seconds", "attention_temperature", "gamma_init_sum")
-        for name in (*positive, "structure_heads"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
+    def validate_gammas(self):
+        """Refuse a bound that the gammas exceed at the start."""
         if self.gamma_max < self.gamma_init_sum / 2:
             raise ValueError(f"gamma_max ({self.gamma_max}) is below the initial value {self.gamma_init_sum / 2:.2f}")
-        if self.structure_layers < 0 or (self.structure_layers and self.projection_dim % (2 * self.structure_heads)):
-            raise ValueError(
-                f"structure_layers ({self.structure_layers}) must not be negative, and projection_dim "
-                f"({self.projection_dim}) must be a multiple of twice structure_heads ({self.structure_heads})"
-            )
-        if self.text_config.is_encoder_decoder:
-            raise ValueError(
-                f"text_config is an encoder-decoder ({self.text_config.model_type}); expected an encoder or a decoder "
-                "such as roberta, bert or gpt2"
-            )
-        self._check_time_grid()
 
-    def _check_time_grid(self):
-        seconds, limit = self.segment_seconds, max_segment_seconds(self.speech_config)
-        speech_tokens = seconds * SPEECH_TOKENS_PER_SECOND  # in floating point: 2.2 s are 110.00000000000001
-        if not 0 < seconds <= limit or not math.isclose(speech_tokens, round(speech_tokens), abs_tol=1e-6):
+    def validate_structure(self):
+        """Refuse structure layers whose heads do not share the width evenly."""
+        if self.structure_layers and self.projection_dim % (2 * self.structure_heads):
             raise ValueError(
-                f"segment_seconds must be a multiple of 0.02 up to the {limit:g} s that the speech encoder has "
-                f"positions for, found {seconds}"
+                f"structure_layers ({self.structure_layers}) need a projection_dim ({self.projection_dim}) that "
+                f"must be a multiple of twice structure_heads ({self.structure_heads})"
             )
+
+    def validate_speech(self):
+        """Refuse a width of the speech encoder that has no sinusoids."""
+        if self.speech_config.d_model % 2 or self.speech_config.d_model < 4:
+            raise ValueError(f"speech_config.d_model must be even and at least 4, found {self.speech_config.d_model}")
+
+    def validate_time_grid(self):
+        """Refuse segments without a whole token, and time patches that no whole number of Whisper tokens spans."""
         if self.tokens_per_segment < 1 or self.music_config.patch_size % 2:
             raise ValueError(
-                f"a segment of {seconds} s holds no whole time patch of {self.music_config.patch_size} frames "
-                "(patch_size must be even, too)"
+                f"a segment of {self.segment_seconds} s holds no whole time patch of {self.music_config.patch_size} "
+                "frames (patch_size must be even, too)"
             )
 
 
 def check_settings(names: Iterable[str]) -> None:
-    """Refuses names that are no setting of a [`CoLLAPConfig`] whose encoders are given. The class itself has to keep
+    """Refuse names that are no setting of a [`CoLLAPConfig`] whose encoders are given. The class itself has to keep
     unknown names, which a saved configuration may hold, so a misspelt setting would silently have no effect.
 
     Raises:
         ValueError: naming the first unknown name and the nearest setting.
     """
-    parameters = inspect.signature(CoLLAPConfig.__init__).parameters
-    known = [name for name in parameters if name not in ("self", "kwargs", *CoLLAPConfig.sub_configs)]
+    known = [name for name in CoLLAPConfig.own_settings() if name not in CoLLAPConfig.sub_configs]
     for name in names:
         if name not in known:
             nearest = difflib.get_close_matches(str(name), known, n=1)
@@ -185,12 +193,12 @@ def check_settings(names: Iterable[str]) -> None:
 
 
 def text_positions(text_config) -> int | None:
-    """Tokens that a text encoder can read; None if its configuration states no limit.
+    """Return how many tokens a text encoder can read; None if its configuration states no limit.
 
-    RoBERTa and its kin number positions from `pad_token_id + 1`, so two of RoBERTa's 514 are never used.
+    RoBERTa and its kin never use two of their 514, because they number positions from `pad_token_id + 1`.
     """
     positions = getattr(text_config, "max_position_embeddings", None)
-    if positions is not None and text_config.model_type in ("roberta", "xlm-roberta", "camembert"):
+    if positions is not None and text_config.model_type in COUNT_FROM_PADDING:
         positions -= text_config.pad_token_id + 1
     return positions
 
@@ -206,21 +214,87 @@ def speech_tokens_per_patch(music_config: BeatsConfig) -> int:
 
 
 def max_segment_seconds(speech_config: WhisperConfig) -> float:
-    """The longest segment that a speech encoder has positions for; 30 for pretrained Whisper."""
+    """Return the longest segment that a speech encoder has positions for; 30 s for pretrained Whisper."""
     return speech_config.max_source_positions / SPEECH_TOKENS_PER_SECOND
 
 
-def _sub_config(config: dict | PreTrainedConfig | None, default: str) -> PreTrainedConfig:
-    """A configuration of our own: the caller's is never changed."""
+def segment_positions(seconds: float, speech_config: WhisperConfig) -> int:
+    """Return how many positions the speech encoder needs for one segment.
+
+    Raises:
+        ValueError: it has fewer, or the segment is no whole number of its tokens of 0.02 s.
+    """
+    limit = max_segment_seconds(speech_config)
+    tokens = seconds * SPEECH_TOKENS_PER_SECOND  # in floating point: 2.2 s are 110.00000000000001
+    if not 0 < seconds <= limit or not math.isclose(tokens, round(tokens), abs_tol=1e-6):
+        raise ValueError(
+            f"segment_seconds must be a multiple of 0.02 up to the {limit:g} s that the speech encoder has positions "
+            f"for, found {seconds}"
+        )
+    return round(tokens)
+
+
+def _sub_config(name: str, config: dict | PreTrainedConfig | None, default: str) -> PreTrainedConfig:
+    """Make a configuration of our own: the caller's is never changed.
+
+    Raises:
+        ValueError: for a kind or a value that it does not take.
+    """
+    settings = {} if config is None else config
+    model_type = settings.model_type if isinstance(settings, PreTrainedConfig) else settings.get("model_type", default)
+    if default in ("beats", "whisper") and model_type != default:
+        raise ValueError(f"{name} must be a {default} configuration, found {model_type!r}")
     if isinstance(config, PreTrainedConfig):
         return copy.deepcopy(config)
-    settings = dict(config or {})
-    model_type = settings.pop("model_type", default)
-    if default == "beats":
-        return BeatsConfig(**settings)
-    return AutoConfig.for_model(model_type, **settings)
+    settings = {setting: value for setting, value in settings.items() if setting != "model_type"}
+    with naming(f"{name}: "):
+        return BeatsConfig(**settings) if default == "beats" else AutoConfig.for_model(model_type, **settings)
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]):
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, found {value!r}")
+def check_encoder(name: str, config: PreTrainedConfig) -> None:
+    """Refuse what no text or speech encoder can have; their own configurations check types only.
+
+    Args:
+        name: of the configuration, for the message.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    check_common(config, f"{name}.")
+    ranges = {setting: (1, maximum) for setting, maximum in SIZES.items()}
+    for setting in config.to_dict():
+        if "drop" in setting or setting.endswith(("_eps", "_epsilon")):
+            ranges[setting] = (0, 1)
+        elif setting in ("initializer_range", "init_std"):
+            ranges[setting] = (0, 10)
+    for setting, limits in ranges.items():
+        value = getattr(config, setting, None)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            with naming(f"{name}.{setting} "):
+                check_range(value, *limits)
+    heads = getattr(config, "num_attention_heads", None)
+    if heads and config.hidden_size % heads:
+        raise ValueError(f"{name}: hidden_size ({config.hidden_size}) must be a multiple of {heads} attention heads")
+
+
+def check_text_encoder(config: PreTrainedConfig) -> None:
+    """Refuse a text encoder that cannot read a text alone.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    if config.is_encoder_decoder:
+        raise ValueError(
+            f"text_config is an encoder-decoder ({config.model_type}); expected an encoder or a decoder such as "
+            "roberta, bert or gpt2"
+        )
+    if getattr(config, "add_cross_attention", False):
+        raise ValueError("text_config.add_cross_attention must be false: a text tower has nothing else to attend to")
+    padding, vocabulary = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
+    if padding is not None and vocabulary is not None and padding >= vocabulary:
+        raise ValueError(f"text_config.pad_token_id must be below vocab_size ({vocabulary}), found {padding}")
+    if config.model_type in COUNT_FROM_PADDING and (padding is None or text_positions(config) < 1):
+        raise ValueError(
+            f"text_config.max_position_embeddings ({config.max_position_embeddings}) must exceed pad_token_id "
+            f"({padding}) by at least 2: a {config.model_type} numbers positions from there"
+        )

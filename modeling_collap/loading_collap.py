@@ -1,6 +1,7 @@
-"""Loading that is all or nothing: what a checkpoint lacks is never drawn at random without a word."""
+"""Load all or nothing: what a checkpoint lacks is never drawn at random, nor what it has left out, without a word."""
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -21,8 +22,11 @@ FORMER_PREFIXES = {
 }
 
 
+NO_WEIGHTS = re.compile(r"(^|\.)(position_ids|attn\.bias|attn\.masked_bias)$")  # buffers of older checkpoints
+
+
 class StrictLoading:
-    """A `from_pretrained` for models whose weights are all in the checkpoint, or else it is refused."""
+    """A `from_pretrained` for models that are loaded whole, or refused."""
 
     @classmethod
     def from_pretrained(
@@ -34,16 +38,17 @@ class StrictLoading:
         use_safetensors=True,
         **kwargs,
     ):
-        """Load as [`~transformers.PreTrainedModel.from_pretrained`] does, but refuse a checkpoint that lacks a weight:
-        it would be drawn at random. Only safetensors are read.
+        """Load as [`~transformers.PreTrainedModel.from_pretrained`] does, but refuse a checkpoint that lacks a weight
+        of the configuration, which would be drawn at random, or has one more, which would be left out. Only
+        safetensors are read.
 
         Args:
-            ignore_mismatched_sizes: initialise weights that are missing or of another shape, after all, for example
-                structure layers that are to be trained. What was loaded and what was not is logged.
+            ignore_mismatched_sizes: initialise weights that are missing or of another shape and leave out unknown ones,
+                after all, for example for structure layers that are to be trained. What was loaded is logged.
 
         Raises:
-            ValueError: for missing weights, pickled weights, a shard outside of the folder, or weights under the names
-                of before.
+            ValueError: for missing, unknown or pickled weights, a shard outside of the folder, a file of weights beside
+                the index of others, or weights under the names of before.
             RuntimeError: from transformers, for weights of another shape.
             OSError: from transformers, for a folder, repository, revision or file that cannot be found.
         """
@@ -62,15 +67,34 @@ class StrictLoading:
                 f"{name}: holds a peft adapter (adapter_config.json), beside which missing weights go unseen; load it "
                 "with PeftModel.from_pretrained(model, folder)"
             )
-        if info["missing_keys"] and not ignore_mismatched_sizes:
-            missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-            raise ValueError(
-                f"{name}: the checkpoint lacks {len(missing)} weights of this configuration ({some_names(missing)})"
-                + (f" and has {len(unexpected)} that it does not know ({some_names(unexpected)})" if unexpected else "")
-                + "; they would be drawn at random. Is config.json that of these weights? "
-                "ignore_mismatched_sizes=True loads the rest, to train them"
-            )
+        if not ignore_mismatched_sizes:
+            advice = "ignore_mismatched_sizes=True loads what fits, to train the rest"
+            check_whole(name, sorted(info["missing_keys"]), sorted(info["unexpected_keys"]), advice)
         return (model, info) if output_loading_info else model
+
+
+def check_whole(name: str | Path, missing: list[str], unknown: list[str], advice: str = "") -> None:
+    """Refuse a checkpoint that is not exactly that of a model's configuration.
+
+    Args:
+        name: folder or Hub id, for the message.
+        missing, unknown: names of weights that the checkpoint lacks, or that the model does not have.
+        advice: what else can be done, for the message.
+
+    Raises:
+        ValueError: names the weights.
+    """
+    faults = []
+    if missing:
+        faults.append(f"lacks {len(missing)} weights of this configuration ({some_names(missing)})")
+    if unknown:
+        faults.append(f"has {len(unknown)} that it does not know ({some_names(unknown)})")
+    if faults:
+        effect = "would be drawn at random" if missing else "would be left out"
+        raise ValueError(
+            f"{name}: the checkpoint {' and '.join(faults)}; they {effect}. Is config.json that of these weights? "
+            f"{advice}".rstrip()
+        )
 
 
 def some_names(names: list[str]) -> str:
@@ -86,8 +110,8 @@ def check_weight_files(name: str | Path | None, arguments: dict, use_safetensors
         arguments: those of `from_pretrained`, of which `variant` and where to look are used.
 
     Raises:
-        ValueError: for pickled weights, for an index that is damaged or names pickled files or files elsewhere, and for
-            weights under the names of before.
+        ValueError: for pickled weights, an index that is damaged, stands beside a file of weights, or names pickled
+            files or files elsewhere, and for weights under the names of before.
     """
     if use_safetensors is False:
         raise ValueError(
@@ -100,8 +124,13 @@ def check_weight_files(name: str | Path | None, arguments: dict, use_safetensors
     if variant:
         index_name = index_name.replace(".json", f".{variant}.json")
         weights_name = weights_name.replace(".safetensors", f".{variant}.safetensors")
-    index = _find_file(name, index_name, arguments)
-    names = _index_names(name, index) if index else _weight_names(_find_file(name, weights_name, arguments))
+    weights, index = (_find_file(name, file, arguments) for file in (weights_name, index_name))
+    if weights and index:
+        raise ValueError(
+            f"{name}: holds {weights_name}, which transformers reads, and {index_name}, which names other files; "
+            "remove the one that is out of date"
+        )
+    names = _index_names(name, index) if index else _weight_names(weights)
     former = [key for key in names if key.startswith(tuple(FORMER_PREFIXES))]
     if former:
         raise ValueError(
@@ -145,29 +174,32 @@ def _weight_names(path: str | None) -> list[str]:
         return []
 
 
-def load_whole(auto_class, name: str, allow_missing: str = "") -> tuple[PreTrainedModel, dict]:
+def load_whole(auto_class, name: str, unused: tuple[str, ...] = ()) -> PreTrainedModel:
     """Load a pretrained part in float32, with all of its weights but for those of one part that CoLLAP does not use.
+
+    Heads of other tasks and what is no weight (attention masks, position numbers) may be in the checkpoint, too.
 
     Args:
         auto_class: an Auto class or a model class of transformers.
         name: folder or Hub id.
-        allow_missing: how the names of the weights begin that may be missing.
-
-    Returns:
-        The model, and the loading info of transformers.
+        unused: how the names of the weights begin that may be missing, or unknown.
 
     Raises:
-        ValueError: weights are missing or of another shape.
+        ValueError: weights are missing, unknown or of another shape.
         OSError: from transformers, there is no such model.
     """
-    model, info = auto_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-    missing = [key for key in info["missing_keys"] if not (allow_missing and key.startswith(allow_missing))]
-    if missing or info["mismatched_keys"]:
-        raise ValueError(
-            f"{name}: the checkpoint lacks weights of {type(model).__name__} (missing {sorted(missing)[:5]}, of other "
-            f"shapes {sorted(info['mismatched_keys'])[:5]}); they would have been re-initialised at random"
-        )
-    return model, info
+    try:
+        model, info = auto_class.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{name}: its weights cannot be loaded ({' '.join(str(error).split())})") from error
+    parts = tuple(f"{part}." for part, _ in model.named_children())
+    unknown = [key.removeprefix(f"{model.base_model_prefix}.") for key in info["unexpected_keys"]]
+    unknown = [key for key in unknown if key.startswith(parts) and not NO_WEIGHTS.search(key)]
+    missing, unknown = (
+        sorted(key for key in keys if not key.startswith(unused)) for keys in (info["missing_keys"], unknown)
+    )
+    check_whole(name, missing, unknown)
+    return model
 
 
 def load_speech_encoder(encoder: WhisperEncoder, whisper: WhisperModel) -> None:

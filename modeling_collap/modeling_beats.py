@@ -21,8 +21,10 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_beats import BeatsConfig
+from .loading_collap import StrictLoading
 
 # Elements of the attention mask that a CPU works on at a time: 16 MB in float32, half of a common last-level cache.
 CACHED_MASK_ELEMENTS = 2**22
@@ -66,7 +68,11 @@ def relative_position_buckets(num_patches: int, num_buckets: int, max_distance: 
 
 
 def eager_attention(query, key, value, gate, position_bias, padding_bias, dropout):
-    """Attend as [`sdpa_attention`] does, readably: `softmax(Q K^T / sqrt(head_dim) + gate * bias) V`."""
+    """Attend as [`sdpa_attention`] does, readably: `softmax(Q K^T / sqrt(head_dim) + gate * bias) V`.
+
+    Returns:
+        Context (N, heads, P, head_dim), and the weights before dropout (N, heads, P, P).
+    """
     logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])  # (N, heads, P, P)
     if position_bias is not None:
         num_patches = query.shape[2]
@@ -75,7 +81,7 @@ def eager_attention(query, key, value, gate, position_bias, padding_bias, dropou
     if padding_bias is not None:
         logits = logits + padding_bias
     weights = logits.softmax(-1, dtype=torch.float32).to(query.dtype)
-    return F.dropout(weights, dropout) @ value  # (N, heads, P, head_dim)
+    return F.dropout(weights, dropout) @ value, weights  # (N, heads, P, head_dim)
 
 
 def sdpa_attention(
@@ -86,7 +92,7 @@ def sdpa_attention(
     position_bias: torch.Tensor | None,
     padding_bias: torch.Tensor | None,
     dropout: float,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, None]:
     """Attend through torch's fused kernels, with the gated bias as additive mask.
 
     The gated mask, (N, heads, P, P), is by far the largest tensor of the encoder (107 MB for one segment of 30 s in
@@ -101,10 +107,10 @@ def sdpa_attention(
         dropout: probability of dropping an attention weight.
 
     Returns:
-        (N, heads, P, head_dim).
+        Context (N, heads, P, head_dim), and None: the kernels keep no weights.
     """
     if position_bias is None:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=padding_bias, dropout_p=dropout)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=padding_bias, dropout_p=dropout), None
 
     num_segments, num_heads, num_patches, _ = query.shape
     query, gate = query.flip(2), gate.flip(2)
@@ -119,14 +125,14 @@ def sdpa_attention(
     in_cache = CACHED_MASK_ELEMENTS // num_patches**2
     at_once = query.device.type != "cpu" or torch.compiler.is_exporting()  # an exported graph has one path
     if at_once or num_segments * num_heads <= in_cache:
-        return attend(slice(None), slice(None)).flip(2)
+        return attend(slice(None), slice(None)).flip(2), None
     h = min(num_heads, max(1, in_cache))
     n = max(1, in_cache // h)
     rows = (
         torch.cat([attend(slice(i, i + n), slice(j, j + h)) for j in range(0, num_heads, h)], dim=1)
         for i in range(0, num_segments, n)
     )
-    return torch.cat(list(rows)).flip(2)  # (N, heads, P, head_dim)
+    return torch.cat(list(rows)).flip(2), None  # (N, heads, P, head_dim)
 
 
 class BeatsPositionalConv(nn.Module):
@@ -189,8 +195,9 @@ class BeatsAttention(nn.Module):
 
     def forward(
         self, hidden_states: torch.Tensor, position_bias: torch.Tensor | None, padding_bias: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Let every patch attend to all others: (N, P, hidden) -> (N, P, hidden); biases as in [`sdpa_attention`]."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Let every patch attend to all others: (N, P, hidden) -> (N, P, hidden); biases as in [`sdpa_attention`].
+        The second value are the weights (N, heads, P, P), where the implementation is `eager`."""
         per_head = (self.num_heads, self.head_dim)
         query = self.q_proj(hidden_states).unflatten(-1, per_head).transpose(1, 2)  # (N, heads, P, head_dim)
         key = self.k_proj(hidden_states).unflatten(-1, per_head).transpose(1, 2)  # (N, heads, P, head_dim)
@@ -201,8 +208,9 @@ class BeatsAttention(nn.Module):
             gate = self.gate(query) if gated else torch.ones_like(query[..., :1])  # (N, heads, P, 1)
         attend = eager_attention if self.config._attn_implementation == "eager" else sdpa_attention
         dropout = self.config.attention_dropout if self.training else 0.0
-        context = attend(query, key, value, gate, position_bias, padding_bias, dropout)  # (N, heads, P, head_dim)
-        return self.out_proj(context.transpose(1, 2).flatten(2))  # (N, P, hidden)
+        biases = (gate, position_bias, padding_bias)
+        context, weights = attend(query, key, value, *biases, dropout)  # (N, heads, P, head_dim)
+        return self.out_proj(context.transpose(1, 2).flatten(2)), weights  # (N, P, hidden)
 
 
 class BeatsFeedForward(nn.Module):
@@ -244,16 +252,16 @@ class BeatsLayer(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         """Transform (N, P, hidden) to (N, P, hidden); the biases as in [`sdpa_attention`]."""
         if self.layer_norm_first:
-            attended = self.self_attn(self.self_attn_layer_norm(hidden_states), position_bias, padding_bias)
+            attended, _ = self.self_attn(self.self_attn_layer_norm(hidden_states), position_bias, padding_bias)
             hidden_states = hidden_states + self.dropout(attended)
             return hidden_states + self.dropout(self.feed_forward(self.final_layer_norm(hidden_states)))
-        attended = self.self_attn(hidden_states, position_bias, padding_bias)
+        attended, _ = self.self_attn(hidden_states, position_bias, padding_bias)
         hidden_states = self.self_attn_layer_norm(hidden_states * self.residual_scale + self.dropout(attended))
         transformed = self.dropout(self.feed_forward(hidden_states))
         return self.final_layer_norm(hidden_states * self.residual_scale + transformed)
 
 
-class BeatsPreTrainedModel(PreTrainedModel):
+class BeatsPreTrainedModel(StrictLoading, PreTrainedModel):
     """What loading, saving and initialising need to know of BEATs."""
 
     config_class = BeatsConfig
@@ -263,6 +271,7 @@ class BeatsPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["BeatsLayer"]
+    _can_record_outputs = {"hidden_states": BeatsLayer, "attentions": BeatsAttention}
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
@@ -300,27 +309,35 @@ class BeatsModel(BeatsPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the patch embedding, as vision models do."""
+        return self.patch_embedding
+
+    def set_input_embeddings(self, value: nn.Module):
+        """Replace the patch embedding."""
+        self.patch_embedding = value
+
     def embed_patches(self, input_features: torch.Tensor) -> torch.Tensor:
         """Turn (N, fbank frames, mel bins) into (N, P, hidden), time-major; frames that fill no patch are dropped."""
         patches = self.patch_embedding(input_features.unsqueeze(1))  # (N, embed_dim, time, frequency)
         patches = patches.flatten(2).transpose(1, 2)  # (N, P, embed_dim)
         return self.feature_dropout(self.feature_projection(self.patch_norm(patches)))  # (N, P, hidden)
 
+    @capture_outputs
     def forward(
-        self,
-        input_features: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        return_dict: bool | None = None,
+        self, input_features: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
     ) -> BaseModelOutput | tuple[torch.Tensor]:
         """Encode segments.
 
         Args:
             input_features: (N, fbank frames, mel bins) normalised Kaldi filter bank, see `CoLLAPFeatureExtractor`.
             attention_mask: (N, fbank frames), True or 1 where the frame holds audio; None if all do.
-            return_dict: False for a tuple.
+            **kwargs: `return_dict=False` for a tuple; `output_hidden_states`; `output_attentions`, for which
+                `attn_implementation` must be `"eager"`. All else that transformers' clients pass has no effect.
 
         Returns:
-            `last_hidden_state` (N, P, hidden) with `P = fbank frames // patch_size * frequency_patches`, time-major.
+            `last_hidden_state` (N, P, hidden) with `P = fbank frames // patch_size * frequency_patches`, time-major;
+            `hidden_states`, if asked for, of the patches and of every layer; `attentions` (N, heads, P, P).
 
         Raises:
             ValueError: if the input has another number of mel bins, or not one whole patch of frames.
@@ -345,7 +362,7 @@ class BeatsModel(BeatsPreTrainedModel):
             hidden_states = layer(hidden_states, position_bias, padding_bias)
         if self.config.layer_norm_first:
             hidden_states = self.layer_norm(hidden_states)
-        return BaseModelOutput(last_hidden_state=hidden_states) if return_dict is not False else (hidden_states,)
+        return BaseModelOutput(last_hidden_state=hidden_states)
 
     def _check_input(self, input_features: torch.Tensor):
         bins, patch = self.config.num_mel_bins, self.config.patch_size

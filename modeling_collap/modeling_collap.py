@@ -18,23 +18,18 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedModel, WhisperModel
 from transformers import initialization as init
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_collap import CoLLAPConfig, check_settings, max_segment_seconds
 from .loading_collap import StrictLoading, load_speech_encoder, load_whole, without_pooler
 from .loss_collap import contrastive_loss, gather_rows
 from .modeling_beats import BeatsModel
-from .scoring_collap import (
-    attended_scores,
-    attention_pooled_scores,
-    frame_token_mask,
-    token_scores,
-    unfold_frames,
-)
+from .scoring_collap import attention_pooled_scores, moment_scores
 from .structure_collap import StructureLayers, token_start_seconds
-from .towers_collap import AudioTower, TextTower
+from .towers_collap import AudioTower, SpeechEncoder, TextTower
 
+RECORDED = ("output_hidden_states", "output_attentions")
+UNUSED = ("num_items_in_batch", "token_type_ids", "use_cache")  # of Trainer, BERT's tokenizer, and text generation
 MIN_TEMPERATURE = 0.01  # below it the attention is an argmax, and float32 logits lose their digits
 
 
@@ -49,6 +44,7 @@ class CoLLAPOutput(ModelOutput):
         text_embeds: (B, D) float32, unit norm.
         audio_embeds: (A, T, D) float32, unit norm; zero where `audio_token_mask` is False.
         audio_token_mask: (A, T) bool, True = the token starts before the audio ends.
+        text_model_output: of the text encoder, with `output_hidden_states` or `output_attentions`.
     """
 
     loss: torch.Tensor | None = None
@@ -57,6 +53,7 @@ class CoLLAPOutput(ModelOutput):
     text_embeds: torch.Tensor | None = None
     audio_embeds: torch.Tensor | None = None
     audio_token_mask: torch.Tensor | None = None
+    text_model_output: ModelOutput | None = None
 
 
 @dataclass
@@ -129,7 +126,7 @@ def score_embeddings(
     Args:
         score_parameters: of a model, with its configuration.
         text_embeds, audio_embeds, audio_token_mask: as returned by the two `get_*_features`.
-        chunk_size: texts scored at a time, to bound memory.
+        chunk_size: texts scored at a time; None for as many as [`texts_at_a_time`] says.
         flat_attention: an infinite temperature, to compare with: every moment counts alike.
 
     Returns:
@@ -160,6 +157,7 @@ class CoLLAPPreTrainedModel(StrictLoading, PreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ("text", "audio")
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # Trainer then divides the loss of a micro batch by their number
     _supports_sdpa = True
     _no_split_modules = ["StructureLayer"]
     _keep_in_fp32_modules_strict = ["score_parameters"]
@@ -172,6 +170,7 @@ class CoLLAPPreTrainedModel(StrictLoading, PreTrainedModel):
             init.constant_(module.log_gamma_temporal, half)
             temperature = math.log(self.config.attention_temperature)
             init.constant_(module.log_attention_temperature, temperature)
+            module.log_attention_temperature.requires_grad_(self.config.learn_attention_temperature)
 
     def _gather_properties(self, parts: tuple[PreTrainedModel, ...]):
         """Take over what transformers asks of a model's direct children; here the encoders are one level down."""
@@ -187,7 +186,7 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         super().__init__(config)
         text = without_pooler(AutoModel.from_config(config.text_config))
         music = BeatsModel(config.music_config)
-        speech = WhisperEncoder(config.speech_config)
+        speech = SpeechEncoder(config.speech_config)
         width = config.projection_dim
         audio_width = config.music_config.hidden_size + config.speech_config.d_model  # M
         self.text_tower = TextTower(text, nn.Linear(config.text_config.hidden_size, width), config.text_pooling)
@@ -214,9 +213,9 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
             OSError: from transformers, if a folder or Hub id cannot be found.
         """
         check_settings(config)
-        text_encoder, _ = load_whole(AutoModel, text, allow_missing="pooler.")
-        beats, _ = load_whole(BeatsModel, music)
-        whisper, _ = load_whole(WhisperModel, speech, allow_missing="decoder.")
+        text_encoder = load_whole(AutoModel, text, unused=("pooler.",))
+        beats = load_whole(BeatsModel, music)
+        whisper = load_whole(WhisperModel, speech, unused=("decoder.",))
         config.setdefault("segment_seconds", max_segment_seconds(whisper.config))
         settings = CoLLAPConfig(
             text_config=text_encoder.config, music_config=beats.config, speech_config=whisper.config, **config
@@ -234,8 +233,12 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         return {"text": self.text_tower.encoder, "music": audio.music, "speech": audio.speech}
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return those of the text tower; Accelerate asks for them under FSDP2."""
+        """Return those of the text tower, which `resize_token_embeddings` replaces."""
         return self.text_tower.encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        """Replace those of the text tower."""
+        self.text_tower.encoder.set_input_embeddings(value)
 
     def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Embed texts, (B, L) -> (B, D) float32 of unit norm; arguments and errors as in [`TextTower.forward`]."""
@@ -332,23 +335,22 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
             [`CoLLAPLocalization`]: per frame the terms that the kernel-wise attention sums.
         """
         kernel_size, stride, device = self.config.kernel_size, self.config.stride, audio_embeds.device
-        mask = frame_token_mask(audio_token_mask.to(device).bool(), kernel_size, stride)  # (A, W, H)
-        with torch.autocast(device.type, enabled=False):
-            cosines = token_scores(text_embeds.to(device).float(), audio_embeds.float())  # (A, B, T)
-        frames = unfold_frames(cosines, kernel_size, stride)  # (A, B, W, H)
+        embeds = text_embeds.to(device).float(), audio_embeds.float(), audio_token_mask.to(device)
         _, _, temperature = self.score_parameters()
-        scores = attended_scores(frames, mask.unsqueeze(1), temperature.to(device), dim=-1)  # (A, B, W)
-        first = torch.arange(mask.shape[1], device=mask.device) * stride  # (W,)
-        starts = self.token_start_seconds(max(audio_embeds.shape[1], kernel_size), mask.device)  # (T,)
+        with torch.autocast(device.type, enabled=False):
+            scores, frame_mask = moment_scores(
+                *embeds, kernel_size, stride, temperature.to(device)
+            )  # (A, B, W), (A, W)
+        first = torch.arange(frame_mask.shape[1], device=device) * stride  # (W,)
+        starts = self.token_start_seconds(max(audio_embeds.shape[1], kernel_size), device)  # (T,)
         ends = starts[first + kernel_size - 1] + self.config.token_seconds
-        return CoLLAPLocalization(
-            scores=scores, frame_mask=mask.any(-1), frame_seconds=torch.stack([starts[first], ends], dim=-1)
-        )
+        return CoLLAPLocalization(scores, frame_mask, torch.stack([starts[first], ends], dim=-1))
 
     def token_start_seconds(self, num_tokens: int, device: torch.device | None = None) -> torch.Tensor:
         """Return when the fused tokens of an audio start, in seconds, (T,)."""
         return token_start_seconds(self.config, num_tokens, device)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -364,7 +366,7 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         gather_negatives: bool = False,
         false_negatives: torch.Tensor | None = None,
         text_chunk_size: int | None = None,
-        return_dict: bool | None = None,
+        **kwargs,
     ) -> CoLLAPOutput | tuple:
         """Score all audios with all texts, or embed one side if only that is given; the arguments are what
         `CoLLAPProcessor` returns.
@@ -380,19 +382,28 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
             gather_negatives: whether audios and texts of all processes are contrasted. Each process scores its own
                 audios with all texts, and the loss is that of the whole batch; only text embeddings and scores travel.
             false_negatives: (A, B) bool over the audios and texts of the loss, see [`contrastive_loss`].
-            text_chunk_size: texts scored at a time, to bound memory; None for all.
-            return_dict: False for a tuple.
+            text_chunk_size: texts scored at a time; None for as many as [`texts_at_a_time`] says.
+            **kwargs: of transformers' clients. `return_dict=False` for a tuple; `output_hidden_states` and
+                `output_attentions` for those of the text encoder (those of the audio encoders, for hundreds of
+                segments, are returned by `audio_tower.music` and `audio_tower.speech`). What is None or False, and
+                [`UNUSED`], has no effect.
 
         Raises:
+            TypeError: for an argument that is none of these.
             ValueError: if text or audio is missing with `return_loss`, both are, or features come without their
                 counterpart; with `return_loss` and different numbers of texts and audios.
         """
         has_text = input_ids is not None or text_embeds is not None
         has_audio = fused_tokens is not None or (music_features is not None and speech_features is not None)
         _check_sides(has_text, has_audio, music_features is not None or speech_features is not None, return_loss)
-        loss = logits = audio_embeds = None
+        asked = self._asked_of_text_encoder(kwargs)
+        loss = logits = audio_embeds = encoded = None
         if input_ids is not None and text_embeds is None:
-            text_embeds = self.get_text_features(input_ids, attention_mask)  # (B, D)
+            if asked:
+                encoded, mask = self.text_tower.encode(input_ids, attention_mask, **asked)
+                text_embeds = self.text_tower.pool(encoded.last_hidden_state, mask)  # (B, D)
+            else:
+                text_embeds = self.get_text_features(input_ids, attention_mask)  # (B, D)
         if has_audio:
             audio_embeds, audio_token_mask = self.get_audio_features(
                 music_features, speech_features, music_attention_mask, segment_mask, audio_token_mask, fused_tokens
@@ -404,8 +415,16 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
             all_logits = gather_rows(logits) if gather_negatives else logits
             loss = contrastive_loss(all_logits, self.config.loss_direction, false_negatives)
         logits_per_text = None if logits is None else logits.T
-        output = CoLLAPOutput(loss, logits, logits_per_text, text_embeds, audio_embeds, audio_token_mask)
-        return output if return_dict is not False else output.to_tuple()
+        return CoLLAPOutput(loss, logits, logits_per_text, text_embeds, audio_embeds, audio_token_mask, encoded)
+
+    def _asked_of_text_encoder(self, kwargs: dict) -> dict[str, bool]:
+        """Return those of [`RECORDED`] that a call or the configuration asks for; refuse what would have no effect."""
+        for name, value in kwargs.items():
+            if value is not None and value is not False and name not in (*RECORDED, *UNUSED):
+                raise TypeError(f"CoLLAPModel.forward() got an unexpected argument {name!r}")
+        asked = {name: kwargs.get(name) for name in RECORDED}
+        asked = {name: getattr(self.config, name) if value is None else value for name, value in asked.items()}
+        return {name: True for name, value in asked.items() if value}
 
 
 def _check_sides(has_text: bool, has_audio: bool, has_features: bool, return_loss: bool):

@@ -36,6 +36,9 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+# Cosines (A, texts, W, H) that are worked on at a time: 64 MB in float32, some 0.4 GB with all that is made of them.
+CELLS_AT_A_TIME = 2**24
+
 
 def num_frames(num_tokens: torch.Tensor, kernel_size: int, stride: int) -> torch.Tensor:
     """Return W of every audio: `floor((T - H) / stride + 1)` (Eq. 1), and 1 for an audio shorter than one frame.
@@ -47,6 +50,17 @@ def num_frames(num_tokens: torch.Tensor, kernel_size: int, stride: int) -> torch
         (A,).
     """
     return (torch.div(num_tokens - kernel_size, stride, rounding_mode="floor") + 1).clamp(min=1)
+
+
+def texts_at_a_time(num_audios: int, num_tokens: int, kernel_size: int, stride: int) -> int:
+    """Return how many texts are scored at a time, so that memory is bounded for songs of any length; at least 1.
+
+    Args:
+        num_audios, num_tokens: A and T.
+        kernel_size, stride: of a frame, in tokens.
+    """
+    frames = max((num_tokens - kernel_size) // stride + 1, 1)  # W
+    return max(1, CELLS_AT_A_TIME // (num_audios * frames * kernel_size))
 
 
 def token_scores(text_embeds: torch.Tensor, audio_embeds: torch.Tensor) -> torch.Tensor:
@@ -109,7 +123,7 @@ def attention_pooled_scores(
     `r^T`), so the score of a match does not depend on the length of the song; `"printed"` divides by the other axis
     (Eqs. 5-6 as printed), which lets long songs outrank short ones.
 
-    Padding never changes a score. Memory is O(A * B * W * H), of which `chunk_size` bounds B.
+    Padding never changes a score. Memory is O(A * texts * W * H), of which [`texts_at_a_time`] bounds the product.
 
     Args:
         text_embeds: (B, D) unit vectors.
@@ -119,7 +133,8 @@ def attention_pooled_scores(
         kernel_size, stride: of a frame, in tokens.
         gamma_kernel, gamma_temporal: weights of the two scores.
         attention_temperature: divides the cosines inside both softmaxes.
-        chunk_size: texts scored at a time; None for all. Changes nothing but memory, in the backward pass too.
+        chunk_size: texts scored at a time; None for [`texts_at_a_time`]. Changes nothing but memory, in the backward
+            pass too, which scores again what was scored in several parts.
 
     Returns:
         (A, B).
@@ -140,10 +155,45 @@ def attention_pooled_scores(
         temporal = attended_scores(scores, mask, attention_temperature, dim=-2).sum(-1) / positions  # (A, B)
         return gamma_kernel * kernel + gamma_temporal * temporal
 
-    if chunk_size is None or chunk_size >= text_embeds.shape[0]:
+    return _in_chunks(score, text_embeds, audio_embeds, kernel_size, stride, chunk_size)  # (A, B)
+
+
+def moment_scores(
+    text_embeds: torch.Tensor,
+    audio_embeds: torch.Tensor,
+    audio_token_mask: torch.Tensor,
+    kernel_size: int,
+    stride: int,
+    attention_temperature: torch.Tensor | float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Score every frame of every audio with every text: the terms of which `r^K` is the mean.
+
+    Args:
+        text_embeds, audio_embeds, audio_token_mask, kernel_size, stride, attention_temperature: as in
+            [`attention_pooled_scores`].
+
+    Returns:
+        (A, B, W) in [-1, 1], 0 where there is no frame; (A, W) bool, True = a frame of this audio.
+    """
+    mask = frame_token_mask(audio_token_mask.bool(), kernel_size, stride)  # (A, W, H)
+
+    def score(texts: torch.Tensor) -> torch.Tensor:
+        scores = unfold_frames(token_scores(texts, audio_embeds), kernel_size, stride)  # (A, B, W, H)
+        return attended_scores(scores, mask.unsqueeze(1), attention_temperature, dim=-1)  # (A, B, W)
+
+    return _in_chunks(score, text_embeds, audio_embeds, kernel_size, stride, None), mask.any(-1)
+
+
+def _in_chunks(score, text_embeds, audio_embeds, kernel_size, stride, chunk_size: int | None) -> torch.Tensor:
+    """Call `score` for some texts at a time and join the results, (A, B, ...), along the texts."""
+    if torch.compiler.is_exporting():  # an exported graph has one path
+        return score(text_embeds)
+    if chunk_size is None:
+        chunk_size = texts_at_a_time(*audio_embeds.shape[:2], kernel_size, stride)
+    if chunk_size >= text_embeds.shape[0]:
         return score(text_embeds)
     chunks = text_embeds.split(chunk_size)
-    return torch.cat([checkpoint(score, texts, use_reentrant=False) for texts in chunks], dim=1)  # (A, B)
+    return torch.cat([checkpoint(score, texts, use_reentrant=False) for texts in chunks], dim=1)
 
 
 def mean_pooled_scores(

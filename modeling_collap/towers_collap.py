@@ -8,7 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.whisper.modeling_whisper import WhisperEncoder, sinusoids
 
 from .configuration_collap import speech_tokens_per_patch, text_positions
 from .modeling_beats import BeatsModel
@@ -73,24 +75,27 @@ class TextTower(nn.Module):
         self.pooling = pooling
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Embed texts.
+        """Embed texts: (B, L) -> (B, D) float32, unit norm; arguments and errors as in [`encode`]."""
+        encoded, attention_mask = self.encode(input_ids, attention_mask)
+        return self.pool(encoded.last_hidden_state, attention_mask)
+
+    def encode(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **asked: bool
+    ) -> tuple[BaseModelOutput, torch.Tensor]:
+        """Run the encoder.
 
         Args:
             input_ids: (B, L).
             attention_mask: (B, L), 1 = real token; None if all are.
+            **asked: `output_hidden_states` and `output_attentions` of the encoder.
 
         Returns:
-            (B, D) float32, unit norm.
+            The encoder's output, the real tokens of each text first: `last_hidden_state` (B, L, hidden); their mask
+            (B, L).
 
         Raises:
             ValueError: for more tokens than the encoder has positions for.
         """
-        return self.pool(*self.encode(input_ids, attention_mask))
-
-    def encode(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the last hidden states (B, L, hidden), the real tokens of each text first, and their mask (B, L)."""
         limit, length = text_positions(self.encoder.config), input_ids.shape[1]
         if limit is not None and length > limit:
             raise ValueError(
@@ -104,12 +109,26 @@ class TextTower(nn.Module):
         places = places + length * (attention_mask == 0)  # (B, L), without ties, because ONNX has no stable sort
         order = places.argsort(dim=1)  # (B, L)
         input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
-        return self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state, attention_mask
+        encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **asked)
+        return encoded, attention_mask
 
     def pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Make one unit vector, (B, D) float32, of what [`encode`] returned for each text."""
+        """Make one unit vector of the last hidden states (B, L, hidden) of each text: (B, D) float32."""
         pooled = pool_text(hidden_states, attention_mask, self.pooling)  # (B, hidden)
         return F.normalize(self.projection(pooled).float(), dim=-1)  # (B, D)
+
+
+class SpeechEncoder(WhisperEncoder):
+    """The encoder of Whisper, whose positions are sinusoids wherever a checkpoint does not hold them.
+
+    transformers sees to that only in models of its own: in others it initialises no module without own weights.
+    """
+
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if module is self.embed_positions:
+            init.copy_(module.weight, sinusoids(*module.weight.shape))
+            module.weight.requires_grad_(False)  # transformers makes anew what a checkpoint lacks
 
 
 class AudioTower(nn.Module):
@@ -165,8 +184,8 @@ class AudioTower(nn.Module):
         self, music_features: torch.Tensor, speech_features: torch.Tensor, music_attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
         """Encode segments as [`fuse`] does, all of them in one call of each encoder."""
-        music = self.music(music_features, attention_mask=music_attention_mask).last_hidden_state
-        speech = self.speech(speech_features.to(self.speech.conv1.weight.dtype)).last_hidden_state
+        music = self.music(music_features, attention_mask=music_attention_mask, return_dict=True).last_hidden_state
+        speech = self.speech(speech_features.to(self.speech.conv1.weight.dtype), return_dict=True).last_hidden_state
         # The encoders may be on two devices.
         grid = self.music.config.frequency_patches, speech_tokens_per_patch(self.music.config)
         return fuse_segments(music, speech.to(music.device), *grid)  # (N, K, M)

@@ -1,6 +1,6 @@
 """CoLLAP's feature extractor: waveforms of any length to the inputs of BEATs and the Whisper encoder.
 
-Dimensions: `A` audios, `S` segments of an audio, `K` fused tokens of a segment, `L` seconds of a segment.
+Dimensions: `A` audios, `S` segments of an audio, `K` tokens of a segment.
 """
 
 import math
@@ -40,10 +40,10 @@ RANGES = {
 
 
 class CoLLAPFeatureExtractor(FeatureExtractionMixin):
-    r"""Cuts waveforms into segments and computes both spectrograms of each. Deterministic; nothing is truncated.
+    r"""Cut waveforms into segments and compute both spectrograms of each; deterministic, and nothing is truncated.
 
     Args:
-        segment_seconds: L, as in `CoLLAPConfig`; a multiple of 0.02.
+        segment_seconds: as in `CoLLAPConfig`; a multiple of 0.02.
         music_mel_bins: mel bins of the Kaldi filter bank.
         speech_mel_bins: mel bins of Whisper's log-mel: 80, or 128 for large-v3.
         patch_size: side of BEATs' patches, for the token mask.
@@ -133,9 +133,9 @@ class CoLLAPFeatureExtractor(FeatureExtractionMixin):
             truncation, max_length: only False or None, because songs are never cut.
 
         Returns:
-            music_features (A, S, F, music_mel_bins), speech_features (A, S, speech_mel_bins, 100 L), both float32;
-            music_attention_mask (A, S, F), segment_mask (A, S) and audio_token_mask (A, S * K), bool, True = audio.
-            S is the number of segments of the longest audio; the segments that others lack are zero.
+            music_features (A, S, fbank frames, music_mel_bins), speech_features (A, S, speech_mel_bins, log-mel
+            frames), both float32; music_attention_mask (A, S, fbank frames), segment_mask (A, S) and audio_token_mask
+            (A, S * K), bool, True = audio. S is that of the longest audio; the segments that others lack are zero.
 
         Raises:
             ValueError: for an unknown or impossible sampling rate, and for audio that is empty, shorter than 0.1 s,
@@ -231,18 +231,18 @@ def check_settings(settings: dict):
 
 
 def is_number(value, kind: type) -> bool:
-    """Whether it is a whole number for `int`, or any number for `float`; True and False are none."""
+    """Tell whether it is a whole number for `int`, or any number for `float`; True and False are none."""
     return isinstance(value, (int, kind)) and not isinstance(value, bool)
 
 
 def check_return_tensors(return_tensors: str | None):
-    """ValueError for anything but torch tensors, numpy arrays and lists."""
+    """Refuse anything but torch tensors, numpy arrays and lists with a ValueError."""
     if return_tensors not in ("pt", "np", None):
         raise ValueError(f"return_tensors must be 'pt', 'np' or None, found {return_tensors!r}")
 
 
 def check_whole_songs(padding: bool | str | None, truncation: bool | str | None, max_length: int | None):
-    """ValueError for a wish to cut songs, or to pad them to anything but the longest."""
+    """Refuse a wish to cut songs, or to pad them to anything but the longest, with a ValueError."""
     if padding not in (True, None, "longest"):
         raise ValueError(f"songs are padded to the longest of their batch: expected padding=True, found {padding!r}")
     if truncation not in (False, None, "do_not_truncate") or max_length is not None:

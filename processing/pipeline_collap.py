@@ -25,7 +25,7 @@ TASK = "music-text-retrieval"
 
 
 def pooled_tokens(audio_embeds: torch.Tensor) -> torch.Tensor:
-    """The mean over a song's moments as a unit vector, whose cosine with a text is `mean_pooled_scores`.
+    """Average a song's moments to a unit vector, whose cosine with a text is `mean_pooled_scores`.
 
     Args:
         audio_embeds: (..., T, D) as `get_audio_features` returns them: zero where the mask is False.
@@ -37,7 +37,7 @@ def pooled_tokens(audio_embeds: torch.Tensor) -> torch.Tensor:
 
 
 class MusicTextRetrievalPipeline(Pipeline):
-    """Embeds songs and texts, or ranks songs by how well they fit a text.
+    """Embed songs and texts, or rank songs by how well they fit a text.
 
     ```python
     retrieve = pipeline("music-text-retrieval", model="you/collap-gpt2", trust_remote_code=True)
@@ -61,7 +61,7 @@ class MusicTextRetrievalPipeline(Pipeline):
         top_k: int | None = None,
         batch_size: int | None = None,
     ) -> dict[str, torch.Tensor] | list[dict] | list[list[dict]]:
-        """All but text and audio may be given to `pipeline(...)`, too, for the calls that leave them out.
+        """Embed or rank; all but text and audio may be given to `pipeline(...)`, too, for calls that leave them out.
 
         Args:
             text: one text or several.
@@ -113,7 +113,7 @@ class MusicTextRetrievalPipeline(Pipeline):
     def _sanitize_parameters(
         self, text_embeds=None, sampling_rate=None, return_moments=None, return_tokens=None, top_k=None
     ) -> tuple[dict, dict, dict]:
-        """What is not None of the options of `pipeline()` or of a call: nothing for `preprocess`, those of `_forward`,
+        """Sort the options of `pipeline()` or of a call that are not None: none for `preprocess`, those of `_forward`,
         and those of the joined results."""
         if top_k is not None and not (isinstance(top_k, Integral) and top_k >= 1):
             raise ValueError(f"top_k must be a whole number of at least 1, found {top_k}")
@@ -131,7 +131,7 @@ class MusicTextRetrievalPipeline(Pipeline):
         sampling_rate: int | None = None,
         return_moments: bool = False,
     ) -> dict[str, torch.Tensor]:
-        """Embeds texts or one song; a song is scored at once, so that only one song's moments are held."""
+        """Embed texts or one song; a song is scored at once, so that only one song's moments are held."""
         if "input_ids" in inputs:
             return {"text_embeds": self.model.get_text_features(inputs["input_ids"], inputs["attention_mask"])}
         tokens = inputs.get("audio_embeds")
@@ -159,7 +159,7 @@ class MusicTextRetrievalPipeline(Pipeline):
         return outputs
 
     def save_pretrained(self, save_directory: str | PathLike, **kwargs):
-        """Model, processor and this pipeline; the base class would leave out the processor."""
+        """Write model, processor and this pipeline; the base class would leave out the processor."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
         add_pipeline(save_directory)
@@ -184,7 +184,7 @@ def song_inputs(audio: Song | Iterable[Song]) -> list[dict]:
 
 
 def join_songs(songs: list[torch.Tensor], return_tokens: bool) -> dict[str, torch.Tensor]:
-    """Songs of (T, D) each as the result of the pipeline; its padding is zero."""
+    """Join songs of (T, D) each to the result of the pipeline; its padding is zero."""
     joined = {"pooled_audio_embeds": torch.stack([pooled_tokens(song) for song in songs])}  # (A, D)
     if return_tokens:
         real = [torch.ones(len(song), dtype=torch.bool) for song in songs]
@@ -196,7 +196,7 @@ def join_songs(songs: list[torch.Tensor], return_tokens: bool) -> dict[str, torc
 def best_moments(
     model, text_embeds: torch.Tensor, audio_embeds: torch.Tensor, audio_token_mask: torch.Tensor
 ) -> torch.Tensor:
-    """Start and end in seconds of the frame of one song that each text fits best.
+    """Find the frame of one song that each text fits best, by its start and end in seconds.
 
     Args:
         text_embeds: (B, D).
@@ -213,7 +213,7 @@ def best_moments(
 
 
 def ranking(songs: list[dict[str, torch.Tensor]], text: int, top_k: int | None) -> list[dict]:
-    """The songs, each with its `scores` (B,) and perhaps `moments` (B, 2), from the best for one text to the worst."""
+    """Sort songs, each with its `scores` (B,) and perhaps `moments` (B, 2), from the best for one text to the worst."""
     scores = torch.stack([song["scores"][text] for song in songs])  # (A,)
     hits = []
     for index in scores.argsort(descending=True, stable=True)[:top_k].tolist():
@@ -226,7 +226,7 @@ def ranking(songs: list[dict[str, torch.Tensor]], text: int, top_k: int | None) 
 
 
 def add_pipeline(folder: str | PathLike):
-    """Adds to a saved model what `pipeline(model=folder, trust_remote_code=True)` reads: this file, those that it
+    """Add to a saved model what `pipeline(model=folder, trust_remote_code=True)` reads: this file, those that it
     imports, and the entry in config.json."""
     custom_object_save(MusicTextRetrievalPipeline, folder)
     path = Path(folder) / "config.json"

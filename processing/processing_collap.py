@@ -50,7 +50,7 @@ def check_texts(text: str | list[str]) -> list[str]:
 
 
 class CoLLAPProcessor(ProcessorMixin):
-    r"""Joins a tokenizer and a [`CoLLAPFeatureExtractor`].
+    r"""Join a tokenizer and a [`CoLLAPFeatureExtractor`].
 
     The tokenizer is copied: padding goes to the right, and one without a pad token, such as GPT-2's, gets its
     end-of-text token as one.
@@ -192,6 +192,7 @@ class CoLLAPProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
+        """Name all that a call may return."""
         return ["input_ids", "attention_mask", *self.feature_extractor.model_input_names]
 
 

@@ -5,7 +5,7 @@ this file. The cosine is the baseline `mean_pooled_scores`, for search over many
 moments of a song by the text, which no single vector can hold. `MultiVectorEncoder` refuses the folder: it would take
 the best moment alone (MaxSim), which is not CoLLAP's score either.
 
-Dimensions: `A` songs, `B` texts, `T` fused tokens of a song, `D` shared width.
+Dimensions: `A` audios, `B` texts, `L` text tokens, `T` fused tokens of an audio, `D` shared width.
 """
 
 import json
@@ -78,7 +78,7 @@ def load_with_adapter(name: str, trust_remote_code: bool, where: dict, model_kwa
 
 
 class CoLLAPEmbedder(InputModule):
-    """The only module of a CoLLAP `SentenceTransformer`.
+    """Embed texts and songs; the only module of a CoLLAP `SentenceTransformer`.
 
     Args:
         model: a `CoLLAPModel`.
@@ -129,11 +129,12 @@ class CoLLAPEmbedder(InputModule):
 
     @property
     def modalities(self) -> list[str]:
+        """Name what is embedded."""
         return list(MODALITY_CONFIG)
 
     @property
     def tokenizer(self):
-        """The tokenizer of the processor."""
+        """Return the tokenizer of the processor."""
         return self.processor.tokenizer
 
     @tokenizer.setter
@@ -142,7 +143,7 @@ class CoLLAPEmbedder(InputModule):
 
     @property
     def max_seq_length(self) -> int:
-        """Tokens of a text that are read; saved with the processor."""
+        """Return how many tokens of a text are read; what is set is saved with the processor."""
         return self.processor.max_text_tokens
 
     @max_seq_length.setter
@@ -153,6 +154,7 @@ class CoLLAPEmbedder(InputModule):
         self.processor.max_text_tokens = tower if length is None else length
 
     def get_embedding_dimension(self) -> int:
+        """Return D."""
         return self.model.config.projection_dim
 
     def get_config_dict(self) -> dict:
@@ -211,7 +213,8 @@ class CoLLAPEmbedder(InputModule):
 
     def _embed_texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
         tower = self.model.text_tower
-        hidden_states, mask = tower.encode(input_ids, attention_mask)  # (B, L, hidden), (B, L)
+        encoded, mask = tower.encode(input_ids, attention_mask)
+        hidden_states = encoded.last_hidden_state  # (B, L, hidden)
         tokens = F.normalize(tower.projection(hidden_states).float(), dim=-1)  # (B, L, D)
         return {"token_embeddings": tokens, "sentence_embedding": tower.pool(hidden_states, mask)}
 

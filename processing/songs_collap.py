@@ -20,11 +20,12 @@ Song = str | PathLike | bytes | np.ndarray | torch.Tensor | Mapping | list  # or
 
 
 def is_array(song: Song) -> bool:
+    """Tell whether it is a numpy array or a torch tensor."""
     return isinstance(song, (np.ndarray, torch.Tensor))
 
 
 def is_file(song: Song) -> bool:
-    """Whether it is a path, the bytes of a file, an open file, or a row of a data set that names or holds a file."""
+    """Tell whether it is a path, the bytes of a file, an open file, or a row of a data set with one of those."""
     if isinstance(song, Mapping):
         return not {"array", "raw"} & set(song) and any(song.get(name) is not None for name in ("bytes", "path"))
     return isinstance(song, (str, PathLike, bytes)) or hasattr(song, "read")
@@ -77,7 +78,7 @@ def _list_rows(songs: np.ndarray | torch.Tensor) -> list:
 
 
 def is_decoder(song: Song) -> bool:
-    """Whether it is a decoder of torchcodec, to which `datasets` decodes a column of audio, or what that decoded."""
+    """Tell whether it is a decoder of torchcodec, to which `datasets` decodes audio, or what that decoded."""
     return hasattr(song, "get_all_samples") or (hasattr(song, "sample_rate") and hasattr(song, "data"))
 
 

@@ -18,7 +18,7 @@ def take_step(
         output = cached_step(accelerator, model, inputs, micro_batch_size, limit)
     else:
         settings = {"return_loss": True, "gather_negatives": True, "false_negatives": inputs.false_negatives()}
-        output = model(**inputs.texts(), **inputs.audios(), **settings, text_chunk_size=inputs.text_chunk_size)
+        output = model(**inputs.texts(), **inputs.audios(), **settings)
         if is_usable(output.loss, limit):
             accelerator.backward(output.loss)
     scores = gather_rows(output.logits_per_audio.detach())

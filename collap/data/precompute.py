@@ -57,8 +57,8 @@ NAMES_SHOWN = 5  # of bad files in the last line
 
 def backbone_tower(music: str, speech: str, segment_seconds: float | None) -> tuple[AudioTower, CoLLAPConfig]:
     """Build the encoders that `CoLLAPModel.from_backbones` builds, with the same errors; no adapter is needed."""
-    beats, _ = load_whole(BeatsModel, music)
-    whisper, _ = load_whole(WhisperModel, speech, allow_missing="decoder.")
+    beats = load_whole(BeatsModel, music)
+    whisper = load_whole(WhisperModel, speech, unused=("decoder.",))
     seconds = max_segment_seconds(whisper.config) if segment_seconds is None else segment_seconds
     config = CoLLAPConfig(music_config=beats.config, speech_config=whisper.config, segment_seconds=seconds)
     encoder = WhisperEncoder(config.speech_config)  # with the positions of one segment

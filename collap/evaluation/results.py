@@ -77,9 +77,9 @@ REQUIRED = tuple(sorted(Results.__required_keys__))
 
 
 def figure_names(figures: dict) -> list[str]:
-    """Return the names of the figures in the order of every table: R@k by k, then median rank and mAP."""
+    """Return the names of the figures in the order of `MEASURES`, R@k by k."""
     recalls = sorted((name for name in figures if name.startswith("R@")), key=lambda name: int(name[2:]))
-    return [*recalls, "median_rank", "mAP"]
+    return [name for measure in MEASURES for name in (recalls if measure.name == "R@k" else [measure.name])]
 
 
 def show_interval(name: str, figure: Figure) -> str:
@@ -144,7 +144,7 @@ def _check_figures(figures: dict, place: str) -> None:
             f"{place} has no {', '.join(missing)}: a figure without its pool and resampling is not printed."
         )
     names = figure_names(figures)
-    if len(names) == 2:
+    if not any(name.startswith("R@") for name in names):
         raise ValueError(
             f"{place} has no R@k: call the metric with a k of at most the pool size {figures['pool_size']}."
         )

@@ -63,14 +63,17 @@ def embed_row(model, processor, dataset, row: int, audio_column: str) -> tuple[t
 
 @torch.no_grad()
 def score_songs(
-    model, text_embeds: torch.Tensor, audio_embeds: Iterable[tuple[torch.Tensor, torch.Tensor]], chunk_size: int
+    model,
+    text_embeds: torch.Tensor,
+    audio_embeds: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    chunk_size: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Score songs that are embedded one at a time.
 
     Args:
         text_embeds: (B, D).
         audio_embeds: embeddings (1, T, D) and token mask (1, T) of every song; may be empty.
-        chunk_size: texts scored at a time.
+        chunk_size: texts scored at a time; None for as many as fit bounded memory.
 
     Returns:
         `{"collap": (A, B), "mean_pooled": (A, B)}` float32: CoLLAP's score, and the cosine with the mean token.

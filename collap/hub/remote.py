@@ -22,7 +22,7 @@ UPLOADED_CODE = [
     *("audio_collap.py", "audio_files.py", "configuration_beats.py", "configuration_collap.py", "decode_audio.py"),
     *("embed_audio.py", "feature_extraction_collap.py", "loading_collap.py", "loss_collap.py", "modeling_beats.py"),
     *("modeling_collap.py", "pipeline_collap.py", "processing_collap.py", "scoring_collap.py", "sentence_collap.py"),
-    *("structure_collap.py", "towers_collap.py"),
+    *("songs_collap.py", "structure_collap.py", "towers_collap.py"),
 ]
 # What an earlier publish may have left in the repository; other code and weights there are of its users.
 REPLACED = ["model*.safetensors", "model*.safetensors.index.json", *PICKLES, *TOKENIZER, *UPLOADED_CODE]

@@ -25,15 +25,14 @@ from transformers import AutoConfig, AutoTokenizer, GPT2Config, PreTrainedConfig
 from collap.data.lengths import song_seconds
 from collap.data.rows import row_texts
 from collap.data.sources import open_dataset
-from collap.files import one_line, write_json
-from collap.models import load_config
+from collap.files import write_json
+from collap.models import check_vocabulary, load_config
 from collap.training.settings import TrainSettings
-from collap.training.step import TEXTS_AT_A_TIME
 from collap.training.summary import PLAN_FILE
 from collap.training.trainable import TOWERS, add_lora, enable_gradient_checkpointing, freeze
 from modeling_collap import BeatsConfig, CoLLAPConfig, CoLLAPModel
 from modeling_collap.configuration_collap import MUSIC_FRAMES_PER_SECOND, max_segment_seconds
-from modeling_collap.scoring_collap import attention_pooled_scores
+from modeling_collap.scoring_collap import attention_pooled_scores, texts_at_a_time
 
 PLANNED_TEXTS = 256  # rows whose texts are counted
 FLOAT32_BYTES = 4
@@ -70,11 +69,7 @@ SCORE_KEEPS, SCORE_MOMENT = 16, 26  # bytes for each song, text, frame and token
 
 @dataclass(frozen=True)
 class Workload:
-    """A training run, as far as it decides the cost; a ValueError for what cannot be.
-
-    Fewer songs at a time than a rank holds mean gradient caching: one more forward pass, and the activations of a
-    micro-batch only.
-    """
+    """A training run, as far as it decides the cost; a ValueError for what cannot be."""
 
     songs: int  # rows of the training split
     mean_seconds: float
@@ -99,10 +94,7 @@ class Workload:
         if self.mean_seconds > self.max_seconds:
             raise ValueError(f"mean_seconds ({self.mean_seconds}) is above max_seconds ({self.max_seconds})")
         if self.batch_size % self.num_processes:
-            raise ValueError(
-                f"batch_size ({self.batch_size}) must be a multiple of num_processes ({self.num_processes}): "
-                "every process holds as many songs"
-            )
+            raise ValueError(f"batch_size ({self.batch_size}) is no multiple of num_processes ({self.num_processes})")
         if self.songs < self.batch_size:
             raise ValueError(f"songs ({self.songs}) are fewer than batch_size ({self.batch_size})")
         if self.mixed_precision not in ("no", "bf16", "fp16"):
@@ -117,7 +109,7 @@ class Workload:
         return min(self.micro_batch_size or self.songs_per_process, self.songs_per_process)
 
     @property
-    def is_cached(self) -> bool:
+    def is_cached(self) -> bool:  # one more forward pass, and the activations of a micro-batch only
         return self.songs_at_a_time < self.songs_per_process
 
     @property
@@ -136,14 +128,13 @@ class Workload:
 # some 334 tokens at 1.3 tokens per word (an assumption: usual for English and byte-level BPE); a batch is padded to
 # its longest text, so the limit of RoBERTa, 512, is planned for.
 PAPER = Workload(51_300, 4_109 * 3_600 / 51_300, 300.0, num_processes=2, mixed_precision="bf16")
+WHISPER_SMALL = {"d_model": 768, "encoder_layers": 12, "encoder_attention_heads": 12, "encoder_ffn_dim": 3072}
 # Its encoders by the names that train.py knows them by; "" is BEATs, which everybody has to convert.
 PAPER_PARTS = {
     "gpt2": GPT2Config(),
     "roberta-base": RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1),
     "": BeatsConfig(),
-    "openai/whisper-small": WhisperConfig(
-        d_model=768, encoder_layers=12, encoder_attention_heads=12, encoder_ffn_dim=3072
-    ),
+    "openai/whisper-small": WhisperConfig(**WHISPER_SMALL),
 }
 
 
@@ -185,17 +176,13 @@ def build_meta_model(config: CoLLAPConfig, workload: Workload) -> CoLLAPModel:
 
 def segment_inputs(config: CoLLAPConfig, precomputed_tokens: bool) -> list[torch.Tensor]:
     """Return one segment on the meta device: features of both encoders and a mask, or its stored tokens (1, K, M)."""
+    width = config.music_config.hidden_size + config.speech_config.d_model  # M
     if precomputed_tokens:
-        return [torch.empty(1, config.tokens_per_segment, fused_width(config), device="meta")]  # (1, K, M)
+        return [torch.empty(1, config.tokens_per_segment, width, device="meta")]  # (1, K, M)
     columns = round(MUSIC_FRAMES_PER_SECOND * config.segment_seconds)
     music = torch.empty(1, columns - 2, config.music_config.num_mel_bins, device="meta")  # (1, fbank frames, bins)
     speech = torch.empty(1, config.speech_config.num_mel_bins, columns, device="meta")  # (1, bins, columns)
     return [music, speech, torch.ones(1, columns - 2, dtype=torch.bool, device="meta")]
-
-
-def fused_width(config: CoLLAPConfig) -> int:
-    """Return M."""
-    return config.music_config.hidden_size + config.speech_config.d_model
 
 
 def part_flops(model: CoLLAPModel, workload: Workload) -> dict[str, tuple[int, int]]:
@@ -219,10 +206,8 @@ def part_flops(model: CoLLAPModel, workload: Workload) -> dict[str, tuple[int, i
 
 def step_flops(parts: dict[str, tuple[int, int]], workload: Workload, segment_share: float, cached: bool) -> float:
     """Return the FLOP of a step of one rank: of all its songs; with gradient caching of one more forward pass."""
-    total = 0.0
-    for name, (forward, both) in parts.items():
-        total += (both + (forward if cached else 0)) * (1.0 if name == "text" else segment_share)
-    return total * workload.songs_per_process
+    flops = {name: both + (forward if cached else 0) for name, (forward, both) in parts.items()}
+    return workload.songs_per_process * (flops.pop("text") + segment_share * sum(flops.values()))
 
 
 def activation_bytes(config: CoLLAPConfig, workload: Workload, parameters: dict[str, tuple[int, int]]) -> float:
@@ -231,9 +216,8 @@ def activation_bytes(config: CoLLAPConfig, workload: Workload, parameters: dict[
     songs, longest = workload.songs_at_a_time, workload.segments(config.segment_seconds)[1]
     segments, tokens, is_half = songs * longest, config.tokens_per_segment, workload.mixed_precision != "no"
     text, music, speech = config.text_config, config.music_config, config.speech_config
-    sizes = {"hidden_size": config.projection_dim, "num_hidden_layers": config.structure_layers}
-    structure = PreTrainedConfig(**sizes, num_attention_heads=config.structure_heads)
-    encoded = min(segments, workload.segment_batch_size)
+    structure = PreTrainedConfig(hidden_size=config.projection_dim, num_hidden_layers=config.structure_layers)
+    structure.num_attention_heads, encoded = config.structure_heads, min(segments, workload.segment_batch_size)
     # Configuration, tokens of one text, segment or song, how many of them, and how many at a time.
     parts = {
         "text": (text, workload.text_tokens, songs, songs),
@@ -251,10 +235,15 @@ def activation_bytes(config: CoLLAPConfig, workload: Workload, parameters: dict[
         checkpointed = bool({name, "all"} & set(workload.gradient_checkpointing))
         all_layers = part.num_hidden_layers * (entry if checkpointed else layer)
         copies = 2 * total if is_half and not checkpointed else 0  # of the weights, by autocast
-        held[name] = (count * (all_layers + kept.around * length * part.hidden_size) + copies) * (trainable > 0)
+        around = kept.around * length * part.hidden_size * (name not in workload.lora)  # which begins in the layers
+        held[name] = (count * (all_layers + around) + copies) * (trainable > 0)
         moment[name] = at_a_time * kept.moment * layer * (part.num_hidden_layers > 0)
-    held["adapter"] = FLOAT32_BYTES * segments * tokens * fused_width(config)
-    held["score"], moment["score"] = score_bytes(config, workload)
+    held["adapter"] = FLOAT32_BYTES * segments * tokens * (music.hidden_size + speech.d_model)
+    frames = max((longest * tokens - config.kernel_size) // config.stride + 1, 1)  # W
+    grid = (songs, longest * tokens, config.kernel_size, config.stride)
+    texts = min(workload.batch_size, texts_at_a_time(*grid))  # of more texts nothing is kept
+    cells = songs * texts * frames * config.kernel_size
+    held["score"], moment["score"] = SCORE_KEEPS * cells * (texts == workload.batch_size), SCORE_MOMENT * cells
     text_bytes, text_moment = held.pop("text"), moment.pop("text")
     audio_bytes, audio_moment = sum(held.values()), max(moment.values())
     if workload.is_cached:  # songs and texts one after the other
@@ -270,22 +259,11 @@ def layer_bytes(kept: Kept, part: PreTrainedConfig, length: int) -> float:
     return kept.width * part.hidden_size + kept.feed_forward * inner + bias
 
 
-def score_bytes(config: CoLLAPConfig, workload: Workload) -> tuple[float, float]:
-    """Return what the scores of a micro-batch keep, and need at the worst moment, in bytes; many texts are scored a
-    part at a time, of which nothing is kept."""
-    tokens = workload.segments(config.segment_seconds)[1] * config.tokens_per_segment  # T
-    frames = max((tokens - config.kernel_size) // config.stride + 1, 1)  # W
-    texts = min(workload.batch_size, TEXTS_AT_A_TIME)
-    cells = workload.songs_at_a_time * texts * frames * config.kernel_size
-    return SCORE_KEEPS * cells * (texts == workload.batch_size), SCORE_MOMENT * cells
-
-
 def memory_bytes(config: CoLLAPConfig, workload: Workload, parameters: dict[str, tuple[int, int]]) -> dict[str, float]:
     """Return the bytes of a device by what they are for."""
-    total, trainable = parameters["whole"]
+    (total, trainable), batch = parameters["whole"], workload.batch_size
     segments = workload.songs_at_a_time * workload.segments(config.segment_seconds)[1]
     features = sum(tensor.nbytes for tensor in segment_inputs(config, workload.precomputed_tokens))
-    batch = workload.batch_size
     return {
         "weights (float32)": FLOAT32_BYTES * total,
         "gradients": FLOAT32_BYTES * trainable,
@@ -293,8 +271,10 @@ def memory_bytes(config: CoLLAPConfig, workload: Workload, parameters: dict[str,
         "DDP buckets": FLOAT32_BYTES * trainable if workload.num_processes > 1 else 0,
         "features of a micro-batch": segments * features,
         "activations of a micro-batch": activation_bytes(config, workload, parameters),
-        # Both with their gradients.
-        "text embeddings, scores of the batch": 2 * FLOAT32_BYTES * batch * (config.projection_dim + batch),
+        "text embeddings, scores of the batch": 2
+        * FLOAT32_BYTES
+        * batch
+        * (config.projection_dim + batch),  # and gradients
     }
 
 
@@ -337,25 +317,22 @@ class RunCost:
         head = "Time" if self.tflops is not None else "Time at a sustained throughput (assumed, not measured)"
         lines.append(f"{head}; the loader is taken to keep up")
         for tflops, name in (TYPICAL_TFLOPS if self.tflops is None else {self.tflops: "given"}).items():
-            seconds, epoch, run = self.times(tflops)
-            lines.append(
-                f"  {tflops:>4g} TFLOP/s per device: {seconds:8.2f} s a step, {epoch:7.2f} h an epoch, "
-                f"{run:8.1f} h the run   {name}"
-            )
+            times = "{:8.2f} s a step, {:7.2f} h an epoch, {:8.1f} h the run".format(*self.times(tflops))
+            lines.append(f"  {tflops:>4g} TFLOP/s per device: {times}   {name}")
         return "\n".join(lines)
 
     def _step_lines(self) -> list[str]:
         work, twice = self.workload, self.flops_per_step - self.model_flops_per_step
+        precision = "float32" if work.mixed_precision == "no" else work.mixed_precision
         part = f"{work.songs_at_a_time} at a time" + (", gradient caching" if work.is_cached else "")
         names = {"frozen": work.frozen, "LoRA": work.lora, "checkpointing": work.gradient_checkpointing}
-        settings = {"precision": work.mixed_precision if work.mixed_precision != "no" else "float32"}
-        settings |= {name: ", ".join(value) or "nothing" for name, value in names.items()}
+        settings = {name: ", ".join(value) or "nothing" for name, value in names.items()}
         tokens = ", ".join(f"{name} {count:,.0f}" for name, count in self.tokens_per_song.items())
         return [
             f"Run: {work.songs:,} songs, {work.songs * work.mean_seconds / 3600:,.0f} hours, {work.epochs} epochs of "
             f"{work.steps_per_epoch:,} steps",
             f"  step: {work.batch_size} songs, {work.num_processes} process(es) of {work.songs_per_process}, {part}",
-            "  " + "; ".join(f"{name}: {value}" for name, value in settings.items()),
+            "; ".join([f"  precision: {precision}", *(f"{name}: {value}" for name, value in settings.items())]),
             f"  tokens per song of {work.mean_seconds:.0f} s ({self.segments_per_song:.1f} segments): {tokens}",
             f"  FLOP per step and device: {self.flops_per_step / 1e12:,.1f} T, of which the model "
             f"{self.model_flops_per_step / 1e12:,.1f} T, computed twice {twice / 1e12:,.1f} T",
@@ -366,8 +343,7 @@ def count_parameters(model: CoLLAPModel) -> dict[str, tuple[int, int]]:
     """Count the (all, trainable) parameters of every tower, of the rest, and of the whole."""
 
     def count(module) -> tuple[int, int]:
-        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
-        return sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
+        return module.num_parameters(), module.num_parameters(only_trainable=True)
 
     counts, whole = {name: count(model.encoders[name]) for name in TOWERS}, count(model)
     rest = tuple(total - sum(each) for total, *each in zip(whole, *counts.values(), strict=True))
@@ -375,16 +351,8 @@ def count_parameters(model: CoLLAPModel) -> dict[str, tuple[int, int]]:
 
 
 def run_cost(config: CoLLAPConfig, workload: Workload = PAPER, tflops: float | None = None) -> RunCost:
-    """Work out what a run costs, in seconds and with next to no memory.
-
-    Args:
-        config: of the model.
-        workload: the run; by default the paper's.
-        tflops: TFLOP/s that a device sustains; None for a table of typical ones.
-
-    Raises:
-        ValueError: if `tflops` is not positive, or for towers as in [`build_meta_model`].
-    """
+    """Work out what a run of a model costs, in seconds and with next to no memory; `tflops` are TFLOP/s that a device
+    sustains, if that is known. A ValueError if they are not positive, or for towers as in [`build_meta_model`]."""
     if tflops is not None and not tflops > 0:
         raise ValueError(f"tflops must be positive, found {tflops}")
     model = build_meta_model(config, workload)
@@ -395,8 +363,7 @@ def run_cost(config: CoLLAPConfig, workload: Workload = PAPER, tflops: float | N
     parameters, fused = count_parameters(model), segments * config.tokens_per_segment
     memory = memory_bytes(config, workload, parameters)
     resident = sum(size for name, size in memory.items() if "micro-batch" not in name)
-    music = fused * config.music_config.frequency_patches
-    speech = segments * config.speech_config.max_source_positions
+    music, speech = fused * config.music_config.frequency_patches, segments * config.speech_config.max_source_positions
     return RunCost(
         workload=workload,
         parameters=parameters,
@@ -411,16 +378,19 @@ def run_cost(config: CoLLAPConfig, workload: Workload = PAPER, tflops: float | N
     )
 
 
-def read_part(name: str, assumed: list[str]) -> PreTrainedConfig:
+def read_part(name: str, kind: str | None, assumed: list[str]) -> PreTrainedConfig:
     """Read the configuration of an encoder by its folder or Hub id; of the paper's, what cannot be read is known, and
-    named in `assumed`. A ValueError for any other that cannot be read."""
+    named in `assumed`. A ValueError for any other that cannot be read, or is of another kind."""
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=name in PAPER_PARTS)
+        found = AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=name in PAPER_PARTS)
+        if kind not in (None, found.model_type):
+            raise ValueError(f"it is of a {found.model_type!r} model; expected {kind!r}")
+        return found
     except (OSError, ValueError, KeyError) as error:
         if name not in PAPER_PARTS:
+            reason = str(error).splitlines()[0]
             raise ValueError(
-                f"{name}: its configuration cannot be read, so its cost is not known ({one_line(error)}); name a "
-                "folder, or a model that is in the cache or in reach"
+                f"{name}: its cost is that of its configuration, which cannot be read ({reason})"
             ) from error
     assumed.append(name or "BEATs-base")
     return PAPER_PARTS[name]
@@ -431,7 +401,8 @@ def planned_model(settings: TrainSettings) -> tuple[CoLLAPConfig, list[str]]:
     chosen, assumed = settings.model, []
     if chosen.model is not None:
         return load_config(chosen.model), assumed
-    text, music, speech = (read_part(name, assumed) for name in (chosen.text, chosen.music, chosen.speech))
+    parts = ((chosen.text, None), (chosen.music, "beats"), (chosen.speech, "whisper"))
+    text, music, speech = (read_part(name, kind, assumed) for name, kind in parts)
     sizes = {"segment_seconds": max_segment_seconds(speech), **chosen.model_config}
     return CoLLAPConfig(text, music, speech, **sizes), assumed
 
@@ -441,38 +412,28 @@ def planned_workload(settings: TrainSettings, config: CoLLAPConfig) -> Workload:
     data, model, optimisation = settings.data, settings.model, settings.optimisation
     processes, precision = PartialState().num_processes, optimisation.mixed_precision
     names = ("batch_size", "micro_batch_size", "segment_batch_size", "epochs")
-    chosen = {name: getattr(optimisation, name) for name in names}
-    chosen |= {name: tuple(getattr(model, name)) for name in ("lora", "gradient_checkpointing")}
-    chosen |= {
-        "frozen": tuple(model.freeze),
-        "lora_rank": model.lora_rank,
-        "precomputed_tokens": bool(data.precomputed),
-    }
+    chosen = {name: getattr(optimisation, name) for name in names} | {"precomputed_tokens": bool(data.precomputed)}
+    chosen |= {"frozen": tuple(model.freeze), "lora": tuple(model.lora), "lora_rank": model.lora_rank}
+    chosen["gradient_checkpointing"] = tuple(model.gradient_checkpointing)
     if not data.dataset:
         processes = processes if processes > 1 else PAPER.num_processes
         precision = precision or PAPER.mixed_precision
         return dataclasses.replace(PAPER, **chosen, num_processes=processes, mixed_precision=precision)
     if data.streaming:
         raise ValueError("a stream does not tell how many songs it has: plan without --streaming, or without --dataset")
-    columns = (data.audio_column, data.text_column, data.dataset_config, data.revision)
-    rows = open_dataset(data.dataset, data.train_split, *columns)
+    place = (data.audio_column, data.text_column, data.dataset_config, data.revision)
+    rows = open_dataset(data.dataset, data.train_split, *place)
     seconds = song_seconds(rows, data.audio_column, data.duration_column, data.num_workers)
     seconds = [min(one, data.crop_seconds or math.inf) for one in seconds if one > 0]
     if not seconds:
         raise ValueError(f"{data.dataset}: none of the {len(rows)} files of {data.train_split} can be read")
     tokenizer = AutoTokenizer.from_pretrained(model.model or model.text, trust_remote_code=False)
+    check_vocabulary(tokenizer, config.text_config, model.model or model.text)
     sample = rows.select(range(min(PLANNED_TEXTS, len(rows))))[data.text_column]
     texts = [text for row, entry in enumerate(sample) for text in row_texts(entry, row)]
     longest = max(len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"])
-    return Workload(
-        len(rows),
-        sum(seconds) / len(seconds),
-        max(seconds),
-        num_processes=processes,
-        text_tokens=min(config.text_positions or math.inf, longest),
-        mixed_precision=precision or "no",
-        **chosen,
-    )
+    chosen |= {"text_tokens": min(config.text_positions or math.inf, longest), "mixed_precision": precision or "no"}
+    return Workload(len(rows), sum(seconds) / len(seconds), max(seconds), num_processes=processes, **chosen)
 
 
 def plan_run(settings: TrainSettings) -> str:
@@ -480,8 +441,7 @@ def plan_run(settings: TrainSettings) -> str:
     config, assumed = planned_model(settings)
     cost = run_cost(config, planned_workload(settings, config), settings.output.plan_tflops)
     if PartialState().is_main_process:
-        folder = Path(settings.output.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / PLAN_FILE, dataclasses.asdict(cost))
+        Path(settings.output.output_dir).mkdir(parents=True, exist_ok=True)
+        write_json(Path(settings.output.output_dir) / PLAN_FILE, dataclasses.asdict(cost))
     note = [f"Assumed to be the paper's, and not read: {', '.join(assumed)}"] if assumed else []
     return "\n".join([*note, cost.to_text()])

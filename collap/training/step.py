@@ -24,7 +24,6 @@ from torch.nn.parallel import DistributedDataParallel
 from modeling_collap import CoLLAPOutput
 from modeling_collap.loss_collap import contrastive_loss, gather_rows
 
-TEXTS_AT_A_TIME = 512  # scored with a song; more only take memory: (texts, frames, kernel) float32 for each song
 ALL = slice(None)
 
 
@@ -48,12 +47,6 @@ class StepInputs:
     def audios(self, part: slice = ALL) -> dict[str, torch.Tensor]:
         """Return the arguments of `forward` for the audio of some songs."""
         return self.batch.audio_inputs(part, self.accelerator.device, self.feature_extractor)
-
-    @property
-    def text_chunk_size(self) -> int | None:
-        """Texts to score at a time; None for all."""
-        texts = len(self.batch) * self.accelerator.num_processes
-        return TEXTS_AT_A_TIME if texts > TEXTS_AT_A_TIME else None
 
     def false_negatives(self) -> torch.Tensor | None:
         """Return the pairs of the whole batch that are no negatives, (A, B) bool: text j was written for the song of
@@ -131,7 +124,7 @@ def cached_step(
         Without a graph: `loss`, scalar, the same on every process; `logits_per_audio` (n, B); `text_embeds` (n, D);
         `audio_embeds` (a, T, D) and `audio_token_mask` (a, T) of the last songs encoded.
     """
-    parts, chunk = micro_batches(len(inputs.batch), micro_batch_size), inputs.text_chunk_size
+    parts = micro_batches(len(inputs.batch), micro_batch_size)
     with torch.no_grad():
         states, embeds, rows = [], [], []
         for part in parts:
@@ -141,7 +134,7 @@ def cached_step(
         texts = gather_rows(own_texts)  # (B, D)
         for part in parts:
             states.append(random_state(accelerator.device))
-            output = model(**inputs.audios(part), text_embeds=texts, text_chunk_size=chunk)
+            output = model(**inputs.audios(part), text_embeds=texts)
             rows.append(output.logits_per_audio)  # (a, B)
         own_scores = torch.cat(rows)  # (n, B)
         scores = gather_rows(own_scores)  # (A, B)
@@ -171,10 +164,9 @@ def _replay_audios(accelerator, model, inputs: StepInputs, parts, states, texts,
     processes, size = accelerator.num_processes, parts[-1].stop
     own = gradient.unflatten(0, (processes, size))[accelerator.process_index] * processes  # (n, B)
     texts = texts.clone().requires_grad_()
-    chunk = inputs.text_chunk_size
     for part, state in zip(parts, states, strict=True):
         with gradients_stay_local(accelerator, model), replayed_random_state(state, accelerator.device):
-            scores = model(**inputs.audios(part), text_embeds=texts, text_chunk_size=chunk).logits_per_audio  # (a, B)
+            scores = model(**inputs.audios(part), text_embeds=texts).logits_per_audio  # (a, B)
             accelerator.backward((scores * own[part]).sum())
     scale = accelerator.scaler.get_scale() if accelerator.scaler is not None else 1.0  # applied again with the texts
     text_gradient = accelerator.reduce(texts.grad / scale, reduction="sum")  # (B, D)

@@ -7,7 +7,6 @@ layers, the score's scalars) are the *heads*; they always train. Every function 
 """
 
 import copy
-import difflib
 import json
 import warnings
 from collections.abc import Iterable, Iterator
@@ -24,6 +23,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 
+from collap.files import nearest
 from collap.models import save_model_folder
 
 TOWERS = ("text", "music", "speech")  # as `CoLLAPModel.encoders` names them
@@ -33,9 +33,7 @@ ADAPTER_FOLDER = "adapter"
 def _check_names(names: Iterable[str], known: Iterable[str]) -> None:
     for name in names:
         if name not in known:
-            nearest = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(known)}"
-            raise ValueError(f"{name!r} is no part of the model; {hint}")
+            raise ValueError(f"{name!r} is no part of the model; {nearest(name, known)}")
 
 
 def _state(tower: nn.Module) -> str:

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from collap.evaluation.metrics import measure_of
 from collap.evaluation.retrieval import (
     embed_row,
     embed_texts,
@@ -22,8 +23,6 @@ from collap.evaluation.songs import RetrievalSet, collect_songs
 from collap.files import replace_text, restore_folder
 from collap.training.settings import DataSettings
 from processing.decode_audio import AudioFileError
-
-TEXTS_AT_A_TIME = 1024
 
 
 def summary(figures: dict) -> dict[str, float]:
@@ -40,7 +39,8 @@ def one_line(figures: dict) -> str:
     """Return what the terminal shows of an evaluation."""
     parts = []
     for direction, values in figures.items():
-        shown = [f"{name} {values[name]['value']:.1f}" for name in ("R@1", "R@5", "mAP") if name in values]
+        known = [measure_of(name) for name in ("R@1", "R@5", "mAP") if name in values]
+        shown = [f"{one.title} {one.show(values[one.name]['value'])}" for one in known]
         parts.append(f"{direction.replace('_', '-')} {' '.join(shown)} ({values['num_queries']} queries)")
     return f"{', '.join(parts)}, in %"
 
@@ -140,7 +140,7 @@ class Evaluations:
         with self.accelerator.autocast():
             text_embeds = embed_texts(self.model, self.processor, songs.texts)
             audios = self._readable(own, read, bad)
-            scores = score_songs(self.model, text_embeds, audios, chunk_size=TEXTS_AT_A_TIME)["collap"]
+            scores = score_songs(self.model, text_embeds, audios)["collap"]
         found = list(zip(read, scores, strict=True))
         return dict(gather_object(found)), sorted(set(gather_object(bad)))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tiny import tiny_model, tiny_processor
 
-from collap.models import save_folder
+from collap.models import save_model_folder
 
 ROOT = Path(__file__).parents[2]
 # Runs after the blocks, in their namespace: what the guide says has come true.
@@ -36,7 +36,7 @@ def python_blocks() -> list[str]:
 
 
 def test_the_guide_runs_as_printed(corpus, tmp_path):
-    save_folder(tiny_model("gpt2"), tiny_processor("gpt2"), tmp_path / "runs" / "demo" / "collap-gpt2" / "best")
+    save_model_folder(tiny_model("gpt2"), tiny_processor("gpt2"), tmp_path / "runs" / "demo" / "collap-gpt2" / "best")
     shutil.copytree(corpus, tmp_path / "data" / "demo_songs")
     blocks = [block for block in python_blocks() if "import mteb" not in block]
     assert len(blocks) == 3

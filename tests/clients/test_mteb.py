@@ -12,7 +12,7 @@ from hub_server import HubServer
 from sentence_transformers import SentenceTransformer
 from tiny import tiny_model, tiny_processor
 
-from collap.models import save_folder
+from collap.models import save_model_folder
 
 # The tasks of mteb for music (MusicCapsA2TRetrieval, LPMusicCapsMTTT2ARetrieval) with local data.
 # Arguments: a JSON file of the captions and waveforms.
@@ -70,7 +70,7 @@ CAPTIONS = ["a slow song with piano", "a loud guitar", "a choir over strings", "
 def found(tmp_path_factory) -> dict:
     """What mteb says of the repository, and its scores."""
     folder = tmp_path_factory.mktemp("mteb")
-    save_folder(tiny_model("gpt2"), tiny_processor("gpt2"), folder / "model")
+    save_model_folder(tiny_model("gpt2"), tiny_processor("gpt2"), folder / "model")
     (folder / "model" / "README.md").write_text("---\nlicense: apache-2.0\nlanguage: en\n---\n# CoLLAP\n")
     (folder / "songs.json").write_text(json.dumps([CAPTIONS, [song.tolist() for song in songs()]]))
     with HubServer() as hub:

@@ -21,7 +21,7 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 from tiny import tiny_processor, undropped_model
 
-from collap.models import save_folder
+from collap.models import save_model_folder
 
 CAPTIONS = [
     f"{adjective} {sound}" for adjective in ("a slow", "a loud") for sound in ("piano", "guitar", "choir", "drum")
@@ -34,7 +34,7 @@ LORA = LoraConfig(r=4, target_modules=["c_attn", "q_proj", "v_proj"], task_type=
 def folder(tmp_path_factory) -> Path:
     """A published model whose forward pass is the same in training."""
     folder = tmp_path_factory.mktemp("sentence") / "model"
-    save_folder(undropped_model(), tiny_processor("gpt2"), folder)
+    save_model_folder(undropped_model(), tiny_processor("gpt2"), folder)
     return folder
 
 

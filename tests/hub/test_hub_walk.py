@@ -79,6 +79,16 @@ def test_the_repositories_hold_what_was_published(walked):
     assert "audio_text_retrieval.py" in hub.files("you/audio_text_retrieval", kind="space")
 
 
+def test_the_python_blocks_of_the_readme_run(walked, corpus):
+    """In one process, as if they were typed one after another; beside the model of the walk, and songs."""
+    hub, folder, _ = walked
+    (folder / "data" / "demo_songs").symlink_to(corpus)
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), flags=re.M | re.S))
+    done = run([sys.executable, "-c", code], hub, folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.match(r"tensor\(\[\[.*?\]\]\)\ntensor\(", done.stdout, re.S) and "'start': " in done.stdout
+
+
 def test_a_damaged_download_is_noticed(walked):
     """huggingface_hub compares sizes only."""
     hub, folder, _ = walked

@@ -60,11 +60,102 @@ def test_weights_of_another_shape_are_an_error_unless_asked_for(folder, caplog, 
     assert "text_tower.projection.weight" in caplog.text and "MISMATCH" in caplog.text
 
 
-def test_unexpected_weights_are_reported(folder, caplog, monkeypatch):
+def test_weights_beyond_the_configuration_are_refused_unless_asked_for(folder, caplog, monkeypatch):
     change_weights(folder, lambda weights: weights.update({"another_head.weight": torch.zeros(2)}))
-    with transformers_log(caplog, monkeypatch).at_level(logging.WARNING):
+    with pytest.raises(
+        ValueError, match=r"has 1 that it does not know \(another_head.weight\); they would be left out"
+    ):
         AutoModel.from_pretrained(folder)
+    with transformers_log(caplog, monkeypatch).at_level(logging.WARNING):
+        AutoModel.from_pretrained(folder, ignore_mismatched_sizes=True)
     assert "another_head.weight" in caplog.text and "UNEXPECTED" in caplog.text
+
+
+LAYERS = {"text_config": "n_layer", "music_config": "num_hidden_layers", "speech_config": "encoder_layers"}
+
+
+@pytest.mark.parametrize("part", LAYERS)
+def test_a_configuration_with_fewer_layers_than_the_weights_is_refused(folder, part):
+    settings = json.loads((folder / "config.json").read_text())
+    settings[part][LAYERS[part]] = 1
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"has \d+ that it does not know .*Is config.json that of these weights"):
+        AutoModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "setting"),
+    [
+        ("gpt2", "n_layer"),
+        ("roberta", "num_hidden_layers"),
+        ("beats", "num_hidden_layers"),
+        ("whisper", "encoder_layers"),
+    ],
+)
+def test_a_backbone_with_fewer_layers_than_its_weights_is_refused(backbones, tmp_path, part, setting):
+    shallow = shutil.copytree(backbones[part], tmp_path / part)
+    settings = json.loads((shallow / "config.json").read_text())
+    (shallow / "config.json").write_text(json.dumps(settings | {setting: 1}))
+    names = {"text": "roberta" if part == "roberta" else "gpt2", "music": "beats", "speech": "whisper"}
+    parts = {role: shallow if name == part else backbones[name] for role, name in names.items()}
+    with pytest.raises(ValueError, match=rf"{part}: the checkpoint has \d+ that it does not know"):
+        CoLLAPModel.from_backbones(**parts)
+
+
+def test_heads_and_buffers_of_older_checkpoints_do_not_stop_a_backbone(backbones, tmp_path):
+    older = shutil.copytree(backbones["gpt2"], tmp_path / "gpt2")
+    extra = {"h.0.attn.bias": torch.ones(1, 1, 8, 8), "h.0.attn.masked_bias": torch.zeros(1)}
+    change_weights(older, lambda weights: weights.update(extra | {"lm_head.weight": weights["wte.weight"].clone()}))
+    CoLLAPModel.from_backbones(older, backbones["beats"], backbones["whisper"])
+
+
+def test_a_backbone_of_another_shape_is_refused_in_one_line(backbones, tmp_path):
+    wide = shutil.copytree(backbones["beats"], tmp_path / "beats")
+    settings = json.loads((wide / "config.json").read_text())
+    (wide / "config.json").write_text(json.dumps(settings | {"intermediate_size": 64}))
+    with pytest.raises(ValueError, match="beats: its weights cannot be loaded") as error:
+        CoLLAPModel.from_backbones(backbones["gpt2"], wide, backbones["whisper"])
+    assert "\n" not in str(error.value)
+
+
+def test_weights_beside_the_index_of_others_are_refused(folder):
+    """transformers would read model.safetensors, which may be older than the shards."""
+    model = tiny_model("gpt2", seed=1)
+    weights = dict(load_file(folder / "model.safetensors"))
+    model.save_pretrained(folder, max_shard_size="50KB")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ValueError, match="holds model.safetensors, which transformers reads, and model.safetensors.index"
+    ):
+        AutoModel.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    assert torch.equal(AutoModel.from_pretrained(folder).audio_tower.adapter.weight, model.audio_tower.adapter.weight)
+
+
+def test_a_temperature_that_is_not_learned_stays_so_when_it_is_missing(folder):
+    change_weights(folder, lambda weights: weights.pop("score_parameters.log_attention_temperature"))
+    scalars = AutoModel.from_pretrained(folder, ignore_mismatched_sizes=True).score_parameters
+    assert scalars.temperature().item() == 1.0 and not scalars.log_attention_temperature.requires_grad
+    assert scalars.log_gamma_kernel.requires_grad
+
+
+def test_a_configuration_cannot_name_another_file_of_weights(folder):
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"transformers_weights": "other.safetensors"}))
+    with pytest.raises(ValueError, match="transformers_weights is not read"):
+        AutoModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("settings", [{}, {"segment_seconds": 1}])
+def test_positions_of_whisper_that_do_not_fit_are_sinusoids_again(folder, settings):
+    """They are constants, and other numbers would be noise in every token."""
+    expected = tiny_model("gpt2").audio_tower.speech.embed_positions.weight
+    if not settings:
+        change_weights(folder, lambda weights: weights.pop("audio_tower.speech.embed_positions.weight"))
+    model = AutoModel.from_pretrained(folder, ignore_mismatched_sizes=True, **settings)
+    found = model.audio_tower.speech.embed_positions.weight
+    assert found.shape[0] == (50 if settings else 100) and not found.requires_grad
+    torch.testing.assert_close(found, expected[: found.shape[0]])
 
 
 def test_weights_of_the_other_variant_are_refused(folder):

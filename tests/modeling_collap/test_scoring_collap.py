@@ -7,13 +7,16 @@ import torch
 from safetensors.torch import load_file
 from tiny import REFERENCE
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from modeling_collap import attention_pooled_scores, mean_pooled_scores, scoring_collap
 from modeling_collap.scoring_collap import (
     attended_scores,
     distance_from_flat_attention,
     frame_token_mask,
+    moment_scores,
     num_frames,
+    texts_at_a_time,
     token_scores,
     unfold_frames,
 )
@@ -271,3 +274,46 @@ def test_a_song_without_tokens_has_no_score_and_does_not_touch_the_others(reduct
 def test_the_formulas_in_the_docstring_hold():
     found = doctest.testmod(scoring_collap)
     assert found.attempted >= 10 and found.failed == 0
+
+
+class LargestTensor(TorchDispatchMode):
+    """Counts the elements of the largest tensor that an operation makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor) and not found._is_view():
+            self.elements = max(self.elements, found.numel())
+        return found
+
+
+@pytest.mark.parametrize("tokens", [40, 400, 4000])
+def test_the_memory_of_a_score_does_not_grow_with_the_song(tokens, monkeypatch):
+    """Texts x frames x kernel are bounded, not texts alone; values and gradients are those of all at once."""
+    monkeypatch.setattr(scoring_collap, "CELLS_AT_A_TIME", 10_000)
+    generator = torch.Generator().manual_seed(0)
+    texts = F.normalize(torch.randn(300, 2, generator=generator).double(), dim=-1).requires_grad_()
+    audio = F.normalize(torch.randn(1, tokens, 2, generator=generator).double(), dim=-1)
+    arguments = (audio, torch.ones(1, tokens, dtype=torch.bool), 6, 3, 1.0, 2.0, 0.1)
+    with LargestTensor() as seen, torch.no_grad():
+        found = attention_pooled_scores(texts, *arguments)
+        moments, _ = moment_scores(texts, *arguments[:4], arguments[-1])
+    assert 4_000 < seen.elements <= max(10_000, 300 * (tokens // 3))  # the result of `moment_scores`
+    with LargestTensor() as seen:
+        attention_pooled_scores(texts, *arguments).sum().backward()
+    assert seen.elements <= 10_000
+    gradient, texts.grad = texts.grad, None
+    expected = attention_pooled_scores(texts, *arguments, chunk_size=300)
+    expected.sum().backward()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradient, texts.grad)
+    assert moments.shape == (1, 300, (tokens - 6) // 3 + 1)
+
+
+def test_four_hours_are_scored_with_some_texts_at_a_time():
+    tokens = 480 * 187  # segments of 30 s; frames of 10 s every 5 s
+    texts = texts_at_a_time(1, tokens, 62, 31)
+    assert texts > 50 and texts * ((tokens - 62) // 31 + 1) * 62 <= 2**24
+    assert texts_at_a_time(50, 10 * 187, 62, 31) > 50  # a batch of songs of five minutes: all at once
+    assert texts_at_a_time(10**6, tokens, 62, 31) == 1

@@ -107,7 +107,7 @@ def test_gradients_flow_through_fused_attention_and_the_gated_bias(padded):
 
     def gradients(attend, device: str) -> list[torch.Tensor]:
         leaves = [tensor.to(device).requires_grad_() for tensor in attention_arguments()]
-        output = attend(*leaves, padding_bias.to(device) if padded else None, 0.0)
+        output, _ = attend(*leaves, padding_bias.to(device) if padded else None, 0.0)
         weights = torch.linspace(-1, 1, output.numel(), device=device).view_as(output)
         return [gradient.cpu() for gradient in torch.autograd.grad((output * weights).sum(), leaves)]
 

@@ -4,31 +4,26 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import tiny_beats_config, tiny_config, tiny_text_config, tiny_whisper_config
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from collap.training.cost import (
     PAPER,
-    AcceleratorKernels,
-    Meter,
-    Plan,
+    RunCost,
     Workload,
     build_meta_model,
-    compare,
-    encoder_cost,
-    measure,
-    measure_parts,
     paper_config,
-    plan,
-    structure_cost,
-    text_cost,
+    part_flops,
+    planned_model,
+    run_cost,
 )
+from collap.training.settings import parse_settings
+from collap.training.summary import compare
 from modeling_collap import CoLLAPConfig, CoLLAPModel
 
 REPOSITORY = Path(__file__).parents[2]
@@ -70,38 +65,21 @@ def batch(config: CoLLAPConfig, songs: int = SONGS) -> dict[str, torch.Tensor]:
     }
 
 
-def saved_bytes(model: CoLLAPModel, inputs: dict[str, torch.Tensor]) -> int:
-    """Distinct storages that a real forward pass keeps for the backward pass, without parameters."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = model(**inputs, return_loss=True).loss
-    assert loss.requires_grad
-    return sum(kept.values())
-
-
 def test_forward_flops_of_a_text_tower_follow_the_closed_form():
     config = tiny_config("gpt2")
     work = workload(config)
-    found = text_cost(build_meta_model(config, work), SONGS, work).forward_flops
+    found, _ = part_flops(build_meta_model(config, work), work)["text"]
     width, layers = 32, 2
     weights = layers * 12 * width**2  # query, key, value, output and a feed-forward of four widths
     attention = layers * 4 * TEXT_TOKENS**2 * width
     head = 2 * width * config.projection_dim
-    assert found == SONGS * (2 * weights * TEXT_TOKENS + attention + head)
+    assert found == 2 * weights * TEXT_TOKENS + attention + head
 
 
 def test_flops_of_the_paper_s_encoders_follow_the_closed_form():
     """Forward: 2 x weights x tokens, attention, and the convolutions at their inputs."""
-    config, work = paper_config(), replace(PAPER, batch_size=2)
-    found = encoder_cost(build_meta_model(config, work), 1, work).forward_flops
+    config, work = paper_config(), replace(PAPER, batch_size=2, mean_seconds=30.0, max_seconds=30.0)
+    found, _ = part_flops(build_meta_model(config, work), work)["encoders"]
     width, layers, speech_tokens, patches = 768, 12, 1500, 187 * 8
     speech = layers * (24 * width**2 * speech_tokens + 4 * speech_tokens**2 * width)
     speech += 2 * 3 * width * (80 * 3000 + width * 1500)
@@ -129,7 +107,7 @@ def test_flops_of_a_step_are_those_of_a_real_one(overrides):
         model.encoders[tower].activation_checkpointing_enable({"use_reentrant": False})
     with FlopCounterMode(display=False) as counter:
         model(**batch(config), return_loss=True).loss.backward()
-    found = plan(config, workload(config, **overrides))
+    found = run_cost(config, workload(config, **overrides))
     assert found.flops_per_step == pytest.approx(counter.get_total_flops(), rel=0.01)
     if not overrides.get("gradient_checkpointing"):
         assert found.model_flops_per_step == found.flops_per_step
@@ -142,117 +120,26 @@ def test_gradient_caching_adds_one_forward_pass():
         with torch.no_grad():
             model(**batch(config))
         model(**batch(config), return_loss=True).loss.backward()
-    found = plan(config, workload(config, micro_batch_size=1))
+    found = run_cost(config, workload(config, micro_batch_size=1))
     assert found.flops_per_step == pytest.approx(counter.get_total_flops(), rel=0.01)
-    whole = plan(config, workload(config))
+    whole = run_cost(config, workload(config))
     assert found.model_flops_per_step == pytest.approx(whole.flops_per_step)
     assert found.memory["activations of a micro-batch"] < 0.4 * whole.memory["activations of a micro-batch"]
 
 
 def test_processes_share_the_work_of_a_step():
     config = config_without_dropout()
-    one, two = (plan(config, workload(config, num_processes=number)) for number in (1, 2))
+    one, two = (run_cost(config, workload(config, num_processes=number)) for number in (1, 2))
     assert two.flops_per_step == pytest.approx(one.flops_per_step / 2)
     assert one.memory["DDP buckets"] == 0
     assert two.memory["DDP buckets"] == two.memory["gradients"] == 4 * two.parameters["whole"][1]
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
-@pytest.mark.parametrize("text", ["gpt2", "roberta"])
-def test_bytes_kept_for_the_backward_pass_are_those_of_a_real_step(checkpointed, text):
-    text_config = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0} if text == "roberta" else {}
-    config = config_without_dropout(text=text)
-    config.text_config.update(text_config)
-    towers = ("text", "music", "speech") if checkpointed else ()
-    model = real_model(config)
-    for tower in towers:
-        model.encoders[tower].activation_checkpointing_enable({"use_reentrant": False})
-    work = workload(config, gradient_checkpointing=towers)
-    parts = measure_parts(config, build_meta_model(config, work), work)
-    # Features are kept for the first convolutions; the plan lists them by themselves.
-    features = plan(config, work).memory["features of a micro-batch"]
-    predicted = sum(part.held for part in parts.values())
-    real = saved_bytes(model, batch(config))
-    tolerance = 1.06 if checkpointed else 1.02  # what a layer is called again with includes masks, which no hook sees
-    assert predicted <= tolerance * real and real <= 1.02 * (predicted + features)
-
-
-@pytest.mark.parametrize("checkpointed", [False, True])
-def test_the_worst_moment_is_that_of_a_real_step(checkpointed):
-    """Recomputation and the backward pass's own tensors included, gradients of parameters not."""
-    config = config_without_dropout()
-    towers = ("text", "music", "speech") if checkpointed else ()
-    model = real_model(config)
-    for tower in towers:
-        model.encoders[tower].activation_checkpointing_enable({"use_reentrant": False})
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    inputs = batch(config, songs=1)
-    with Meter() as meter:
-        model(**inputs, return_loss=True).loss.backward()
-    memory = plan(config, workload(config, batch_size=1, gradient_checkpointing=towers)).memory
-    predicted, features = memory["activations of a micro-batch"], memory["features of a micro-batch"]
-    # The model copies the features of real segments.
-    assert predicted < 1.1 * meter.peak_bytes and meter.peak_bytes < 1.1 * (predicted + features)
-
-
-def test_more_segments_than_one_pass_of_the_encoders_are_extrapolated_to_what_they_cost():
-    config = config_without_dropout("sdpa")
-    for mixed_precision in ("no", "bf16"):
-        work = workload(config, mixed_precision=mixed_precision, segment_batch_size=2)
-        model = build_meta_model(config, work)
-        found = encoder_cost(model, 6, work)
-        frames = round(100 * config.segment_seconds)
-        inputs = (torch.empty(6, frames - 2, 128), torch.empty(6, 40, frames), torch.ones(6, frames - 2).bool())
-        inputs = [tensor.to("meta") for tensor in inputs]
-        direct = measure(lambda model=model, inputs=inputs: model.encode_segments(*inputs), mixed_precision)
-        assert all(parameter.grad is None for parameter in model.parameters())  # the plan counts them once, apart
-        assert found.train_flops == direct.train_flops
-        assert found.held == pytest.approx(direct.held, rel=0.02)
-        assert found.held + found.transient == pytest.approx(direct.held + direct.transient, rel=0.03)
-
-
-def test_autocast_on_meta_keeps_what_autocast_of_cuda_keeps():
-    """torch's own rules for CUDA, on fake tensors (which a CPU cannot take backwards), are the judge."""
-    config = tiny_config()
-    for part in (config.text_config, config.music_config, config.speech_config):
-        part._attn_implementation = "eager"
-    work = workload(config, mixed_precision="bf16", segment_batch_size=2)  # two passes share the casts of the weights
-    meta = build_meta_model(config, work)
-    frames = round(100 * config.segment_seconds)
-    shapes = ((4, frames - 2, 128), (4, 40, frames))
-    with FakeTensorMode():
-        with torch.device("cuda"):
-            model = CoLLAPModel(config).train()
-            model.audio_tower.segment_batch_size = 2
-            features = [torch.empty(shape) for shape in shapes]
-            input_ids = torch.zeros(SONGS, TEXT_TOKENS, dtype=torch.long)
-        torch.set_autocast_dtype("cuda", torch.bfloat16)
-        torch.set_autocast_enabled("cuda", True)
-        try:
-            audio = held_by(lambda: model.encode_segments(*features, None))
-            text = held_by(lambda: model.get_text_features(input_ids, torch.ones_like(input_ids)))
-        finally:
-            torch.set_autocast_enabled("cuda", False)
-    inputs = [torch.empty(shape, device="meta") for shape in shapes]
-    assert measure(lambda: meta.encode_segments(*inputs, None), "bf16").held == pytest.approx(audio, rel=0.01)
-    assert text_cost(meta, SONGS, work).held == pytest.approx(text, rel=0.01)
-
-
-def held_by(forward) -> int:
-    """Bytes alive after a forward pass with torch's own autocast and fused kernels."""
-    with Meter() as meter, AcceleratorKernels(None):
-        output = forward()
-        torch.clear_autocast_cache()
-    assert output.requires_grad
-    return meter.live_bytes
-
-
 FEW_AND_MANY = (8, 16)  # songs; few take more than the import of the libraries did at its worst moment
 PEAK_SCRIPT = """
 import sys
-sys.path[:0] = [{tests!r}, {repository!r}]
-import test_plan as t
+sys.path[:0] = ["{here}", "{tests}", "{repository}"]
+import test_cost as t
 import torch
 from collap.training.tracking import peak_memory_bytes
 config = t.medium_config()
@@ -272,14 +159,16 @@ def medium_config() -> CoLLAPConfig:
 
 def test_peak_memory_is_that_of_a_real_process():
     """What more songs add to the peak of a process, libraries and weights aside: within a fifth."""
-    script = PEAK_SCRIPT.format(tests=str(REPOSITORY / "tests"), repository=str(REPOSITORY))
+    script = PEAK_SCRIPT.format(
+        here=str(Path(__file__).parent), tests=str(REPOSITORY / "tests"), repository=str(REPOSITORY)
+    )
     # Large blocks go back to the system at once, so that the peak is that of the tensors.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     few, many = map(int, done.stdout.split())
     config = medium_config()
-    plans = [plan(config, workload(config, batch_size=songs, songs=songs)) for songs in FEW_AND_MANY]
+    plans = [run_cost(config, workload(config, batch_size=songs, songs=songs)) for songs in FEW_AND_MANY]
     predicted = plans[1].peak_memory - plans[0].peak_memory
     assert predicted > 1.2e8
     assert 0.8 < (many - few) / predicted < 1.2, (many - few) / predicted
@@ -288,7 +177,7 @@ def test_peak_memory_is_that_of_a_real_process():
 def test_frozen_adapted_and_stored_towers_cost_less():
     config = tiny_config()
     full, frozen, lora, stored = (
-        plan(config, workload(config, **overrides))
+        run_cost(config, workload(config, **overrides))
         for overrides in (
             {},
             {"frozen": ("music", "speech")},
@@ -309,10 +198,11 @@ def test_frozen_adapted_and_stored_towers_cost_less():
 
 def test_the_longest_songs_decide_the_memory_and_the_mean_the_flops():
     config = tiny_config()
-    long = plan(config, workload(config, mean_seconds=8.0, max_seconds=8.0))
-    mixed = plan(config, workload(config, mean_seconds=3.0, max_seconds=8.0))
+    long = run_cost(config, workload(config, mean_seconds=8.0, max_seconds=8.0))
+    mixed = run_cost(config, workload(config, mean_seconds=3.0, max_seconds=8.0))
     assert mixed.memory == long.memory and mixed.segments_per_song == 2.0
-    text = text_cost(build_meta_model(config, workload(config)), SONGS, workload(config)).train_flops
+    _, text = part_flops(build_meta_model(config, workload(config)), workload(config))["text"]
+    text *= SONGS
     assert mixed.flops_per_step - text == pytest.approx((long.flops_per_step - text) / 2)
 
 
@@ -320,21 +210,21 @@ def test_structure_layers_are_counted():
     flops = []
     for layers in (0, 1):
         config = tiny_config(structure_layers=layers, structure_heads=4)
-        work = workload(config)
-        flops.append(structure_cost(build_meta_model(config, work), SONGS, 24, work).forward_flops)
-    assert flops == [0, SONGS * (24 * 24 * 32**2 + 4 * 24**2 * 32)]
+        work = workload(config)  # of songs of 24 tokens
+        flops.append(part_flops(build_meta_model(config, work), work)["structure"][0])
+    assert flops == [0, 24 * 24 * 32**2 + 4 * 24**2 * 32]
 
 
 @pytest.fixture(scope="module")
-def paper() -> Plan:
-    return plan(paper_config())
+def paper() -> RunCost:
+    return run_cost(paper_config())
 
 
-@pytest.mark.parametrize("text", ["gpt2", "roberta"])
+@pytest.mark.parametrize("text", ["gpt2", "roberta-base"])
 def test_the_paper_s_run_on_one_screen(text, paper):
-    found = paper if text == "gpt2" else plan(paper_config("roberta"))
+    found = paper if text == "gpt2" else run_cost(paper_config("roberta-base"))
     millions = {name: round(total / 1e6, 1) for name, (total, _) in found.parameters.items()}
-    assert millions["text"] == {"gpt2": 124.4, "roberta": 124.1}[text]  # as published, without RoBERTa's pooler
+    assert millions["text"] == {"gpt2": 124.4, "roberta-base": 124.1}[text]  # as published, without RoBERTa's pooler
     assert millions["music"] == 90.3 and millions["speech"] == 88.2
     assert found.tokens_per_song == {"music": 14960.0, "speech": 15000.0, "fused": 1870.0, "text": 512}
     assert found.workload.steps_per_epoch == 1026
@@ -345,7 +235,7 @@ def test_the_paper_s_run_on_one_screen(text, paper):
 
 def test_checkpointing_makes_the_paper_s_batch_fit_on_two_large_gpus(paper):
     plain = paper
-    checkpointed = plan(paper_config(), replace(PAPER, gradient_checkpointing=("text", "music", "speech")))
+    checkpointed = run_cost(paper_config(), replace(PAPER, gradient_checkpointing=("text", "music", "speech")))
     assert plain.peak_memory > 4e11 and checkpointed.peak_memory < 6e10
     assert 1.2 < checkpointed.flops_per_step / plain.flops_per_step < 1.34  # one of four passes more, at most
     assert checkpointed.model_flops_per_step == pytest.approx(plain.flops_per_step)
@@ -353,37 +243,37 @@ def test_checkpointing_makes_the_paper_s_batch_fit_on_two_large_gpus(paper):
 
 def test_time_at_a_throughput_and_a_file_of_it():
     config = tiny_config()
-    found = plan(config, workload(config), tflops=0.5)
+    found = run_cost(config, workload(config), tflops=0.5)
     assert found.step_seconds == found.flops_per_step / 0.5e12
     assert found.epoch_hours == pytest.approx(2 * found.step_seconds / 3600)  # 8 songs in batches of 4
     assert found.run_hours == pytest.approx(3 * found.epoch_hours)
     shown = found.to_text()
     assert "0.5 TFLOP/s per device" in shown and "assumed" not in shown
-    loaded = json.loads(json.dumps(found.to_dict()))
+    loaded = json.loads(json.dumps(asdict(found)))
     assert loaded["step_seconds"] == found.step_seconds and loaded["workload"]["batch_size"] == SONGS
 
 
 def test_measured_steps_are_compared_with_the_plan():
-    found = Plan(workload(tiny_config()), {}, 1.0, {}, 8e12, 6e12, {}, 2e9, tflops=100.0)
-    assert compare(found.to_dict(), {"step_seconds": 0.16, "peak_memory": 2.2e9}) == pytest.approx(
+    found = RunCost(workload(tiny_config()), {}, 1.0, {}, 8e12, 6e12, {}, 2e9, tflops=100.0)
+    assert compare(asdict(found), {"step_seconds": 0.16, "peak_memory": 2.2e9}) == pytest.approx(
         {"achieved_tflops": 50, "achieved_model_tflops": 37.5, "seconds_over_plan": 2.0, "memory_over_plan": 1.1}
     )
-    assert set(compare(replace_tflops(found).to_dict(), {"step_seconds": 1.0})) == {
+    assert set(compare(asdict(without_tflops(found)), {"step_seconds": 1.0})) == {
         "achieved_tflops",
         "achieved_model_tflops",
     }
     with pytest.raises(ValueError, match="step_seconds"):
-        compare(found.to_dict(), {"peak_memory": 1.0})
+        compare(asdict(found), {"peak_memory": 1.0})
 
 
-def replace_tflops(found: Plan) -> Plan:
-    return Plan(found.workload, {}, 1.0, {}, 8e12, 6e12, {}, 2e9)
+def without_tflops(found: RunCost) -> RunCost:
+    return RunCost(found.workload, {}, 1.0, {}, 8e12, 6e12, {}, 2e9)
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"batch_size": 3, "num_processes": 2}, "multiple of num_processes"),
+        ({"batch_size": 3, "num_processes": 2}, "no multiple of num_processes"),
         ({"micro_batch_size": 0}, "micro_batch_size must be positive, found 0"),
         ({"songs": 3}, "fewer than batch_size"),
         ({"mixed_precision": "bf8"}, "mixed_precision must be no, bf16 or fp16"),
@@ -395,6 +285,23 @@ def replace_tflops(found: Plan) -> Plan:
 def test_impossible_workloads_are_named(overrides, message):
     config = tiny_config()
     with pytest.raises(ValueError, match=message):
-        plan(config, workload(config, **overrides))
+        run_cost(config, workload(config, **overrides))
     with pytest.raises(ValueError, match="tflops must be positive"):
-        plan(config, workload(config), tflops=0.0)
+        run_cost(config, workload(config), tflops=0.0)
+
+
+def planned(*arguments: str) -> tuple[CoLLAPConfig, list[str]]:
+    return planned_model(parse_settings(["--plan", *arguments]))
+
+
+def test_the_named_model_is_planned_or_said_to_be_unreadable(backbones):
+    config, assumed = planned("--text", str(backbones["roberta"]), "--speech", str(backbones["whisper"]))
+    assert (config.text_config.model_type, config.speech_config.d_model, assumed) == ("roberta", 32, ["BEATs-base"])
+    config, assumed = planned()
+    assert assumed == ["gpt2", "BEATs-base", "openai/whisper-small"]
+    assert config.to_dict() == paper_config().to_dict()
+    for name in ("text", "music", "speech"):
+        with pytest.raises(ValueError, match="nowhere/at-all: its cost is that of its configuration, which cannot be"):
+            planned(f"--{name}", "nowhere/at-all")
+    with pytest.raises(ValueError, match="'roberta' model; expected 'whisper'"):
+        planned("--speech", str(backbones["roberta"]))

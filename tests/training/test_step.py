@@ -13,8 +13,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from steps import take_step
 from tiny import tiny_model, tiny_processor
 
-from collap.training import step as gradient_cache
 from collap.training.step import micro_batches, random_state, replayed_random_state
+from modeling_collap import scoring_collap
 from modeling_collap.loss_collap import contrastive_loss
 
 DIRECTIONS = ("symmetric", "audio_to_text")
@@ -231,8 +231,8 @@ def test_texts_are_scored_in_chunks_when_there_are_many(accelerator, monkeypatch
     """The same gradients with and without the bound on the memory of the scores."""
     processor = tiny_processor("gpt2")
     batch, found = Batch(processor, slice(0, 4)), []
-    for texts_at_a_time in (512, 3):
-        monkeypatch.setattr(gradient_cache, "TEXTS_AT_A_TIME", texts_at_a_time)
+    for cells in (scoring_collap.CELLS_AT_A_TIME, 1000):
+        monkeypatch.setattr(scoring_collap, "CELLS_AT_A_TIME", cells)
         with in_double_precision():
             for size in (None, 3):
                 model = double_model()
