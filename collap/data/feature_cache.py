@@ -27,7 +27,7 @@ def cache_features(
     """Compute the features of every whole audio once; `datasets` keeps them on disk and finds them again.
 
     30 s of audio take 2.5 MB (float32). Of a file that cannot be read the reason is kept, and raised where its features
-    are asked for. A second call with the same audio (bytes, or path, size and time of the last change), extractor
+    are asked for. A second call with the same audio (bytes, or path, size and times of the last change), extractor
     settings and `FEATURES_VERSION` reads them.
     """
     arguments = {
@@ -64,7 +64,7 @@ def load_cached_features(row: dict) -> dict[str, torch.Tensor]:
 
 
 def audio_files_digest(dataset: datasets.Dataset, audio_column: str) -> str:
-    """Return what changes when a file of the audio column does: in size, time of the last change, or by vanishing."""
+    """Return what changes when a file of the audio column does: in size, by a change of its state, or by vanishing."""
     hasher = Hasher()
     # Arrow, so that no audio bytes are copied; their content is in the data set's own fingerprint.
     for table in dataset.select_columns(audio_column).with_format("arrow").iter(batch_size=1000):
@@ -81,7 +81,7 @@ def _file_stamp(path: str | None) -> tuple:
         status = os.stat(path)
     except (OSError, TypeError, ValueError):  # named with its row when it is read
         return (path,)
-    return path, status.st_size, status.st_mtime_ns
+    return path, status.st_size, status.st_mtime_ns, status.st_ctime_ns  # the last cannot be set
 
 
 def _compute_features(example: dict, audio_column: str, extractor_class, settings: dict, stamp: tuple) -> dict:

@@ -50,6 +50,7 @@ class Place:
     def __init__(self, folder: str | Path):
         self.folder = os.path.abspath(folder)
         self.listings: dict[tuple[str, Callable], dict[str, str]] = {}
+        self.proven: dict[str, dict[str, str]] = {}  # folders that were found by these very names, and what is in them
         self.misspelt: list[str] = []
 
     def find(self, name: str | None, row: int) -> str:
@@ -63,9 +64,14 @@ class Place:
         """
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"row {row} has no audio; expected a path in {self.folder}")
+        directory, _, base = name.rpartition("/")
+        if base in self.proven.get(directory, ()):
+            return self.folder + ROOT_MARK + name
         for spelling in dict.fromkeys((name, name.strip(), name.strip().replace("\\", "/"))):
             inside = self._relative(spelling, row)
             found = self._spelt(inside.split("/"), _unicode_form)
+            if found == name:
+                self.proven[directory] = self._names(os.path.join(self.folder, directory), str)
             if found is not None:
                 return self.folder + ROOT_MARK + found
         inside = self._relative(name, row)

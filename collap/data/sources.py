@@ -23,10 +23,10 @@ def open_dataset(
 ) -> datasets.Dataset:
     """Open one split of a data set, its audio not decoded.
 
-    A cell of a .csv or .tsv is text as it stands there: `007`, `NA` and `null` are texts, the delimiter a comma, tab,
-    semicolon or vertical bar, and each row has as many fields as the header, or is named. JSON keeps its types; numbers
-    beside texts become texts. The encoding is UTF-8, or what a byte order mark says; half a character in JSON becomes
-    U+FFFD, with a warning. A text that is itself a list of texts, `['a', 'b']`, is that list when it is used
+    A cell of a .csv or .tsv is text as it stands there: `007`, `NA` and `null` are texts; the delimiter is a comma,
+    tab, semicolon or vertical bar; a row of more or fewer fields than the header is named. JSON keeps its types;
+    numbers beside texts become texts. The encoding is UTF-8, or what a byte order mark says; half a character in JSON
+    becomes U+FFFD, with a warning. A text that is itself a list of texts, `['a', 'b']`, is that list when it is used
     (`row_texts`), and one of spaces and characters without width is none.
 
     Audio is bytes, paths, or arrays with a sampling rate. Names of files and folders are literal. A path lies in the

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import time
 import unicodedata
 from pathlib import Path
 
@@ -282,3 +283,41 @@ def test_songs_of_one_file_name_in_different_folders_have_their_own_crops(tmp_pa
     shutil.move(tmp_path / "set", tmp_path / "moved")
     assert crops(tmp_path / "moved") == found
     assert np.array_equal(load_audio(tmp_path / "moved" / "3" / "song.wav"), load_audio(tmp_path / "moved/4/song.wav"))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The Hub and large files
+
+
+def test_a_hub_data_set_names_files_that_came_with_it_and_no_others(tmp_path, monkeypatch):
+    """The Hub's part is played by rows in memory; `datasets` gives whole paths into its cache."""
+    from collap.data.catalogue import hub
+
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    came = songs(tmp_path / "cache" / "datasets--owner--set" / "snapshots" / "0123abcd", "sub/a.wav") / "sub" / "a.wav"
+
+    def rows(entry):
+        found = datasets.Dataset.from_dict({"audio": [{"bytes": wav(0), "path": "x.wav"}, entry], "text": ["x", "y"]})
+        found = found.cast_column("audio", datasets.Audio())
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **settings: found)
+        return open_dataset("owner/set", "train")
+
+    audio = rows({"bytes": None, "path": str(came)})[1]["audio"]
+    assert Path(audio["path"]).read_bytes() == wav(0) and name_within(audio["path"]) == "sub/a.wav"
+    for path in ("/etc/hostname", "sub/a.wav", f"{came.parent}/../../../../../out.wav"):
+        with pytest.raises(ValueError, match=r"owner/set: row 1 names the file .* did not come with the data set"):
+            rows({"bytes": None, "path": path})
+
+
+def test_a_large_table_changed_in_its_middle_is_another(tmp_path, monkeypatch):
+    from collap.data import arrow_cache
+
+    monkeypatch.setattr(arrow_cache, "HASHED_BYTES", 100)
+    path, stamps = tmp_path / "large.parquet", []
+    for filling in (b"a", b"b"):
+        path.write_bytes(b"x" * 3_000_000 + filling + b"x" * 3_000_000)
+        os.utime(path, ns=(10**18, 10**18))
+        stamps.append(arrow_cache.file_stamp(path))
+        assert stamps[-1] == arrow_cache.file_stamp(path)
+        time.sleep(0.05)  # the file system's clock is coarse
+    assert stamps[0] != stamps[1]
