@@ -419,14 +419,14 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         logits_per_text = None if logits is None else logits.T
         return CoLLAPOutput(loss, logits, logits_per_text, text_embeds, audio_embeds, audio_token_mask, encoded)
 
-    def _asked_of_text_encoder(self, kwargs: dict) -> dict[str, bool]:
+    def _asked_of_text_encoder(self, kwargs: dict) -> dict[str, bool | int | list[int]]:
         """Return those of [`RECORDED`] that a call or the configuration asks for; refuse what would have no effect."""
         for name, value in kwargs.items():
             if value is not None and value is not False and name not in (*RECORDED, *UNUSED):
                 raise TypeError(f"CoLLAPModel.forward() got an unexpected argument {name!r}")
         asked = {name: kwargs.get(name) for name in RECORDED}
         asked = {name: getattr(self.config, name) if value is None else value for name, value in asked.items()}
-        return {name: True for name, value in asked.items() if value}
+        return {name: value for name, value in asked.items() if value}
 
 
 def _check_sides(has_text: bool, has_audio: bool, has_features: bool, return_loss: bool):

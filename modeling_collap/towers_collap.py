@@ -80,7 +80,7 @@ class TextTower(nn.Module):
         return self.pool(encoded.last_hidden_state, attention_mask)
 
     def encode(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **asked: bool
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **asked
     ) -> tuple[BaseModelOutput, torch.Tensor]:
         """Run the encoder.
 
