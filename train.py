@@ -122,6 +122,8 @@ def run_script(arguments: list[str]) -> None:
         main(arguments)
     except (ValueError, OSError) as error:
         problem = f"error: {worker_message(error)}"
+    except KeyboardInterrupt:
+        problem = "stopped by Ctrl-C; go on after the last checkpoint with --resume latest"
     if problem is not None:  # the exception is gone by now, and with it the loader and its workers
         sys.exit(problem)
 

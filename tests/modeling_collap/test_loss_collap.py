@@ -102,6 +102,27 @@ def double_model(direction: str):
     return tiny_model("gpt2", structure_layers=1, loss_direction=direction, learn_attention_temperature=True).double()
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_false_negatives_count_in_no_sum(direction):
+    """Songs 0 and 2 are one: the loss and its gradient are those of plain sums without the pairs (0, 2) and (2, 0)."""
+    same = torch.tensor([[True, False, True], [False, True, False], [True, False, True]])
+
+    def without(scores: torch.Tensor) -> torch.Tensor:
+        rows = [[1.0 if i == j or not same[i, j] else 0.0 for j in range(3)] for i in range(3)]
+        kept = torch.tensor(rows, dtype=torch.float64)
+        return sum(-(row[i].exp() / (row.exp() * kept[i]).sum()).log() for i, row in enumerate(scores)) / 3
+
+    scores = scores_of_three().requires_grad_()
+    found = contrastive_loss(scores, direction, same)
+    (gradient,) = torch.autograd.grad(found, scores)
+    naive = without(scores) if direction == "audio_to_text" else (without(scores) + without(scores.T)) / 2
+    (expected,) = torch.autograd.grad(naive, scores)
+    assert found.item() == pytest.approx(naive.item(), abs=1e-12)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-12)
+    assert gradient[0, 2] == 0 and gradient[2, 0] == 0 and gradient[0, 1] != 0
+    assert found < contrastive_loss(scores, direction)
+
+
 def work(rank: int, folder: str):
     """One of two processes: everything that the tests below compare is written to `folder`."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"

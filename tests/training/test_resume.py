@@ -166,6 +166,26 @@ def test_a_finished_run_is_resumed_to_its_end_and_not_overwritten(corpus, backbo
     assert more.returncode != 0 and "num_processes was 1 and is 2" in more.stderr
 
 
+def test_what_moves_no_gradient_and_no_sample_may_change_on_resume_and_nothing_else(corpus, backbones, tmp_path):
+    """A moved data set and other micro-batches may, and are said; exchanged captions may not."""
+    config = settings(corpus, backbones, epochs=1, checkpoint_every=1, eval_split="none")
+    assert train(tmp_path, config).returncode == 0
+    for later in (tmp_path / "run" / "checkpoints").glob("step-*2"):
+        shutil.rmtree(later)  # as if the run had been killed after its first step
+    moved = Path(shutil.copytree(corpus, tmp_path / "moved"))
+    table = moved / "train" / "metadata.jsonl"
+    content = table.read_text()
+    rows = [json.loads(line) for line in content.splitlines()]
+    rows[0]["captions"], rows[1]["captions"] = rows[1]["captions"], rows[0]["captions"]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused = train(tmp_path, config, resume="latest", dataset=str(moved))
+    assert refused.returncode == 1 and "training data was" in refused.stderr and "Traceback" not in refused.stderr
+    table.write_text(content)
+    resumed = train(tmp_path, config, resume="latest", dataset=str(moved), micro_batch_size=2, log_every=5)
+    assert resumed.returncode == 0 and "(1 of 2 steps)" in resumed.stdout, resumed.stderr[-3000:]
+    assert "micro_batch_size was None and is 2" in resumed.stdout and "dataset was" in resumed.stdout
+
+
 def test_a_failing_evaluation_loses_no_step(corpus, with_dropout, tmp_path):
     """A checkpoint is written before the evaluation of its step, which a resumed run repeats."""
     shutil.copytree(corpus, tmp_path / "songs")
