@@ -46,9 +46,12 @@ DECLARED_BYTES = re.compile(
     r"^ *(?:data|SSND|BODY|riff|Data Size) *: (?P<declared>\d+) \(should be (?P<found>\d+)\)", re.M
 )
 DECLARED_SAMPLES = re.compile(r"frame count (?P<found>\d+) does not match value from 'ds64' chunk of (?P<declared>\d+)")
+UNREAD_REST = re.compile(r"Unknown chunk marker .* at position (\d+)\. Exiting parser")
 # FFmpeg's formats whose header counts samples or time; of others it estimates a duration.
-COUNTED_FORMATS = {"aiff", "ape", "asf", "au", "avi", "caf", "flac", "matroska", "mov", "tta", "w64", "wv"}
+COUNTED_FORMATS = {"aiff", "ape", "asf", "au", "avi", "flac", "matroska", "mov", "tta", "w64", "wv"}
 
+# What stands before the samples: bytes in all, bytes of the size after the name "data", their order.
+CHUNK_HEADERS = {"wav": (8, 4, "little"), "caf": (16, 8, "big")}
 # Each of their frames has a header: where the last one is whole, a larger total is wrong and the file is not cut.
 FRAMED_FORMATS = {"mp3", "flac"}
 
@@ -121,7 +124,7 @@ def check_plausible(rate: int, channels: int) -> None:
 class SndfileTrack:
     """A file as libsndfile reads it: rate R, `num_samples` N, and as [`FfmpegTrack`] what is missing of it."""
 
-    format, lost, is_cut, claim = "", 0, False, "its header declares"
+    format, lost, is_cut, claim, rest = "", 0, False, "its header declares", 0
 
     def __init__(self, file: File, may_skip: bool) -> None:
         try:
@@ -139,6 +142,8 @@ class SndfileTrack:
         found = DECLARED_BYTES.search(self.sound.extra_info) or DECLARED_SAMPLES.search(self.sound.extra_info)
         if found and 0 < int(found["found"]) < int(found["declared"]) < UNKNOWN_SIZE:
             self.declared = self.num_samples * int(found["declared"]) // int(found["found"])
+        if found := UNREAD_REST.search(self.sound.extra_info):
+            self.rest = file.size - int(found[1])
 
     def header_seconds(self) -> float:
         return self.num_samples / self.rate
@@ -189,7 +194,7 @@ class FfmpegTrack:
         is_cut: the last packet cannot be decoded: the file ends within it.
     """
 
-    claim = "its header declares"
+    claim, rest = "its header declares", 0
 
     def __init__(self, file: File, may_skip: bool) -> None:
         self.file = file
@@ -270,9 +275,11 @@ class FfmpegTrack:
             self.file.seek(max(self.file.size - MAX_OGG_PAGE, 0))
             tail = self.file.read(MAX_OGG_PAGE)
             self.is_cut = not tail[tail.rfind(b"OggS") :][5:6] >= b"\x04"  # the flag of a stream's last page
-        elif self.format == "wav":
-            header, num_read = self._before_sound()[-8:], (last.pos or 0) + last.size - (self.first_packet.pos or 0)
-            size = int.from_bytes(header[4:], "little") if header[:4] == b"data" else 0
+        elif self.format in CHUNK_HEADERS:
+            length, size_bytes, order = CHUNK_HEADERS[self.format]
+            header = self._before_sound()[-length:]
+            size = int.from_bytes(header[4 : 4 + size_bytes], order) if header[:4] == b"data" else 0
+            num_read = (last.pos or 0) + last.size - (self.first_packet.pos or 0)
             self.declared = self.position * size // max(num_read, 1) if 0 < size < UNKNOWN_SIZE else None
 
     def _missing_before(self, packet: av.Packet, position: int) -> int:

@@ -124,6 +124,8 @@ def _judge(name: str, track: Track, seconds: float, is_end: bool) -> None:
             is_whole = not track.is_cut and track.format in FRAMED_FORMATS
             missing += 0.0 if is_whole else max(declared - max(found, (track.end or 0) / track.rate), 0.0)
             seconds = max(declared, found)
+    if is_end and track.rest:
+        problems.append(f"{track.rest} bytes after its {seconds:.3f} s belong to no chunk, and no player reads them")
     if is_end and track.is_cut and track.declared is None:
         problems.append(f"its end after {seconds:.3f} s is cut or no audio")
     if not problems:
