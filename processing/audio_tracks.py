@@ -98,7 +98,10 @@ class File:
 
     def read(self, size: int) -> bytes:
         try:
-            return self.file.read(size)
+            data = self.file.read(size)
+            if len(data) > size:  # PyAV would copy it over other memory
+                raise OSError(f"its read({size}) gave {len(data)} bytes")
+            return data
         except Exception as error:
             self.error = error
             return b""
