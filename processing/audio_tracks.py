@@ -46,9 +46,12 @@ DECLARED_BYTES = re.compile(
     r"^ *(?:data|SSND|BODY|riff|Data Size) *: (?P<declared>\d+) \(should be (?P<found>\d+)\)", re.M
 )
 DECLARED_SAMPLES = re.compile(r"frame count (?P<found>\d+) does not match value from 'ds64' chunk of (?P<declared>\d+)")
+UNREAD_REST = re.compile(r"Unknown chunk marker .* at position (\d+)\. Exiting parser")
 # FFmpeg's formats whose header counts samples or time; of others it estimates a duration.
-COUNTED_FORMATS = {"aiff", "ape", "asf", "au", "avi", "caf", "flac", "matroska", "mov", "tta", "w64", "wv"}
+COUNTED_FORMATS = {"aiff", "ape", "asf", "au", "avi", "flac", "matroska", "mov", "tta", "w64", "wv"}
 
+# What stands before the samples: bytes in all, bytes of the size after the name "data", their order.
+CHUNK_HEADERS = {"wav": (8, 4, "little"), "caf": (16, 8, "big")}
 # Each of their frames has a header: where the last one is whole, a larger total is wrong and the file is not cut.
 FRAMED_FORMATS = {"mp3", "flac"}
 
@@ -64,7 +67,8 @@ CHUNK_SAMPLES = 16384
 # More than an encoder's padding at the end of a file (mp3: 4095, aac: 2048).
 MAX_PADDING = 8192
 MAX_OGG_PAGE, MAX_TAG = 65307, 2048
-INTEGER_FULL_SCALE = {"u8": 2.0**7, "s16": 2.0**15, "s32": 2.0**31}
+# FFmpeg's kinds of samples that numpy has: type and full scale.
+SAMPLE_TYPES = {"u8": ("u1", 2**7), "s16": ("i2", 2**15), "s32": ("i4", 2**31), "flt": ("f4", 1), "dbl": ("f8", 1)}
 
 # What reading damaged files raises; LibsndfileError is a RuntimeError, UnicodeError a ValueError.
 DECODING_ERRORS = (FFmpegError, OSError, ValueError, ArithmeticError, LookupError, RuntimeError, MemoryError, EOFError)
@@ -94,7 +98,10 @@ class File:
 
     def read(self, size: int) -> bytes:
         try:
-            return self.file.read(size)
+            data = self.file.read(size)
+            if len(data) > size:  # PyAV would copy it over other memory
+                raise OSError(f"its read({size}) gave {len(data)} bytes")
+            return data
         except Exception as error:
             self.error = error
             return b""
@@ -120,7 +127,7 @@ def check_plausible(rate: int, channels: int) -> None:
 class SndfileTrack:
     """A file as libsndfile reads it: rate R, `num_samples` N, and as [`FfmpegTrack`] what is missing of it."""
 
-    format, lost, is_cut, stop_reason = "", 0, False, ""
+    format, lost, is_cut, claim, rest = "", 0, False, "its header declares", 0
 
     def __init__(self, file: File, may_skip: bool) -> None:
         try:
@@ -138,6 +145,8 @@ class SndfileTrack:
         found = DECLARED_BYTES.search(self.sound.extra_info) or DECLARED_SAMPLES.search(self.sound.extra_info)
         if found and 0 < int(found["found"]) < int(found["declared"]) < UNKNOWN_SIZE:
             self.declared = self.num_samples * int(found["declared"]) // int(found["found"])
+        if found := UNREAD_REST.search(self.sound.extra_info):
+            self.rest = file.size - int(found[1])
 
     def header_seconds(self) -> float:
         return self.num_samples / self.rate
@@ -148,7 +157,7 @@ class SndfileTrack:
             position = self.sound.seek(min(wanted, self.num_samples))
         frames = max(CHUNK_SAMPLES // self.sound.channels, 1)
         while len(samples := self.sound.read(frames, dtype="float32", always_2d=True)):  # (N', C)
-            yield position, samples.mean(axis=1)
+            yield position, _mix(list(samples.T))
             position += len(samples)
         self.num_samples = self.end = position
 
@@ -156,17 +165,25 @@ class SndfileTrack:
         self.sound.close()
 
 
+def _mix(channels: list[np.ndarray]) -> np.ndarray:
+    """Return the plain mean (N',) float32 of C channels (N',); each sample by itself, so that no span differs."""
+    mono = channels[0].astype(np.float32)
+    for channel in channels[1:]:
+        mono += channel
+    return mono / np.float32(len(channels))
+
+
 def _mono(frames: list[av.AudioFrame]) -> np.ndarray:
-    """Mix frames of one format to (N',) float32, full scale 1.0: the plain mean over channels."""
-    kind, channels = frames[0].format, frames[0].layout.nb_channels
-    samples = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)  # (C, N') planar, (1, N' C) packed
-    if not kind.is_planar:
-        samples = samples.reshape(-1, channels).T  # (C, N')
-    mono = samples.mean(axis=0, dtype=np.float32)
-    full_scale = INTEGER_FULL_SCALE.get(kind.name.removesuffix("p"))
-    if full_scale is None:
-        return mono
-    return (mono - (full_scale if kind.name.startswith("u8") else 0.0)) / np.float32(full_scale)
+    """Mix frames of one kind to (N',) float32, full scale 1.0."""
+    kind, count = frames[0].format, frames[0].layout.nb_channels
+    dtype, full_scale = SAMPLE_TYPES[kind.name.removesuffix("p")]
+    planes = [[] for _ in range(count if kind.is_planar else 1)]
+    for frame in frames:
+        for plane, samples in zip(planes, frame.planes, strict=True):
+            plane.append(np.frombuffer(samples, dtype, frame.samples * count // len(planes)))
+    planes = [np.concatenate(plane) for plane in planes]  # (N',) each, or (N' C,)
+    mono = _mix(planes if kind.is_planar else [planes[0][channel::count] for channel in range(count)])
+    return (mono - np.float32(full_scale if dtype == "u1" else 0)) / np.float32(full_scale)
 
 
 class FfmpegTrack:
@@ -180,6 +197,8 @@ class FfmpegTrack:
         is_cut: the last packet cannot be decoded: the file ends within it.
     """
 
+    claim, rest = "its header declares", 0
+
     def __init__(self, file: File, may_skip: bool) -> None:
         self.file = file
         # A wav is read as a stream: where FFmpeg can seek it jumps over all chunks of samples but the last.
@@ -192,7 +211,7 @@ class FfmpegTrack:
         self.format = self.container.format.name.split(",")[0]
         self.stream = self._first_stream()
         context, self.codec = self.stream.codec_context, self.stream.codec.name
-        self.rate = context.sample_rate or MIN_RATE
+        self.rate, self.tick = context.sample_rate or MIN_RATE, self.stream.time_base.as_integer_ratio()
         check_plausible(self.rate, context.channels or 1)
         if self.format == "mp3":
             # FFmpeg cuts an encoder's padding where the header says that it is; here it is cut at the end.
@@ -203,7 +222,7 @@ class FfmpegTrack:
         self.can_skip, self.skip_to = may_skip and (self.format, self.codec) in SKIPPABLE, -1
         self.position = self.lost = self.lead = self.padding = self.num_samples = self.passed_bytes = 0
         self.origin = self.end = None
-        self.first_packet, self.declared, self.is_cut, self.stop_reason, self.converters = None, None, False, "", {}
+        self.first_packet, self.declared, self.is_cut, self.converters = None, None, False, {}
         self.packets, self.decoded = self._packets(), self._decoded()
         self.first = next(self.decoded, None)
         if self.first is None:
@@ -223,8 +242,8 @@ class FfmpegTrack:
         return streams.audio[0]
 
     def _samples(self, ticks: int | None) -> int:
-        base = self.stream.time_base
-        return ((ticks or 0) * base.numerator * self.rate * 2 + base.denominator) // (base.denominator * 2)
+        numerator, denominator = self.tick
+        return ((ticks or 0) * numerator * self.rate * 2 + denominator) // (denominator * 2)
 
     def _packets(self) -> Iterator[tuple[av.Packet, int]]:
         """Yield each packet and its length in samples by its own account, to the end of the file."""
@@ -245,7 +264,7 @@ class FfmpegTrack:
         except FFmpegError as error:
             self.file.check()
             byte = last.pos if last is not None and last.pos else 0
-            self.is_cut, self.stop_reason = True, f"; FFmpeg stops at byte {byte} of {self.file.size}: {error}"
+            self.is_cut, self.claim = True, f"(FFmpeg stops: {error}) by its {self.file.size} bytes it has about"
             self.declared = max(self.declared or 0, self.position * self.file.size // max(byte, 1))
         if last is not None:
             self._look_at_end(last)
@@ -259,20 +278,23 @@ class FfmpegTrack:
             self.file.seek(max(self.file.size - MAX_OGG_PAGE, 0))
             tail = self.file.read(MAX_OGG_PAGE)
             self.is_cut = not tail[tail.rfind(b"OggS") :][5:6] >= b"\x04"  # the flag of a stream's last page
-        elif self.format == "wav":
-            header, num_read = self._before_sound()[-8:], last.pos + last.size - self.first_packet.pos
-            size = int.from_bytes(header[4:], "little") if header[:4] == b"data" else 0
+        elif self.format in CHUNK_HEADERS:
+            length, size_bytes, order = CHUNK_HEADERS[self.format]
+            header = self._before_sound()[-length:]
+            size = int.from_bytes(header[4 : 4 + size_bytes], order) if header[:4] == b"data" else 0
+            num_read = (last.pos or 0) + last.size - (self.first_packet.pos or 0)
             self.declared = self.position * size // max(num_read, 1) if 0 < size < UNKNOWN_SIZE else None
 
     def _missing_before(self, packet: av.Packet, position: int) -> int:
         """Return the samples between `position` and a packet, by timestamps, if FFmpeg passed over the bytes for them:
         those are damaged. Where no bytes are missing timestamps may jump: a pause, or recordings joined in one file."""
-        if packet.pts is None or not packet.size:
+        if packet.pts is None or not packet.size or self.format == "mp3":  # an mp3 has none, FFmpeg counts
             return 0
         start = self._samples(packet.pts)
         self.origin = start if self.origin is None else self.origin
         jump, self.end = start - (self.end or start), start + self._samples(packet.duration)
-        if self.codec == "flac" and 0 < start - self.origin - position <= self.rate:  # its packets are numbered
+        is_numbered = (self.format, self.codec) in SKIPPABLE  # frames of flac
+        if is_numbered and 0 < start - self.origin - position <= self.rate:
             return start - self.origin - position
         is_damaged = self.passed_bytes > jump * (packet.pos or 0) / max(start, 1) / 2
         return jump if is_damaged and jump > MIN_JUMP_SECONDS * self.rate else 0
@@ -283,8 +305,11 @@ class FfmpegTrack:
         for packet, length in self.packets:
             missing = self._missing_before(packet, self.position + gap)
             if packet.size and self.position + length <= self.skip_to:
-                is_next = self.end is not None and abs(self.end - length - self.origin - self.position) <= 1
-                if not is_next or not length or (self.format == "mp3" and length != count):
+                if self.format == "mp3":
+                    is_next = length == count
+                else:
+                    is_next = length and packet.pts is not None and self.end - length - self.origin == self.position
+                if not is_next:
                     raise MustStartOver
                 self.position, has_skipped = self.position + length, True
                 continue
@@ -295,6 +320,7 @@ class FfmpegTrack:
             except FFmpegError:
                 lost = length if (self.format, self.codec) in SKIPPABLE else count
                 gap, self.is_cut = gap + missing + min(lost, self.rate), True
+                self.origin = self.origin if self.position else None
                 continue
             gap += missing
             if not frames:
@@ -312,9 +338,9 @@ class FfmpegTrack:
             yield position, frames
 
     def _converted(self, frame: av.AudioFrame) -> list[av.AudioFrame]:
-        """Return the frame at the file's rate, in a form that `to_ndarray` reads: at 8 planes it leaves its memory."""
+        """Return the frame at the file's rate, in a form that numpy reads: with 8 planes `planes` leaves its memory."""
         kind, channels = frame.format, frame.layout.nb_channels
-        is_readable = not kind.name.startswith("s64") and not (kind.is_planar and channels >= 8)
+        is_readable = kind.name.removesuffix("p") in SAMPLE_TYPES and (channels < 8 or not kind.is_planar)
         if is_readable and frame.sample_rate == self.rate:
             return [frame]
         check_plausible(frame.sample_rate, channels)

@@ -95,12 +95,16 @@ def _open_binary(source: AudioSource) -> Iterator[File]:
     yield File(file)
 
 
+def _max_seconds(file: File) -> float:
+    return FREE_SECONDS + file.size / MIN_BYTES_PER_SECOND
+
+
 def _checked(file: File, track: Track, wanted: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the track's chunks; refuses what is no number, or more than the file can hold."""
     for position, samples in track.chunks(wanted):
         file.check()
-        if position / track.rate > FREE_SECONDS + file.size / MIN_BYTES_PER_SECOND:
-            raise AudioFileError(f"has more than {position / track.rate:.0f} s of audio in {file.size} bytes; refused")
+        if position / track.rate > _max_seconds(file):
+            raise AudioFileError(f"has over {position / track.rate:.0f} s of audio in {file.size} bytes; expected less")
         if not np.isfinite(samples).all():
             bad = position + int(np.argmin(np.isfinite(samples)))
             raise AudioFileError(f"NaN or infinite samples at {bad / track.rate:.2f} s; expected numbers")
@@ -116,15 +120,17 @@ def _judge(name: str, track: Track, seconds: float, is_end: bool) -> None:
     if is_end and track.declared is not None:
         declared, found = track.declared / track.rate, track.num_samples / track.rate
         if abs(declared - found) > UNSAID_SECONDS:
-            problems.append(f"its header declares {declared:.3f} s of audio, {found:.3f} s could be decoded")
+            problems.append(f"{track.claim} {declared:.3f} s of audio, {found:.3f} s could be decoded")
             is_whole = not track.is_cut and track.format in FRAMED_FORMATS
             missing += 0.0 if is_whole else max(declared - max(found, (track.end or 0) / track.rate), 0.0)
             seconds = max(declared, found)
+    if is_end and track.rest:
+        problems.append(f"{track.rest} bytes after its {seconds:.3f} s belong to no chunk, and no player reads them")
     if is_end and track.is_cut and track.declared is None:
         problems.append(f"its end after {seconds:.3f} s is cut or no audio")
     if not problems:
         return
-    problem = "; ".join(problems) + track.stop_reason
+    problem = "; ".join(problems)
     if missing > max(TOLERATED_SECONDS, TOLERATED_SHARE * seconds):
         raise AudioFileError(f"truncated or damaged: {problem}; {REPAIR_ADVICE}")
     logger.warning(f"{name}: {problem}; what could be decoded is used")
@@ -235,7 +241,10 @@ def header_seconds(source: AudioSource) -> float:
         AudioFileError: not audio.
     """
     with _naming(source_name(source)), _open_binary(source) as file, closing(open_track(file, True)) as track:
-        return track.header_seconds()
+        seconds = track.header_seconds()
+        if 0 < seconds <= _max_seconds(file):
+            return seconds
+    return audio_seconds(source)
 
 
 def crop_span(seconds: float, crop_seconds: float, place: float) -> tuple[float, float]:
