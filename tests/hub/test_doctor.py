@@ -389,7 +389,7 @@ def edit_index(content):
         (edit_processor(feature_extractor=None), {"files"}),
         (edit_processor(processor_class="WhisperProcessor"), {"processor"}),
         (edit_processor(max_text_tokens="many"), {"processor"}),
-        (edit_extractor(fbank_std="wide"), {"processor"}),
+        (edit_extractor(fbank_std="wide"), {"loading"}),
         (edit_index({"weight_map": None}), {"files", "loading"}),
         (edit_index({"weight_map": ["model.safetensors"]}), {"files", "loading"}),
         (edit_index({"weight_map": {"a": 3}}), {"files", "loading"}),
