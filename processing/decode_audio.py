@@ -8,6 +8,7 @@ Dimensions: `N` samples of a file at its own rate `R`, `M` samples returned at t
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import math
 import os
@@ -101,15 +102,16 @@ def _max_seconds(file: File) -> float:
 
 def _checked(file: File, track: Track, wanted: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the track's chunks; refuses what is no number, or more than the file can hold."""
-    for position, samples in track.chunks(wanted):
+    for position, samples in itertools.chain(track.chunks(wanted), [(None, np.zeros(0, np.float32))]):
         file.check()
-        if position / track.rate > _max_seconds(file):
-            raise AudioFileError(f"has over {position / track.rate:.0f} s of audio in {file.size} bytes; expected less")
+        seconds = (track.num_samples if position is None else position) / track.rate
+        if seconds > _max_seconds(file):
+            raise AudioFileError(f"has over {seconds:.0f} s of audio in {file.size} bytes; expected less")
         if not np.isfinite(samples).all():
-            bad = position + int(np.argmin(np.isfinite(samples)))
-            raise AudioFileError(f"NaN or infinite samples at {bad / track.rate:.2f} s; expected numbers")
-        yield position, samples
-    file.check()
+            bad = seconds + int(np.argmin(np.isfinite(samples))) / track.rate
+            raise AudioFileError(f"NaN or infinite samples at {bad:.2f} s; expected numbers")
+        if position is not None:
+            yield position, samples
 
 
 def _judge(name: str, track: Track, seconds: float, is_end: bool) -> None:
