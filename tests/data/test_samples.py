@@ -26,7 +26,7 @@ from processing.feature_extraction_collap import pad_audio_features
 BAD_AUDIO = {
     "bytes": ({"bytes": b"not music", "path": None}, r"^row 1: <9 bytes>: not an audio file"),
     "named bytes": ({"bytes": b"not music", "path": "song.mp3"}, r"^row 1 \(song\.mp3\): <9 bytes>: not an audio file"),
-    "path": ({"bytes": None, "path": "/nowhere/song.mp3"}, r"^row 1 \(song\.mp3\): '/nowhere/song\.mp3': cannot be"),
+    "path": ({"bytes": None, "path": "/nowhere/song.mp3"}, r"^row 1 \(song\.mp3\): /nowhere/song\.mp3: cannot be"),
     "null": (None, "^row 1: has no audio"),
     "null fields": ({"bytes": None, "path": None}, "^row 1: has no audio"),
 }

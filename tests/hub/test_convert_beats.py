@@ -226,11 +226,11 @@ REFUSED = {
     ),
     "a model beyond memory": (
         lambda c: with_setting(c, encoder_ffn_embed_dim=10**12),
-        "of another shape ['layers.0.feed_forward.fc1.bias'",
+        "intermediate_size must be at most 262144, found 1000000000000",
     ),
     "a model beyond arithmetic": (
         lambda c: with_setting(c, encoder_ffn_embed_dim=10**18),
-        "no model can be built from",
+        "intermediate_size must be at most 262144, found 1000000000000000000",
     ),
     "a weight that is a list": (
         lambda c: with_weight(c, "encoder.layer_norm.bias", [0.0] * 32),
