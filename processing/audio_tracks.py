@@ -213,6 +213,8 @@ class FfmpegTrack:
         context, self.codec = self.stream.codec_context, self.stream.codec.name
         self.rate, self.tick = context.sample_rate or MIN_RATE, self.stream.time_base.as_integer_ratio()
         check_plausible(self.rate, context.channels or 1)
+        if (self.format, self.codec) == ("ogg", "vorbis") and context.channels > 2:
+            raise Refused("FFmpeg decodes one channel in 5.1 of Vorbis wrong, and libsndfile does not read it")
         if self.format == "mp3":
             # FFmpeg cuts an encoder's padding where the header says that it is; here it is cut at the end.
             context.options = {"flags2": "+skip_manual"}

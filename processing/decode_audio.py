@@ -61,6 +61,7 @@ def source_name(source: AudioSource) -> str:
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
     """Turn whatever reading a damaged file raises into an AudioFileError that names it; nowhere else is that done."""
+    name = name if name.isprintable() else repr(name)  # one line
     try:
         yield
     except AudioFileError as error:
