@@ -51,7 +51,7 @@ class PlainTransformer(nn.Module):
 
 
 def build_contestants(dtype: torch.dtype, device: str, segments: int) -> dict[str, Callable]:
-    """What is timed, by name; each encodes `segments` segments of 30 s."""
+    """Build what is timed, by name; each encodes `segments` segments of 30 s."""
     config = BeatsConfig()
     beats = BeatsModel(config).eval().to(device, dtype)
     # In training mode torch takes its ordinary path, as a model that is being trained does; dropout is 0.

@@ -1,4 +1,4 @@
-"""What negatives from other processes cost: two gloo processes of one thread each on one machine, and bytes."""
+"""Measure what negatives from other processes cost: two gloo processes of one thread each on one machine, and bytes."""
 
 import os
 import socket

@@ -40,7 +40,7 @@ def write_songs(folder: Path, suffix: str, songs: int, seconds: float) -> list[s
 
 
 def songs_per_second(paths: list[str], processor: CoLLAPProcessor, workers: int, batch_size: int, **settings) -> float:
-    """Of one pass over the files, workers' start included."""
+    """Time one pass over the files, workers' start included."""
     rows = datasets.Dataset.from_dict({"audio": paths, "text": ["a song"] * len(paths)})
     rows = rows.cast_column("audio", datasets.Audio(decode=False))
     dataset = AudioTextDataset(rows, processor.feature_extractor, "audio", "text", **settings)
@@ -51,7 +51,7 @@ def songs_per_second(paths: list[str], processor: CoLLAPProcessor, workers: int,
 
 
 def needed_songs_per_second(config: CoLLAPConfig) -> dict[str, float]:
-    """That a step of the paper's run takes in on one device, with checkpointing as in configs/, at a throughput."""
+    """Compute what a step of the paper's run takes in on one device, checkpointing as in configs/, by throughput."""
     planned = run_cost(config, replace(PAPER, gradient_checkpointing=("all",)))
     songs = PAPER.songs_per_process
     return {f"{tflops} TFLOP/s": round(songs / planned.times(tflops)[0], 2) for tflops in TYPICAL_TFLOPS}

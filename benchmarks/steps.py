@@ -51,7 +51,7 @@ def small_config(width: int = 256, layers: int = 4, segment_seconds: float = 10.
 
 
 def median_ratio(seconds: dict[str, list[float]], name: str, alternative: str) -> float:
-    """Of two contestants within the same turn."""
+    """Return the median ratio of two contestants within the same turn."""
     pairs = zip(seconds[name], seconds[alternative], strict=True)
     return round(statistics.median(one / other for one, other in pairs), 3)
 
@@ -133,7 +133,7 @@ class Bench:
     def plan(
         self, songs: int, micro_batch_size: int | None, checkpointing: bool, tflops: float | None = None
     ) -> RunCost:
-        """What `train.py --plan` would say of such a step."""
+        """Return what `train.py --plan` would say of such a step."""
         workload = Workload(
             songs=songs,
             mean_seconds=self.song_seconds,

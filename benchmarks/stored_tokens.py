@@ -1,4 +1,4 @@
-"""What training from stored tokens saves: an epoch of the demo's model, and a song of the full-size encoders."""
+"""Measure what stored tokens save in training: an epoch of the demo's model, and a song of the full-size encoders."""
 
 import contextlib
 import json
@@ -91,7 +91,7 @@ def first_epoch(run: Run) -> list[AudioTextBatch]:
 
 
 def text_tower_alone(run: Run, batches: list[AudioTextBatch]):
-    """What no cache of audio can spare: both passes of the text tower over an epoch's texts."""
+    """Do what no cache of audio can spare: both passes of the text tower over an epoch's texts."""
     for batch in batches:
         run.model.get_text_features(**batch.text).sum().backward()
     run.model.zero_grad()
@@ -130,7 +130,7 @@ def measure_stored_tokens(demo: Demo, repeats: int) -> dict:
 
 
 def song_contestants(config: CoLLAPConfig, song_seconds: float, longer: float) -> dict[str, Callable]:
-    """What a song costs with frozen audio encoders: those, and the rest of the model for songs of two lengths."""
+    """Build what a song costs with frozen audio encoders: those, and the rest of the model for songs of two lengths."""
     torch.manual_seed(0)
     model = CoLLAPModel(config).train()
     freeze(model, ["music", "speech"])

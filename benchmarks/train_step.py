@@ -1,4 +1,4 @@
-"""What training costs, as ratios within one run: gradient caching, gathering, the loader, stored tokens, padding.
+"""Measure training as ratios within one run: gradient caching, gathering, the loader, stored tokens, padding.
 
     python -m benchmarks.train_step                      # all that a CPU can tell, some ten minutes
     python -m benchmarks.train_step --only caching plan  # some of it

@@ -91,6 +91,11 @@ def _flush_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def flat(error: BaseException, limit: int | None = None) -> str:
+    """Return all that an error says in one line, at most `limit` characters of it."""
+    return " ".join(str(error).split())[:limit]
+
+
 def one_line(error: BaseException) -> str:
     """Return the kind of an error and the first line that it says."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given'}"

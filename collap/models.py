@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 from transformers.utils import cached_file
 
 import processing
+from collap.files import flat
 from modeling_collap import CoLLAPConfig, CoLLAPModel
 from processing import CoLLAPProcessor
 from processing.pipeline_collap import add_pipeline
@@ -89,7 +90,7 @@ def load_model(
     try:
         model = AutoModel.from_pretrained(name, dtype=dtype, trust_remote_code=False, **kwargs)
     except (SafetensorError, RuntimeError) as error:  # RuntimeError: a weight of another shape, or a conversion
-        raise ValueError(f"{name}: its weights cannot be loaded ({' '.join(str(error).split())})") from error
+        raise ValueError(f"{name}: its weights cannot be loaded ({flat(error)})") from error
     processor = AutoProcessor.from_pretrained(name, trust_remote_code=False, **kwargs)
     check_vocabulary(processor.tokenizer, config.text_config, name)
     with naming_device(device):

@@ -1,1 +1,1 @@
-"""What `make demo` needs beyond the project itself."""
+"""Hold what `make demo` needs beyond the project itself."""

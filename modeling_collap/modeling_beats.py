@@ -262,7 +262,7 @@ class BeatsLayer(GradientCheckpointingLayer):
 
 
 class BeatsPreTrainedModel(StrictLoading, PreTrainedModel):
-    """What loading, saving and initialising need to know of BEATs."""
+    """Tell transformers what loading, saving and initialising need to know of BEATs."""
 
     config_class = BeatsConfig
     base_model_prefix = "beats"

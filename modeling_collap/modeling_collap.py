@@ -150,7 +150,7 @@ def score_embeddings(
 
 
 class CoLLAPPreTrainedModel(StrictLoading, PreTrainedModel):
-    """What loading, saving and initialising need to know of a CoLLAP."""
+    """Tell transformers what loading, saving and initialising need to know of a CoLLAP."""
 
     config_class = CoLLAPConfig
     base_model_prefix = "collap"

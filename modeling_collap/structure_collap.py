@@ -1,4 +1,4 @@
-"""What knows the time in a song: when each token starts, and the optional transformer layers over the whole song.
+"""Know the time in a song: when each token starts, and the optional transformer layers over the whole song.
 
 Dimensions: `A` audios, `S` segments of an audio, `K` tokens of a segment, `T = S K` fused tokens of an audio, `D`
 shared width.

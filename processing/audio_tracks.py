@@ -87,8 +87,8 @@ class MustStartOver(Exception):
 
 
 class File:
-    """What both libraries call of a file. It has no name, so that only the content decides what a file is, and keeps
-    the error of a failed read, which they would take for the end of the file."""
+    """Offer both libraries what they call of a file. It has no name, so that only the content decides what a file is,
+    and keeps the error of a failed read, which they would take for the end of the file."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.tell, self.error = file, file.tell, None

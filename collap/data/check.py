@@ -16,7 +16,7 @@ NAMES_SHOWN = 5  # of what cannot be used
 
 @dataclass
 class SplitReport:
-    """What a split holds.
+    """Say what a split holds.
 
     Attributes:
         columns: name and type of each.

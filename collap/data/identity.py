@@ -10,6 +10,8 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .rows import file_size
+
 SAMPLED_BYTES = 1 << 16  # at both ends of an audio that a table holds
 
 
@@ -69,12 +71,5 @@ def _audio_identities(audio: pa.ChunkedArray, folder: str) -> list[list]:
             sample.update(buffer[-SAMPLED_BYTES:])
             found.append([Path(path).name if path else None, len(buffer), sample.hexdigest()])
         else:
-            found.append([os.path.relpath(path, folder or None) if path else None, _file_size(path), None])
+            found.append([os.path.relpath(path, folder or None) if path else None, file_size(path), None])
     return found
-
-
-def _file_size(path: str | None) -> int | None:
-    try:
-        return os.stat(path).st_size
-    except (OSError, TypeError, ValueError):  # said with its row when it is read
-        return None

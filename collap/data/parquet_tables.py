@@ -7,9 +7,11 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from collap.files import flat
+
 from .audio_column import ROWS_READ, settle_table
 from .places import Place
-from .text_tables import LFS_POINTER, flat
+from .text_tables import LFS_POINTER
 
 
 class ParquetShards:
@@ -46,7 +48,7 @@ class ParquetShards:
             table = schema.with_metadata(schemas[0].metadata).empty_table()
             features = datasets.Features.from_arrow_schema(table.schema)
         except (pa.ArrowException, NotImplementedError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{self.files[0]}: its columns cannot be read ({flat(error)})") from error
+            raise ValueError(f"{self.files[0]}: its columns cannot be read ({flat(error, 300)})") from error
         settled = settle_table(table, self.place, self.audio_column, self.files[0]).column_names
         names = {
             raw: name for raw, name in zip(table.column_names, settled, strict=True) if name in (columns or settled)
@@ -88,7 +90,7 @@ def _whole_batches(shard: pq.ParquetFile, group: int, columns: list[str], file: 
                 return
             batch.validate(full=True)  # such as that texts are UTF-8
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{file}: is damaged in row group {group} ({flat(error)})") from error
+            raise ValueError(f"{file}: is damaged in row group {group} ({flat(error, 300)})") from error
         yield batch
 
 
@@ -99,7 +101,7 @@ def _open_parquet(file: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file}: {flat(error)}") from error
+        raise ValueError(f"{file}: {flat(error, 300)}") from error
 
 
 def _plain(table: pa.Table) -> pa.Table:

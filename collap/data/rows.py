@@ -4,6 +4,7 @@ import ast
 import hashlib
 import io
 import json
+import os
 import tokenize
 import unicodedata
 import warnings
@@ -45,6 +46,14 @@ def audio_source(audio: dict | None) -> bytes | str:
 def content_digest(content: bytes) -> str:
     """Return the BLAKE2b of an audio's bytes, 32 hexadecimal digits, by which audio without a path is known."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def file_size(path: str | Path | None) -> int | None:
+    """Return the bytes of a file; None where there is none, which is said with its row when it is read."""
+    try:
+        return os.stat(path).st_size
+    except (OSError, TypeError, ValueError):
+        return None
 
 
 def audio_paths(dataset: datasets.Dataset, audio_column: str) -> list[str | None]:

@@ -12,11 +12,13 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 
+from collap.files import flat
+
 from .arrow_cache import file_stamp, keep_rows
 from .audio_column import PATH_COLUMN, READER_VERSION, settle_table
 from .parquet_tables import ParquetShards
 from .places import Place
-from .text_tables import flat, read_text_table
+from .text_tables import read_text_table
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
 
@@ -67,7 +69,7 @@ def read_table(files: list[Path], audio_column: str) -> datasets.Dataset:
         else:
             dataset = _read_text(path, place, audio_column)
     except pa.ArrowException as error:
-        raise ValueError(f"{path}: {flat(error)}") from error
+        raise ValueError(f"{path}: {flat(error, 300)}") from error
     place.warn(path)
     return dataset
 
@@ -116,7 +118,7 @@ def column_array(name: str, values: list, path: Path) -> pa.Array:
         except (pa.ArrowException, OverflowError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"{path}: the column {name!r} holds values of different kinds or too large ones "
-                f"({flat(error)}); use one kind in all rows"
+                f"({flat(error, 300)}); use one kind in all rows"
             ) from error
     raise AssertionError("a text without surrogates can be encoded")
 

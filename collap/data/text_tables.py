@@ -290,8 +290,3 @@ def _unique_keys(pairs: list[tuple]) -> dict:
         names = [name for name, _ in pairs]
         raise ValueError(f"two values for {next(name for name in names if names.count(name) > 1)!r}")
     return found
-
-
-def flat(error: BaseException) -> str:
-    """Return what an error says in one line."""
-    return " ".join(str(error).split())[:300]

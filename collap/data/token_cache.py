@@ -13,7 +13,6 @@ Dimensions: `T` real fused tokens of a song, `K` of a whole segment, `M` music h
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +29,7 @@ from processing.decode_audio import AudioFileError
 
 from .feature_cache import FEATURES_VERSION
 from .places import name_within
-from .rows import audio_source, content_digest, naming_row
+from .rows import audio_source, content_digest, file_size, naming_row
 
 FORMAT_VERSION = 1
 DTYPES = ("float16", "int8")
@@ -130,18 +129,11 @@ def audio_sizes(dataset: datasets.Dataset, audio_column: str) -> Iterator[tuple[
         paths = pc.struct_field(audio, "path").to_pylist()
         sizes = pc.binary_length(pc.struct_field(audio, "bytes")).to_pylist()
         for path, size in zip(paths, sizes, strict=True):
-            yield _name(path), size if size is not None else _file_size(path)
+            yield _name(path), size if size is not None else file_size(path)
 
 
 def _name(path: str | None) -> str | None:
     return name_within(path) if path else None
-
-
-def _file_size(path: str | None) -> int | None:
-    try:
-        return os.stat(path).st_size
-    except (OSError, TypeError, ValueError):
-        return None
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -314,9 +306,9 @@ class TokenCache:
         check_settings({name: index.get(name) for name in settings}, settings, folder)
         _check_rows(index["rows"], dataset, audio_column, folder)
         for name, size in index["shards"].items():
-            if _file_size(folder / name) != size:
+            if file_size(folder / name) != size:
                 raise ValueError(
-                    f"{folder / name}: has {_file_size(folder / name)} bytes, expected {size}; run "
+                    f"{folder / name}: has {file_size(folder / name)} bytes, expected {size}; run "
                     "collap precompute again: it computes what is missing or damaged"
                 )
         return cls(folder, index["rows"])

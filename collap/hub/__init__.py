@@ -1,1 +1,1 @@
-"""What publishes and checks models: folders, cards, golden vectors and probes. Never copied to the Hub with a model."""
+"""Publish and check models: folders, cards, golden vectors and probes. Never copied to the Hub with a model."""

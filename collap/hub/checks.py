@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from collap.files import flat
 from collap.hub.golden import GOLDEN_FILE, golden_drift, probe_vectors, read_golden
 from collap.hub.merge_cards import parse_card
 from collap.hub.probes import load_probes
@@ -411,4 +412,4 @@ def check_probes(folder: Path, model, processor) -> list[Check]:
 
 
 def error_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+    return f"{type(error).__name__}: {flat(error, 400)}"

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
-from collap.files import write_folder, write_json
+from collap.files import flat, write_folder, write_json
 from collap.hub.checks import FLOAT32_DRIFT, LOW_PRECISION_DRIFT
 from collap.hub.golden import GOLDEN_FILE, golden_drift, probe_vectors, read_golden
 from collap.hub.remote import UPLOADED_CODE
@@ -171,7 +171,7 @@ def run(options) -> int:
     try:
         said = convert(options.folder, options.target)
     except RuntimeError as error:  # from transformers: weights of another shape
-        raise ValueError(f"{options.folder}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{options.folder}: {flat(error)}") from error
     print(f"{options.target}: converted; {said}")
     if (options.folder / "adapter").is_dir():
         print("adapter: left out, it names the weights of its base; the converted weights contain it")

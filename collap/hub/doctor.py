@@ -19,6 +19,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import DryRunError
 from transformers import AutoModel, AutoProcessor
 
+from collap.files import flat
 from collap.hub.checks import (
     PICKLES,
     Check,
@@ -79,8 +80,7 @@ def fetch(name: str, revision: str | None = None, **download) -> tuple[Path, lis
     try:
         folder = Path(snapshot_download(name, revision=revision, ignore_patterns=NOT_FETCHED, **download))
     except (OSError, ValueError) as error:  # ValueError: it cannot be an id
-        reason = " ".join(str(error).split())
-        raise OSError(f"{name}: no such folder, and no model of the Hub that can be read ({reason})") from error
+        raise OSError(f"{name}: no such folder, and no model of the Hub that can be read ({flat(error)})") from error
     files = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     with contextlib.suppress(DryRunError):  # offline: only what is in the cache is known
         listed = snapshot_download(name, revision=revision, dry_run=True, **download)

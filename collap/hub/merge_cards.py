@@ -12,6 +12,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData, RepoCard
 
 from collap.evaluation.results import DIRECTIONS
+from collap.files import flat
 
 PART = re.compile(r"<!-- collap:(?P<name>\w+) -->.*?<!-- /collap:(?P=name) -->", re.DOTALL)
 MEASURED = ("configs", "size_categories")  # of a corpus
@@ -23,9 +24,8 @@ def parse_card(card_class: type[RepoCard], text: str, where: str) -> RepoCard:
     try:
         return card_class(text)
     except (ValueError, TypeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
         raise ValueError(
-            f"{where}: the metadata between its --- lines cannot be read ({reason}); correct it"
+            f"{where}: the metadata between its --- lines cannot be read ({flat(error)}); correct it"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What the repository of a model is to hold, put together in a temporary folder."""
+"""Put together, in a temporary folder, what the repository of a model is to hold."""
 
 import json
 import re

@@ -1,1 +1,1 @@
-"""What train.py needs: batches, steps, checkpoints, plans and logs; one file for each."""
+"""Hold what train.py needs: loaders, steps, checkpoints, plans and logs; one file for each."""

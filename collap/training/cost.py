@@ -1,4 +1,4 @@
-"""What a training run costs, before it runs: parameters, tokens, FLOP, memory per device and time.
+"""Predict what a training run costs: parameters, tokens, FLOP, memory per device and time.
 
 FLOP are counted by torch on the meta device, which knows shapes and no numbers: forward and backward pass of one text,
 one segment, one song's structure layers and one score, with what is frozen, adapted and checkpointed; a step is as many
@@ -47,7 +47,7 @@ TYPICAL_TFLOPS = {
 
 @dataclass(frozen=True)
 class Kept:
-    """What a transformer layer keeps for the backward pass, in bytes for each token."""
+    """Hold what a transformer layer keeps for the backward pass, in bytes for each token."""
 
     width: float  # times the width of the layer
     feed_forward: float  # times that of its feed-forward part

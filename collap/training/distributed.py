@@ -1,4 +1,4 @@
-"""What Accelerate leaves to the program: a model and its optimizer under DDP, FSDP2 or DeepSpeed."""
+"""Do what Accelerate leaves to the program: a model and its optimizer under DDP, FSDP2 or DeepSpeed."""
 
 import torch
 from accelerate import Accelerator

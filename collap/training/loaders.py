@@ -117,8 +117,6 @@ def build_train_data(
     if data.song_column:
         check_column(rows, data.song_column, data.dataset)
     check_rows(rows, data, batch_size, accelerator)
-    if data.song_column:
-        check_column(rows, data.song_column, data.dataset)
     processor(text=check_row_texts(rows, data.text_column))  # says here if texts will be cut, not in every worker
     identity = training_identity(rows, data, accelerator)
     token_cache = open_token_cache(data, data.train_split, rows, model, processor)

@@ -88,7 +88,7 @@ class SkippedSteps:
 
 @dataclass
 class Run:
-    """What a training run is made of, and how far it is."""
+    """Hold what a training run is made of, and how far it is."""
 
     settings: TrainSettings
     accelerator: Accelerator

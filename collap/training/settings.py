@@ -48,7 +48,7 @@ def _help(default, text: str):
 
 @dataclass
 class DataSettings:
-    """Which songs, and how they are read."""
+    """Set which songs are read, and how."""
 
     _argument_group_name: ClassVar[str] = "data"
 
@@ -72,7 +72,7 @@ class DataSettings:
 
 @dataclass
 class ModelSettings:
-    """Which model, and what of it trains."""
+    """Set which model trains, and what of it."""
 
     _argument_group_name: ClassVar[str] = "model"
 
@@ -117,7 +117,7 @@ class OptimisationSettings:
 
 @dataclass
 class OutputSettings:
-    """What is written where, and how often; or only planned."""
+    """Set what is written where, and how often; or only planned."""
 
     _argument_group_name: ClassVar[str] = "output"
 

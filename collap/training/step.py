@@ -1,4 +1,4 @@
-"""What a contrastive step needs beside the model's forward pass, and the step that needs less memory: the cached one.
+"""Hold what a contrastive step needs beside the model's forward pass, and take the cached one, which needs less memory.
 
 The plain step encodes all songs of a process at once; it stands in the loop of train.py. The cached one takes two
 passes over micro-batches (gradient caching, arXiv 2101.06983): the first embeds the texts and scores the songs without

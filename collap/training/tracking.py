@@ -1,4 +1,4 @@
-"""What a run tells while it trains: curves in tensorboard, trackio or wandb, and throughput.
+"""Tell how a run is doing while it trains: curves in tensorboard, trackio or wandb, and throughput.
 
 What describes all processes together is reduced in one collective, once for each log line.
 """

@@ -1,4 +1,4 @@
-"""Which parts of a CoLLAP model train, and how: frozen towers, LoRA, learning rates, checkpointing, compilation.
+"""Choose which parts of a CoLLAP model train, and how: frozen towers, LoRA, learning rates, checkpointing, compilation.
 
 A *tower* is one of the three encoders, `text`, `music` or `speech`. The rest of the model (projections, structure
 layers, the score's scalars) are the *heads*; they always train. Every function takes the plain model, before

@@ -106,7 +106,9 @@ def test_heads_and_buffers_of_older_checkpoints_do_not_stop_a_backbone(backbones
     older = shutil.copytree(backbones["gpt2"], tmp_path / "gpt2")
     extra = {"h.0.attn.bias": torch.ones(1, 1, 8, 8), "h.0.attn.masked_bias": torch.zeros(1)}
     change_weights(older, lambda weights: weights.update(extra | {"lm_head.weight": weights["wte.weight"].clone()}))
-    CoLLAPModel.from_backbones(older, backbones["beats"], backbones["whisper"])
+    model = CoLLAPModel.from_backbones(older, backbones["beats"], backbones["whisper"])
+    embeddings = load_file(older / "model.safetensors")["wte.weight"]
+    assert model.get_input_embeddings().weight.equal(embeddings)
 
 
 def test_a_backbone_of_another_shape_is_refused_in_one_line(backbones, tmp_path):

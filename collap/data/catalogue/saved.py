@@ -9,6 +9,7 @@ import pyarrow as pa
 from collap.data.audio_column import settle_dataset
 from collap.data.places import Place
 from collap.data.tables import take_split
+from collap.files import flat
 
 from .entry import Entry, Request
 
@@ -56,8 +57,7 @@ def _plain_name(name: str) -> str:
 
 
 def _damaged(folder: Path, error: Exception) -> ValueError:
-    what = " ".join(str(error).split())[:300]
-    return ValueError(f"{folder}: not a whole folder of save_to_disk ({what}); save it again")
+    return ValueError(f"{folder}: not a whole folder of save_to_disk ({flat(error, 300)}); save it again")
 
 
 ENTRY = Entry("saved", "a folder written by save_to_disk", _is_saved, _splits, _open_saved)
