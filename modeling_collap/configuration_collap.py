@@ -68,6 +68,13 @@ class CoLLAPConfig(CheckedConfig):
         loss_direction: `"symmetric"` (mean of both directions) or `"audio_to_text"` (Eq. 8).
         text_pooling: `"first"`, `"last"` or `"mean"`; by default the paper's choice for GPT-2 and RoBERTa and
             `"mean"` for any other encoder.
+        alignment: how sentences meet time: `"paper"` (one vector for the text, whose score does not see the order of a
+            song's sections), `"free"` (a vector for each sentence, which attends where it likes) or `"monotone"` (and
+            a sum over the ways to lay the sentences along the song in their order).
+        alignment_frame_seconds: length of the frames to which sentences are laid; they do not overlap.
+        sentence_temperature, path_temperature: tau_S and tau_M of those scores.
+        path_blank: whether a path may leave frames to no sentence, for captions that do not speak of the whole song.
+        gamma_alignment_init: the sum of the weights of those scores at the start.
         structure_layers: transformer layers over the whole song's tokens, with positions in seconds; 0 is the paper,
             whose score does not see the order of a song's sections.
         structure_heads: attention heads of those layers.
@@ -79,7 +86,7 @@ class CoLLAPConfig(CheckedConfig):
 
     model_type = "collap"
     # Of every song all moments; and Trainer pads with -100, which is True in a mask.
-    keys_to_ignore_at_inference = ["audio_embeds", "audio_token_mask", "text_model_output"]
+    keys_to_ignore_at_inference = ["audio_embeds", "audio_token_mask", "text_model_output", "sentence_embeds"]
     sub_configs = {"text_config": AutoConfig, "music_config": BeatsConfig, "speech_config": WhisperConfig}
 
     text_config: dict | PreTrainedConfig | None = None
@@ -96,6 +103,12 @@ class CoLLAPConfig(CheckedConfig):
     gamma_max: float | int = positive(100.0, maximum=10**6)
     loss_direction: Literal["symmetric", "audio_to_text"] = "symmetric"
     text_pooling: Literal["first", "last", "mean"] | None = None
+    alignment: Literal["paper", "free", "monotone"] = "paper"
+    alignment_frame_seconds: float | int = positive(1.28, DAY)
+    sentence_temperature: float | int = positive(0.1, maximum=10**6)
+    path_temperature: float | int = positive(0.3, maximum=10**6)
+    path_blank: bool = False
+    gamma_alignment_init: float | int = positive(1.5 / 0.07, maximum=10**6)
     structure_layers: int = ranged(0, 0, MAX_LAYERS)
     structure_heads: int = positive(8, maximum=1024)
     initializer_range: float | int = positive(0.02, maximum=10)
@@ -150,10 +163,28 @@ class CoLLAPConfig(CheckedConfig):
         """Tokens from one frame to the next: `floor(K eta_S / segment_seconds)`, at least 1."""
         return max(1, int(self.tokens_per_segment * self.stride_seconds / self.segment_seconds))
 
+    @property
+    def alignment_frame_size(self) -> int:
+        """Tokens of a frame to which sentences are laid, at least 1: 8."""
+        return max(1, round(self.alignment_frame_seconds / self.token_seconds))
+
+    @property
+    def gamma_inits(self) -> dict[str, float]:
+        """The weights of the scores at the start, by name: kernel and temporal, and those of the alignment."""
+        paper = dict.fromkeys(("kernel", "temporal"), self.gamma_init_sum / 2)
+        added = {"paper": (), "free": ("sentences",), "monotone": ("sentences", "path")}[self.alignment]
+        return paper | dict.fromkeys(added, self.gamma_alignment_init / max(len(added), 1))
+
     def validate_gammas(self):
         """Refuse a bound that the gammas exceed at the start."""
-        if self.gamma_max < self.gamma_init_sum / 2:
-            raise ValueError(f"gamma_max ({self.gamma_max}) is below the initial value {self.gamma_init_sum / 2:.2f}")
+        largest = max(self.gamma_inits.values())
+        if self.gamma_max < largest:
+            raise ValueError(f"gamma_max ({self.gamma_max}) is below the initial value {largest:.2f}")
+
+    def validate_alignment(self):
+        """Refuse blanks where there are no paths."""
+        if self.path_blank and self.alignment != "monotone":
+            raise ValueError(f"path_blank is of the alignment 'monotone', found alignment {self.alignment!r}")
 
     def validate_structure(self):
         """Refuse structure layers whose heads do not share the width evenly."""

@@ -70,3 +70,19 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return rows
     return _GatherRows.apply(rows)
+
+
+def gather_texts(embeds: torch.Tensor) -> torch.Tensor:
+    """Gather the embeddings of texts of all processes as [`gather_rows`] does.
+
+    Args:
+        embeds: (n, D), or (n, Q, D) of which Q may differ between processes: rows of zeros follow.
+
+    Returns:
+        (B, D) or (B, Q, D).
+    """
+    if embeds.ndim == 3 and dist.is_available() and dist.is_initialized():
+        most = torch.tensor(embeds.shape[1], device=embeds.device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        embeds = F.pad(embeds, (0, 0, 0, int(most) - embeds.shape[1]))  # (n, Q, D)
+    return gather_rows(embeds)

@@ -6,31 +6,30 @@ vector. A text becomes one unit vector. The score of a song and a text looks at 
 (`scoring_collap.py`), and training contrasts the scores within a batch (`loss_collap.py`).
 
 Dimensions: `A` audios, `B` texts, `S` segments of an audio, `N` real segments of a batch, `L` text tokens, `K` tokens
-of a segment, `T = S K` fused tokens of an audio, `H` kernel size, `W` frames of the score, `M` music + speech hidden,
-`D` shared width.
+of a segment, `T = S K` fused tokens of an audio, `Q` sentences of a text, `W` frames of the score, `M` music + speech
+hidden, `D` shared width.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, PreTrainedModel, WhisperModel
-from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
+from .alignment_collap import pool_sentences
 from .configuration_collap import CoLLAPConfig, check_settings, max_segment_seconds
 from .loading_collap import StrictLoading, load_speech_encoder, load_whole, without_pooler
-from .loss_collap import contrastive_loss, gather_rows
+from .localization_collap import CoLLAPLocalization, localize_sentences, localize_texts
+from .loss_collap import contrastive_loss, gather_rows, gather_texts
 from .modeling_beats import BeatsModel
-from .scoring_collap import attention_pooled_scores, moment_scores
 from .structure_collap import StructureLayers, token_start_seconds
 from .towers_collap import AudioTower, SpeechEncoder, TextTower
+from .weighting_collap import ScoreParameters, score_embeddings
 
 RECORDED = ("output_hidden_states", "output_attentions")
 UNUSED = ("num_items_in_batch", "token_type_ids", "use_cache")  # of Trainer, BERT's tokenizer, and text generation
-MIN_TEMPERATURE = 0.01  # below it the attention is an argmax, and float32 logits lose their digits
 
 
 @dataclass
@@ -41,10 +40,12 @@ class CoLLAPOutput(ModelOutput):
         loss: scalar, with `return_loss=True`.
         logits_per_audio: (A, B) scores.
         logits_per_text: (B, A), its transpose.
-        text_embeds: (B, D) float32, unit norm.
+        text_embeds: (B, D) float32, unit norm: one vector for each text.
         audio_embeds: (A, T, D) float32, unit norm; zero where `audio_token_mask` is False.
         audio_token_mask: (A, T) bool, True = the token starts before the audio ends.
         text_model_output: of the text encoder, with `output_hidden_states` or `output_attentions`.
+        sentence_embeds: (B, Q, D) float32, a unit vector for each sentence and zeros where a text has fewer; None where
+            texts were not given by sentences.
     """
 
     loss: torch.Tensor | None = None
@@ -54,99 +55,18 @@ class CoLLAPOutput(ModelOutput):
     audio_embeds: torch.Tensor | None = None
     audio_token_mask: torch.Tensor | None = None
     text_model_output: ModelOutput | None = None
+    sentence_embeds: torch.Tensor | None = None
 
-
-@dataclass
-class CoLLAPLocalization(ModelOutput):
-    """Where in each audio each text is heard.
-
-    Attributes:
-        scores: (A, B, W) kernel-attended cosine of every frame, in [-1, 1]; 0 where `frame_mask` is False.
-        frame_mask: (A, W) bool, True = a frame of this audio.
-        frame_seconds: (W, 2) start and end of every frame in seconds.
-    """
-
-    scores: torch.Tensor | None = None
-    frame_mask: torch.Tensor | None = None
-    frame_seconds: torch.Tensor | None = None
+    @property
+    def scored_texts(self) -> torch.Tensor:
+        """What the score reads of the texts: (B, Q, D) of their sentences, or (B, D)."""
+        return self.text_embeds if self.sentence_embeds is None else self.sentence_embeds
 
 
 def unit_tokens(tokens: torch.Tensor, audio_token_mask: torch.Tensor) -> torch.Tensor:
     """Scale (A, T, D) tokens to unit norm in float32; zero where the mask, (A, T) bool, is False."""
     padding = ~audio_token_mask.to(tokens.device).unsqueeze(-1)  # (A, T, 1)
     return F.normalize(tokens.float(), dim=-1).masked_fill(padding, 0.0)
-
-
-def bounded(value: torch.Tensor, minimum: float = -math.inf, maximum: float = math.inf) -> torch.Tensor:
-    """Clamp `value`, but pass its gradient on: a plain clamp would hold a parameter beyond the bound for ever, because
-    its gradient is zero there."""
-    return value.clamp(minimum, maximum).detach() + (value - value.detach())
-
-
-class ScoreParameters(nn.Module):
-    """The learnable scalars of the score, kept positive and bounded in log space.
-
-    `from_pretrained` keeps them float32 whatever its `dtype`; `model.half()` or `model.to(dtype)` converts them too.
-    """
-
-    def __init__(self, config: CoLLAPConfig):
-        super().__init__()
-        self.config = config
-        self.log_gamma_kernel = nn.Parameter(torch.empty(1))
-        self.log_gamma_temporal = nn.Parameter(torch.empty(1))
-        self.log_attention_temperature = nn.Parameter(torch.empty(1), requires_grad=config.learn_attention_temperature)
-
-    def forward(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return gamma_K, gamma_T and tau; a call, so that Accelerate fetches them if they are offloaded."""
-        return (*self.gammas(), self.temperature())
-
-    def gammas(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return gamma_K and gamma_T of Eq. 7, each (1,), at most `gamma_max`."""
-        ceiling = math.log(self.config.gamma_max)
-        return (
-            bounded(self.log_gamma_kernel, maximum=ceiling).exp(),
-            bounded(self.log_gamma_temporal, maximum=ceiling).exp(),
-        )
-
-    def temperature(self) -> torch.Tensor:
-        """Return tau of the two softmaxes, (1,), at least 0.01."""
-        return bounded(self.log_attention_temperature, minimum=math.log(MIN_TEMPERATURE)).exp()
-
-
-def score_embeddings(
-    score_parameters: ScoreParameters,
-    text_embeds: torch.Tensor,
-    audio_embeds: torch.Tensor,
-    audio_token_mask: torch.Tensor,
-    chunk_size: int | None = None,
-    flat_attention: bool = False,
-) -> torch.Tensor:
-    """Score every audio with every text, in float32.
-
-    Args:
-        score_parameters: of a model, with its configuration.
-        text_embeds, audio_embeds, audio_token_mask: as returned by the two `get_*_features`.
-        chunk_size: texts scored at a time; None for as many as [`texts_at_a_time`] says.
-        flat_attention: an infinite temperature, to compare with: every moment counts alike.
-
-    Returns:
-        (A, B) float32, see [`attention_pooled_scores`].
-    """
-    config, device = score_parameters.config, audio_embeds.device  # the parts of a model may be on several devices
-    gamma_kernel, gamma_temporal, temperature = (value.to(device) for value in score_parameters())
-    with torch.autocast(device.type, enabled=False):
-        return attention_pooled_scores(
-            text_embeds.to(device).float(),
-            audio_embeds.float(),
-            audio_token_mask.to(device),
-            kernel_size=config.kernel_size,
-            stride=config.stride,
-            gamma_kernel=gamma_kernel,
-            gamma_temporal=gamma_temporal,
-            attention_temperature=torch.inf if flat_attention else temperature,
-            reduction=config.score_reduction,
-            chunk_size=chunk_size,
-        )
 
 
 class CoLLAPPreTrainedModel(StrictLoading, PreTrainedModel):
@@ -165,12 +85,7 @@ class CoLLAPPreTrainedModel(StrictLoading, PreTrainedModel):
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
         if isinstance(module, ScoreParameters):
-            half = math.log(self.config.gamma_init_sum / 2)
-            init.constant_(module.log_gamma_kernel, half)
-            init.constant_(module.log_gamma_temporal, half)
-            temperature = math.log(self.config.attention_temperature)
-            init.constant_(module.log_attention_temperature, temperature)
-            module.log_attention_temperature.requires_grad_(self.config.learn_attention_temperature)
+            module.initialise()
 
     def _gather_properties(self, parts: tuple[PreTrainedModel, ...]):
         """Take over what transformers asks of a model's direct children; here the encoders are one level down."""
@@ -241,8 +156,28 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         self.text_tower.encoder.set_input_embeddings(value)
 
     def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Embed texts, (B, L) -> (B, D) float32 of unit norm; arguments and errors as in [`TextTower.forward`]."""
-        return self.text_tower(input_ids, attention_mask)
+        """Embed texts, (B, L) or (B, Q, L) -> (B, D) float32 of unit norm; arguments and errors as in
+        [`TextTower.forward`]. The vector of several sentences is the direction of their mean."""
+        if input_ids.ndim == 2:
+            return self.text_tower(input_ids, attention_mask)
+        return pool_sentences(self.get_sentence_features(input_ids, attention_mask))
+
+    def get_sentence_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Embed every sentence of every text.
+
+        Args:
+            input_ids, attention_mask: (B, Q, L); the mask is 0 for what is no sentence. (B, L): one sentence each.
+
+        Returns:
+            (B, Q, D) float32, unit norm; zeros where there is no sentence.
+        """
+        if input_ids.ndim == 2:
+            return self.text_tower(input_ids, attention_mask).unsqueeze(1)  # (B, 1, D)
+        is_sentence = attention_mask.any(-1)  # (B, Q)
+        sentences = self.text_tower(input_ids[is_sentence], attention_mask[is_sentence])  # (all sentences, D)
+        embeds = sentences.new_zeros(*is_sentence.shape, sentences.shape[-1])  # (B, Q, D)
+        embeds[is_sentence.to(embeds.device)] = sentences
+        return embeds
 
     def encode_segments(
         self,
@@ -328,25 +263,26 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
     def localize(
         self, text_embeds: torch.Tensor, audio_embeds: torch.Tensor, audio_token_mask: torch.Tensor
     ) -> CoLLAPLocalization:
-        """Score every text over the time of every audio.
+        """Say where in every audio every text, or each of its sentences, is heard.
 
         Args:
-            text_embeds, audio_embeds, audio_token_mask: as returned by the two `get_*_features`.
+            text_embeds: (B, D) as returned by `get_text_features`, or (B, Q, D) by `get_sentence_features`.
+            audio_embeds, audio_token_mask: as returned by `get_audio_features`.
 
         Returns:
-            [`CoLLAPLocalization`]: per frame the terms that the kernel-wise attention sums.
+            [`CoLLAPLocalization`]: over time, for texts the terms that the kernel-wise attention sums, for sentences
+            their cosines, and their spans in seconds.
         """
-        kernel_size, stride, device = self.config.kernel_size, self.config.stride, audio_embeds.device
-        embeds = text_embeds.to(device).float(), audio_embeds.float(), audio_token_mask.to(device)
-        _, _, temperature = self.score_parameters()
+        device, kernel_size = audio_embeds.device, self.config.kernel_size
+        embeds = text_embeds.to(device).float(), audio_embeds.float(), audio_token_mask.to(device).bool()
+        weights = self.score_parameters().to(device)
+        tokens = audio_embeds.shape[1]
         with torch.autocast(device.type, enabled=False):
-            scores, frame_mask = moment_scores(
-                *embeds, kernel_size, stride, temperature.to(device)
-            )  # (A, B, W), (A, W)
-        first = torch.arange(frame_mask.shape[1], device=device) * stride  # (W,)
-        starts = self.token_start_seconds(max(audio_embeds.shape[1], kernel_size), device)  # (T,)
-        ends = starts[first + kernel_size - 1] + self.config.token_seconds
-        return CoLLAPLocalization(scores, frame_mask, torch.stack([starts[first], ends], dim=-1))
+            if text_embeds.ndim == 3:
+                blank = None if weights.blank is None else weights.blank.item()
+                return localize_sentences(*embeds, self.config, blank, self.token_start_seconds(tokens, device))
+            starts = self.token_start_seconds(max(tokens, kernel_size), device)  # (T,)
+            return localize_texts(*embeds, self.config, weights.attention_temperature, starts)
 
     def token_start_seconds(self, num_tokens: int, device: torch.device | None = None) -> torch.Tensor:
         """Return when the fused tokens of an audio start, in seconds, (T,)."""
@@ -377,7 +313,8 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
             input_ids, attention_mask: as in [`get_text_features`].
             music_features, speech_features, music_attention_mask, segment_mask, audio_token_mask, fused_tokens: as in
                 [`get_audio_features`].
-            text_embeds: (B, D) from [`get_text_features`], instead of `input_ids`.
+            text_embeds: (B, D) from [`get_text_features`], or (B, Q, D) from [`get_sentence_features`], instead of
+                `input_ids`.
             return_loss: whether to add the contrastive loss; text i must describe audio i. It contrasts what is in this
                 call: accumulated gradients of several calls, as of transformers' Trainer, have fewer negatives than one
                 call with all pairs. Trainer reports no `eval_loss` for batches without `return_loss=True`.
@@ -401,23 +338,34 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         asked = self._asked_of_text_encoder(kwargs)
         loss = logits = audio_embeds = encoded = None
         if input_ids is not None and text_embeds is None:
-            if asked:
-                encoded, mask = self.text_tower.encode(input_ids, attention_mask, **asked)
-                text_embeds = self.text_tower.pool(encoded.last_hidden_state, mask)  # (B, D)
-            else:
-                text_embeds = self.get_text_features(input_ids, attention_mask)  # (B, D)
+            text_embeds, encoded = self._embed_texts(input_ids, attention_mask, asked)
         if has_audio:
             audio_embeds, audio_token_mask = self.get_audio_features(
                 music_features, speech_features, music_attention_mask, segment_mask, audio_token_mask, fused_tokens
             )  # (A, T, D), (A, T)
         if has_text and has_audio:
-            all_texts = gather_rows(text_embeds) if gather_negatives else text_embeds  # (B, D)
+            all_texts = gather_texts(text_embeds) if gather_negatives else text_embeds  # (B, D) or (B, Q, D)
             logits = self.score(all_texts, audio_embeds, audio_token_mask, text_chunk_size)  # (A, B)
         if return_loss:
             all_logits = gather_rows(logits) if gather_negatives else logits
             loss = contrastive_loss(all_logits, self.config.loss_direction, false_negatives)
         logits_per_text = None if logits is None else logits.T
-        return CoLLAPOutput(loss, logits, logits_per_text, text_embeds, audio_embeds, audio_token_mask, encoded)
+        sentence_embeds = text_embeds if has_text and text_embeds.ndim == 3 else None
+        if sentence_embeds is not None:
+            text_embeds = pool_sentences(sentence_embeds)  # (B, D)
+        embeds = text_embeds, audio_embeds, audio_token_mask
+        return CoLLAPOutput(loss, logits, logits_per_text, *embeds, encoded, sentence_embeds)
+
+    def _embed_texts(self, input_ids, attention_mask, asked: dict) -> tuple[torch.Tensor, ModelOutput | None]:
+        """Return (B, D) of texts or (B, Q, D) of their sentences, and what the text encoder was asked for."""
+        if input_ids.ndim == 3:
+            if asked:
+                raise ValueError(f"found {' and '.join(asked)} for texts given by sentences; ask `text_tower.encode`")
+            return self.get_sentence_features(input_ids, attention_mask), None
+        if not asked:
+            return self.get_text_features(input_ids, attention_mask), None
+        encoded, mask = self.text_tower.encode(input_ids, attention_mask, **asked)
+        return self.text_tower.pool(encoded.last_hidden_state, mask), encoded
 
     def _asked_of_text_encoder(self, kwargs: dict) -> dict[str, bool | int | list[int]]:
         """Return those of [`RECORDED`] that a call or the configuration asks for; refuse what would have no effect."""

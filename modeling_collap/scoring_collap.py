@@ -32,6 +32,8 @@ Dimensions: `A` audios, `B` texts, `T` fused tokens of an audio, `D` shared widt
 `W` frames.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -155,7 +157,9 @@ def attention_pooled_scores(
         temporal = attended_scores(scores, mask, attention_temperature, dim=-2).sum(-1) / positions  # (A, B)
         return gamma_kernel * kernel + gamma_temporal * temporal
 
-    return _in_chunks(score, text_embeds, audio_embeds, kernel_size, stride, chunk_size)  # (A, B)
+    if chunk_size is None:
+        chunk_size = texts_at_a_time(*audio_embeds.shape[:2], kernel_size, stride)
+    return in_chunks(score, text_embeds, chunk_size)  # (A, B)
 
 
 def moment_scores(
@@ -181,16 +185,14 @@ def moment_scores(
         scores = unfold_frames(token_scores(texts, audio_embeds), kernel_size, stride)  # (A, B, W, H)
         return attended_scores(scores, mask.unsqueeze(1), attention_temperature, dim=-1)  # (A, B, W)
 
-    return _in_chunks(score, text_embeds, audio_embeds, kernel_size, stride, None), mask.any(-1)
+    chunk_size = texts_at_a_time(*audio_embeds.shape[:2], kernel_size, stride)
+    return in_chunks(score, text_embeds, chunk_size), mask.any(-1)
 
 
-def _in_chunks(score, text_embeds, audio_embeds, kernel_size, stride, chunk_size: int | None) -> torch.Tensor:
+def in_chunks(score: Callable, text_embeds: torch.Tensor, chunk_size: int) -> torch.Tensor:
     """Call `score` for some texts at a time and join the results, (A, B, ...), along the texts."""
-    if torch.compiler.is_exporting():  # an exported graph has one path
-        return score(text_embeds)
-    if chunk_size is None:
-        chunk_size = texts_at_a_time(*audio_embeds.shape[:2], kernel_size, stride)
-    if chunk_size >= text_embeds.shape[0]:
+    # An exported graph has one path.
+    if torch.compiler.is_exporting() or chunk_size >= text_embeds.shape[0]:
         return score(text_embeds)
     chunks = text_embeds.split(chunk_size)
     return torch.cat([checkpoint(score, texts, use_reentrant=False) for texts in chunks], dim=1)

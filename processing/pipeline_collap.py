@@ -2,7 +2,8 @@
 
 This file travels with a model, so `pipeline(model=ID, trust_remote_code=True)` works where CoLLAP is not installed.
 
-Dimensions: `A` audios, `B` texts, `T` fused tokens of an audio, `W` frames of the score, `D` shared width.
+Dimensions: `A` audios, `B` texts, `Q` sentences of a text, `T` fused tokens of an audio, `W` frames of the score, `D`
+shared width.
 """
 
 import json
@@ -34,6 +35,17 @@ def pooled_tokens(audio_embeds: torch.Tensor) -> torch.Tensor:
         (..., D).
     """
     return F.normalize(audio_embeds.sum(-2), dim=-1)
+
+
+def pooled_texts(text_embeds: torch.Tensor) -> torch.Tensor:
+    """Return one unit vector for each text: (B, Q, D) of its sentences, zeros where there are fewer -> (B, D)."""
+    return text_embeds[:, 0] if text_embeds.shape[1] == 1 else F.normalize(text_embeds.sum(1), dim=-1)
+
+
+def join_texts(batches: list[torch.Tensor]) -> torch.Tensor:
+    """Join texts of unequal numbers of sentences, (b, q, D) each, to (B, Q, D)."""
+    most = max(batch.shape[1] for batch in batches)
+    return torch.cat([F.pad(batch, (0, 0, 0, most - batch.shape[1])) for batch in batches])  # (B, Q, D)
 
 
 class MusicTextRetrievalPipeline(Pipeline):
@@ -82,7 +94,8 @@ class MusicTextRetrievalPipeline(Pipeline):
             vectors, float32, on the CPU.
             Text and audio: for each text the songs from the best to the worst, each a dict of `index` in `audio`,
             `score` of the model, and with `return_moments` `start` and `end` in seconds of the frame that fits best;
-            a single list for a single text.
+            a single list for a single text. If the model reads texts by sentences, `sentences` holds the seconds of
+            each, in order, on the best way to lay them along the song.
 
         Raises:
             ValueError: without text and audio, for a text or audio that cannot be embedded, and for another `top_k`.
@@ -96,9 +109,10 @@ class MusicTextRetrievalPipeline(Pipeline):
         of_all = {**self._postprocess_params, **of_all}
         if text is not None:
             texts = [{"text": one} for one in check_texts(text)]
-            text_embeds = torch.cat([out["text_embeds"] for out in self._run(texts, batch_size=batch_size)])  # (B, D)
+            embedded = [out["text_embeds"] for out in self._run(texts, batch_size=batch_size)]
+            text_embeds = join_texts(embedded)  # (B, Q, D)
             if audio is None:
-                return {"text_embeds": text_embeds}
+                return {"text_embeds": pooled_texts(text_embeds)}
         songs = song_inputs(audio)
         if text is None:
             embedded = self._run(songs, **forward)
@@ -133,17 +147,19 @@ class MusicTextRetrievalPipeline(Pipeline):
     ) -> dict[str, torch.Tensor]:
         """Embed texts or one song; a song is scored at once, so that only one song's moments are held."""
         if "input_ids" in inputs:
-            return {"text_embeds": self.model.get_text_features(inputs["input_ids"], inputs["attention_mask"])}
+            return {"text_embeds": self.model.get_sentence_features(inputs["input_ids"], inputs["attention_mask"])}
         tokens = inputs.get("audio_embeds")
         if tokens is None:
             tokens = self._embed(inputs["audio"], sampling_rate, inputs["index"])  # (T, D)
         if text_embeds is None:
             return {"audio_embeds": tokens}
-        text_embeds, song = text_embeds.to(tokens.device), tokens.unsqueeze(0)  # (B, D), (1, T, D)
+        text_embeds, song = text_embeds.to(tokens.device), tokens.unsqueeze(0)  # (B, Q, D), (1, T, D)
         mask = torch.ones(song.shape[:2], dtype=torch.bool, device=song.device)  # (1, T)
         scores = {"scores": self.model.score(text_embeds, song, mask)[0]}  # (B,)
         if return_moments:
-            scores["moments"] = best_moments(self.model, text_embeds, song, mask)  # (B, 2)
+            scores["moments"] = best_moments(self.model, pooled_texts(text_embeds), song, mask)  # (B, 2)
+            if text_embeds.shape[1] > 1:
+                scores["path"] = self.model.localize(text_embeds, song, mask).path[0]  # (B, Q, 2)
         return scores
 
     def _embed(self, song: Song, sampling_rate: int | None, index: int) -> torch.Tensor:
@@ -221,6 +237,9 @@ def ranking(songs: list[dict[str, torch.Tensor]], text: int, top_k: int | None) 
         if "moments" in songs[index]:
             # Tokens start at multiples of 0.02 s; float32 would print 11.4399.
             hit["start"], hit["end"] = [round(seconds, 2) for seconds in songs[index]["moments"][text].tolist()]
+        if "path" in songs[index]:
+            spans = songs[index]["path"][text]  # (Q, 2)
+            hit["sentences"] = [[round(edge, 2) for edge in span] for span in spans[~spans.isnan().any(-1)].tolist()]
         hits.append(hit)
     return hits
 

@@ -1,16 +1,18 @@
 """CoLLAP's processor: a tokenizer and the audio feature extractor behind one call.
 
-Dimensions: `A` audios, `B` texts, `L` text tokens.
+Dimensions: `A` audios, `B` texts, `Q` sentences of a text, `L` text tokens.
 """
 
 import copy
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import logging
 
 from .feature_extraction_collap import CoLLAPFeatureExtractor, check_return_tensors, check_whole_songs
+from .sentences_collap import list_sentences
 
 logger = logging.get_logger(__name__)
 
@@ -30,11 +32,11 @@ UNCUT = (False, "do_not_truncate")
 MODALITY_CONFIG = {name: {"method": f"get_{name}_features", "method_output_name": None} for name in ("text", "audio")}
 
 
-def check_texts(text: str | list[str]) -> list[str]:
-    """Return one text or several as a list.
+def check_texts(text: str | list) -> list[str | list]:
+    """Return one text or several as a list; each a string, or a list of sentences.
 
     Raises:
-        ValueError: names the first that is empty or not a string.
+        ValueError: names the first that is empty or neither of these.
     """
     if isinstance(text, (bytes, dict)) or not isinstance(text, Iterable):
         raise ValueError(f"text is a {type(text).__name__}; expected a string or a list of strings")
@@ -42,6 +44,9 @@ def check_texts(text: str | list[str]) -> list[str]:
     if not texts:
         raise ValueError("found an empty list of texts; expected at least one")
     for i, one in enumerate(texts):
+        if isinstance(one, (list, tuple)):
+            list_sentences(one, f"text[{i}]")
+            continue
         if not isinstance(one, str):
             raise ValueError(f"text[{i}] is a {type(one).__name__}; expected a string")
         if not one.strip():
@@ -60,6 +65,8 @@ class CoLLAPProcessor(ProcessorMixin):
         tokenizer: of the text tower.
         max_text_tokens: tokens that the text tower can read; the tokenizer's `model_max_length` if None. Longer texts
             are cut, which is said once, with both lengths.
+        split_texts: whether texts go to the model by sentences (see [`split_sentences`]), each of which may be as long
+            as `max_text_tokens`.
 
     Raises:
         ValueError: if the tokenizer has neither a pad token nor an end-of-text token.
@@ -67,7 +74,7 @@ class CoLLAPProcessor(ProcessorMixin):
 
     _said_texts_are_cut = False  # of the class: one warning in a process, not one for every length
 
-    def __init__(self, feature_extractor, tokenizer, max_text_tokens=None):
+    def __init__(self, feature_extractor, tokenizer, max_text_tokens=None, split_texts=False):
         tokenizer = copy.deepcopy(tokenizer)
         if tokenizer.pad_token is None:
             if tokenizer.eos_token is None:
@@ -77,12 +84,14 @@ class CoLLAPProcessor(ProcessorMixin):
         tokenizer.model_input_names = ["input_ids", "attention_mask"]  # BERT's has token types, too
         super().__init__(feature_extractor, tokenizer)
         self.max_text_tokens = max_text_tokens
+        self.split_texts = split_texts
 
     @classmethod
     def from_model_config(cls, config, tokenizer) -> "CoLLAPProcessor":
         """Return the processor that fits a `CoLLAPConfig`; `tokenizer` is that of its text tower."""
         limits = [limit for limit in (config.text_positions, tokenizer.model_max_length) if limit]
-        return cls(CoLLAPFeatureExtractor.from_model_config(config), tokenizer, max_text_tokens=min(limits))
+        extractor, split_texts = CoLLAPFeatureExtractor.from_model_config(config), config.alignment != "paper"
+        return cls(extractor, tokenizer, max_text_tokens=min(limits), split_texts=split_texts)
 
     def __call__(
         self,
@@ -102,7 +111,8 @@ class CoLLAPProcessor(ProcessorMixin):
         """Turn texts, songs or both into model inputs.
 
         Args:
-            text: one text or a list of them, or None.
+            text: one text or a list of them, or None. A text is a string, or (within the list) a list of its sentences,
+                or of sections: dicts with a `text`.
             audio, sampling_rate: as in [`CoLLAPFeatureExtractor`], or None.
             device: where audio features are computed and all tensors are returned.
             text_kwargs: `padding`, `truncation`, `max_length` and `return_tensors` for texts alone.
@@ -116,7 +126,8 @@ class CoLLAPProcessor(ProcessorMixin):
             common_kwargs: any of these arguments, which count where they are not given.
 
         Returns:
-            input_ids, attention_mask (B, L) and the outputs of the feature extractor.
+            input_ids, attention_mask (B, L), with `split_texts` (B, Q, L) where the mask of what is no sentence is 0,
+            and the outputs of the feature extractor.
 
         Raises:
             ValueError: if both text and audio are missing, for an empty text, for a `max_length` that the text tower
@@ -150,8 +161,21 @@ class CoLLAPProcessor(ProcessorMixin):
             inputs.update(self.feature_extractor(audio, **rate, **options))
         return BatchFeature(inputs).to(device=device)
 
-    def _tokenize(self, text: str | list[str], options: dict) -> dict[str, torch.Tensor]:
+    def _tokenize(self, text: str | list, options: dict) -> dict[str, torch.Tensor]:
         texts = check_texts(text)
+        if not self.split_texts:
+            return self._tokenize_whole(
+                [one if isinstance(one, str) else join_sentences(one) for one in texts], options
+            )
+        sentences = [list_sentences(one, f"text[{index}]") for index, one in enumerate(texts)]
+        as_lists = {**options, "return_tensors": options["return_tensors"] and "np"}
+        encoded = self._tokenize_whole([one for own in sentences for one in own], as_lists)
+        padding = {"input_ids": self.tokenizer.pad_token_id, "attention_mask": 0}
+        counts = [len(own) for own in sentences]
+        nested = {name: nest(encoded[name], counts, value) for name, value in padding.items()}
+        return BatchFeature(nested).convert_to_tensors(options["return_tensors"])
+
+    def _tokenize_whole(self, texts: list[str], options: dict) -> dict[str, torch.Tensor]:
         limit = self._text_limit(options["max_length"])
         encoded = self.tokenizer(texts, return_attention_mask=True, verbose=False)
         longest = max(len(ids) for ids in encoded["input_ids"])
@@ -194,6 +218,32 @@ class CoLLAPProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         """Name all that a call may return."""
         return ["input_ids", "attention_mask", *self.feature_extractor.model_input_names]
+
+
+def join_sentences(sentences: list) -> str:
+    """Return one text of a list of sentences or sections, a line for each."""
+    return "\n".join(list_sentences(sentences, "text"))
+
+
+def nest(rows: np.ndarray | list, counts: list[int], padding: int) -> np.ndarray | list:
+    """Group the rows of all sentences by their text.
+
+    Args:
+        rows: (all sentences, L), or lists of any lengths.
+        counts: (B,) sentences of every text.
+        padding: what a missing sentence consists of.
+
+    Returns:
+        (B, Q, L); or lists, where nothing is missing.
+    """
+    ends = np.cumsum(counts)
+    groups = [rows[end - count : end] for end, count in zip(ends, counts, strict=True)]
+    if isinstance(rows, list):
+        return groups
+    nested = np.full((len(counts), max(counts), rows.shape[1]), padding, rows.dtype)  # (B, Q, L)
+    for place, group in zip(nested, groups, strict=True):
+        place[: len(group)] = group
+    return nested
 
 
 def join_text_kwargs(given: dict, text_kwargs: dict) -> dict:

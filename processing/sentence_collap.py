@@ -202,9 +202,11 @@ class CoLLAPEmbedder(InputModule):
 
     def forward(self, features: dict[str, torch.Tensor], **kwargs) -> dict[str, torch.Tensor]:
         """Add `sentence_embedding` (B or A, D); and `token_embeddings`, unit vectors with their `attention_mask`: of
-        the tokens of texts (B, L, D), of the moments of songs (A, T, D)."""
+        the tokens of texts (B, L, D), or of their sentences (B, Q, D) if the model reads these, and of the moments of
+        songs (A, T, D)."""
         if "input_ids" in features:
-            features.update(self._embed_texts(features["input_ids"], features["attention_mask"]))
+            embed = self._embed_texts if features["input_ids"].ndim == 2 else self._embed_sentences
+            features.update(embed(features["input_ids"], features["attention_mask"]))
             return features
         names = self.processor.feature_extractor.model_input_names
         embeds, mask = self.model.get_audio_features(**{name: features[BORDER_NAMES.get(name, name)] for name in names})
@@ -217,6 +219,14 @@ class CoLLAPEmbedder(InputModule):
         hidden_states = encoded.last_hidden_state  # (B, L, hidden)
         tokens = F.normalize(tower.projection(hidden_states).float(), dim=-1)  # (B, L, D)
         return {"token_embeddings": tokens, "sentence_embedding": tower.pool(hidden_states, mask)}
+
+    def _embed_sentences(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        sentences = self.model.get_sentence_features(input_ids, attention_mask)  # (B, Q, D)
+        return {
+            "token_embeddings": sentences,
+            "attention_mask": attention_mask.any(-1).long(),  # (B, Q)
+            "sentence_embedding": F.normalize(sentences.sum(1), dim=-1),  # (B, D)
+        }
 
     def save(self, output_path: str, *args, **kwargs):
         """Write model (or its adapter), processor and `sentence_bert_config.json`."""

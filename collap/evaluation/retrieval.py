@@ -8,7 +8,7 @@ score matrix is kept. Rows that share `--song_column` are one song: its texts ar
 every text in the same words. Writes results.json, results.md, results.png, and with `--sections_column`
 localization.png, to `--output_dir`.
 
-Dimensions: `A` audios, `B` texts, `T` fused tokens, `D` shared width, `W` frames.
+Dimensions: `A` audios, `B` texts, `Q` sentences of a text, `T` fused tokens, `D` shared width, `W` frames.
 """
 
 import math
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from collap.data.feature_cache import CACHED_COLUMN, load_cached_features
@@ -26,6 +27,7 @@ from collap.data.rows import audio_source, check_column, named_audio, naming_row
 from collap.data.sources import open_dataset
 from collap.models import load_model, weights_digest
 from modeling_collap import mean_pooled_scores
+from modeling_collap.alignment_collap import pool_sentences
 from processing.embed_audio import embed_audio, embed_segments
 
 from .metrics import ranks_of_correct, retrieval_metrics
@@ -36,15 +38,21 @@ from .songs import RetrievalSet, collect_songs, count_shared_texts, first_read_a
 
 @torch.no_grad()
 def embed_texts(model, processor, texts: list[str], batch_size: int = 32) -> torch.Tensor:
-    """Embed texts (B, D), float32 on the model's device; those that are read alike have, bit for bit, one vector."""
+    """Embed texts, float32 on the model's device; those that are read alike have, bit for bit, the same vectors.
+
+    Returns:
+        (B, Q, D), zeros where a text has fewer sentences; Q is 1 for a model that reads texts whole.
+    """
     first = first_read_alike(processor, texts)
     distinct = sorted(set(first))
     embeds = []
     for start in range(0, len(distinct), batch_size):
         batch = [texts[text] for text in distinct[start : start + batch_size]]
-        embeds.append(model.get_text_features(**processor(text=batch, device=model.device)))
+        embeds.append(model.get_sentence_features(**processor(text=batch, device=model.device)))
+    most = max(batch.shape[1] for batch in embeds)
+    embeds = [F.pad(batch, (0, 0, 0, most - batch.shape[1])) for batch in embeds]  # (batch, Q, D)
     place = {text: index for index, text in enumerate(distinct)}
-    return torch.cat(embeds)[[place[text] for text in first]]  # (B, D)
+    return torch.cat(embeds)[[place[text] for text in first]]  # (B, Q, D)
 
 
 def embed_row(model, processor, dataset, row: int, audio_column: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,7 +79,7 @@ def score_songs(
     """Score songs that are embedded one at a time.
 
     Args:
-        text_embeds: (B, D).
+        text_embeds: (B, Q, D) as [`embed_texts`] returns them.
         audio_embeds: embeddings (1, T, D) and token mask (1, T) of every song; may be empty.
         chunk_size: texts scored at a time; None for as many as fit bounded memory.
 
@@ -79,13 +87,14 @@ def score_songs(
         `{"collap": (A, B), "mean_pooled": (A, B)}` float32: CoLLAP's score, and the cosine with the mean token.
     """
     # Equal texts get equal scores, whatever the order in which a product is summed: each is scored once.
-    distinct, place = torch.unique(text_embeds, dim=0, return_inverse=True)  # (at most B, D), (B,)
+    distinct, place = torch.unique(text_embeds, dim=0, return_inverse=True)  # (at most B, Q, D), (B,)
+    pooled = pool_sentences(distinct)  # (at most B, D)
     place = place.cpu().numpy()
     empty = np.zeros((0, len(distinct)), np.float32)  # a process may have no songs
     rows = {"collap": [empty], "mean_pooled": [empty]}
     for tokens, mask in audio_embeds:
         rows["collap"].append(model.score(distinct, tokens, mask, chunk_size=chunk_size).cpu().numpy())
-        rows["mean_pooled"].append(mean_pooled_scores(distinct, tokens, mask).cpu().numpy())
+        rows["mean_pooled"].append(mean_pooled_scores(pooled, tokens, mask).cpu().numpy())
     return {kind: np.concatenate(scores)[:, place] for kind, scores in rows.items()}  # (A, B)
 
 
@@ -128,7 +137,7 @@ def make_results(figures: dict[str, dict], **facts: str | int | None) -> Results
 def localize_song(model, processor, dataset, row: int, texts: list[str], audio_column: str):
     """Score a song over time for each text: centre of every frame in seconds (W,), scores (B, W)."""
     tokens, mask = embed_row(model, processor, dataset, row, audio_column)
-    found = model.localize(embed_texts(model, processor, texts), tokens, mask)
+    found = model.localize(pool_sentences(embed_texts(model, processor, texts)), tokens, mask)
     frames = found.frame_mask[0]  # (W,)
     return found.frame_seconds[frames].mean(-1).cpu().numpy(), found.scores[0][:, frames].cpu().numpy()
 

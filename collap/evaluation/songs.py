@@ -80,12 +80,14 @@ def collect_songs(dataset: Dataset, text_column: str, song_column: str | None) -
 
 def first_read_alike(processor, texts: Sequence[str]) -> list[int]:
     """Return for every text (B,) the index of the first one of the same tokens, as the text tower reads them."""
-    first: dict[tuple[int, ...], int] = {}
+    first: dict[tuple, int] = {}
     found = []
     for start in range(0, len(texts), TEXTS_AT_A_TIME):
         inputs = processor(text=list(texts[start : start + TEXTS_AT_A_TIME]))
         for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True):
-            found.append(first.setdefault(tuple(ids[mask].tolist()), len(found)))
+            lengths = mask.sum(-1).flatten()  # of one text, or of its sentences
+            key = *ids[mask].tolist(), *lengths[lengths > 0].neg().tolist()
+            found.append(first.setdefault(key, len(found)))
     return found
 
 

@@ -285,13 +285,19 @@ def _special_tokens(text_config, tokenizer) -> list[str]:
     return found
 
 
+# Of the scores in the equations, by the name of their weight.
+SCORE_LETTERS = {"kernel": "K", "temporal": "T", "sentences": "S", "path": "M"}
+
+
 def check_score_parameters(model) -> Check:
     """Tell whether gammas and temperature are numbers inside their bounds."""
     parameters, ceiling = model.score_parameters, model.config.gamma_max
     with torch.no_grad():
-        raw = [p.exp().item() for p in (parameters.log_gamma_kernel, parameters.log_gamma_temporal)]
+        logs = {name: getattr(parameters, f"log_gamma_{name}") for name in model.config.gamma_inits}
+        gammas = {f"gamma_{SCORE_LETTERS[name]}": value.exp().item() for name, value in logs.items()}
+        raw = [*gammas.values()]
         temperature = parameters.log_attention_temperature.exp().item()
-    found = f"gamma_K {raw[0]:.4g}, gamma_T {raw[1]:.4g}, temperature {temperature:.4g}"
+    found = ", ".join(f"{name} {value:.4g}" for name, value in {**gammas, "temperature": temperature}.items())
     if not all(math.isfinite(value) and value > 0 for value in (*raw, temperature)):
         return Check("score parameters", "failed", f"{found}: scores cannot be computed")
     if max(raw) > 1.001 * ceiling or temperature < 0.999 * MIN_TEMPERATURE:

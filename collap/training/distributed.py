@@ -8,7 +8,14 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from modeling_collap import CoLLAPConfig, CoLLAPModel
 
 # Called on the model itself, and not through its `forward`, by the evaluation and the metrics.
-METHODS = ("get_text_features", "get_audio_features", "encode_segments", "normalize_tokens", "score")
+METHODS = (
+    "get_text_features",
+    "get_sentence_features",
+    "get_audio_features",
+    "encode_segments",
+    "normalize_tokens",
+    "score",
+)
 ALL_SEGMENTS = 10_000
 
 

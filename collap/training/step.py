@@ -9,7 +9,7 @@ What is kept for the whole batch are text embeddings and scores, never tokens, a
 processes. A CoLLAP score needs the tokens of one song only, so the scores are cached and not, as usual, the embeddings.
 
 Dimensions: with R ranks of n songs each, `A = B = R n`; a micro-batch has `a` songs and `b` texts; `T` tokens of a
-song, `D` shared width.
+song, `Q` sentences of a text, `D` shared width.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from modeling_collap import CoLLAPOutput
-from modeling_collap.loss_collap import contrastive_loss, gather_rows
+from modeling_collap.alignment_collap import pool_sentences
+from modeling_collap.loss_collap import contrastive_loss, gather_rows, gather_texts
 
 ALL = slice(None)
 
@@ -129,9 +130,9 @@ def cached_step(
         states, embeds, rows = [], [], []
         for part in parts:
             states.append(random_state(accelerator.device))
-            embeds.append(model(**inputs.texts(part)).text_embeds)  # (b, D)
-        own_texts = torch.cat(embeds)  # (n, D)
-        texts = gather_rows(own_texts)  # (B, D)
+            embeds.append(model(**inputs.texts(part)).scored_texts)  # (b, D) or (b, Q, D)
+        own_texts = torch.cat(embeds)  # (n, D) or (n, Q, D)
+        texts = gather_texts(own_texts)  # (B, D) or (B, Q, D)
         for part in parts:
             states.append(random_state(accelerator.device))
             output = model(**inputs.audios(part), text_embeds=texts)
@@ -144,8 +145,13 @@ def cached_step(
     if is_usable(loss, loss_limit):
         (gradient,) = torch.autograd.grad(loss, scores)  # (A, B)
         text_gradient = _replay_audios(accelerator, model, inputs, parts, states[len(parts) :], texts, gradient)
+        if own_texts.ndim == 3:  # other processes may have texts of more sentences
+            text_gradient = text_gradient[:, : own_texts.shape[1]]  # (n, Q, D)
         _replay_texts(accelerator, model, inputs, parts, states[: len(parts)], text_gradient)
-    output.loss, output.logits_per_audio, output.text_embeds = loss.detach(), own_scores.detach(), own_texts
+    output.loss, output.logits_per_audio = loss.detach(), own_scores.detach()
+    output.text_embeds, output.sentence_embeds = own_texts, None
+    if own_texts.ndim == 3:
+        output.text_embeds, output.sentence_embeds = pool_sentences(own_texts), own_texts
     return output
 
 
@@ -155,11 +161,11 @@ def _replay_audios(accelerator, model, inputs: StepInputs, parts, states, texts,
     Each process has its own songs' part of the gradient, and the mean over R processes follows: hence the factor R.
 
     Args:
-        texts: (B, D).
+        texts: (B, D), or (B, Q, D) of sentences.
         gradient: (A, B) of the loss with respect to the scores.
 
     Returns:
-        (n, D) gradient with respect to this process's text embeddings, R times that of the whole batch.
+        (n, D) or (n, Q, D) gradient with respect to this process's text embeddings, R times that of the whole batch.
     """
     processes, size = accelerator.num_processes, parts[-1].stop
     own = gradient.unflatten(0, (processes, size))[accelerator.process_index] * processes  # (n, B)
@@ -169,8 +175,8 @@ def _replay_audios(accelerator, model, inputs: StepInputs, parts, states, texts,
             scores = model(**inputs.audios(part), text_embeds=texts).logits_per_audio  # (a, B)
             accelerator.backward((scores * own[part]).sum())
     scale = accelerator.scaler.get_scale() if accelerator.scaler is not None else 1.0  # applied again with the texts
-    text_gradient = accelerator.reduce(texts.grad / scale, reduction="sum")  # (B, D)
-    return text_gradient.unflatten(0, (processes, size))[accelerator.process_index]  # (n, D)
+    text_gradient = accelerator.reduce(texts.grad / scale, reduction="sum")  # (B, D) or (B, Q, D)
+    return text_gradient.unflatten(0, (processes, size))[accelerator.process_index]  # (n, D) or (n, Q, D)
 
 
 def _replay_texts(accelerator, model, inputs: StepInputs, parts, states, gradient: torch.Tensor):
@@ -180,7 +186,7 @@ def _replay_texts(accelerator, model, inputs: StepInputs, parts, states, gradien
         is_last = part is parts[-1]
         local = nullcontext() if is_last else gradients_stay_local(accelerator, model)
         with local, replayed_random_state(state, accelerator.device):
-            embeds = model(**inputs.texts(part)).text_embeds  # (b, D)
+            embeds = model(**inputs.texts(part)).scored_texts  # (b, D) or (b, Q, D)
             loss = (embeds * gradient[part]).sum()
             if is_last and isinstance(model, DistributedDataParallel):
                 loss = loss + zero_of_all_parameters(model)

@@ -24,7 +24,7 @@ from collap.data.lengths import num_segments
 from collap.files import nearest
 from collap.training.step import micro_batches
 from modeling_collap import CoLLAPConfig, CoLLAPModel, CoLLAPOutput
-from modeling_collap.loss_collap import gather_rows
+from modeling_collap.loss_collap import gather_rows, gather_texts
 from modeling_collap.scoring_collap import distance_from_flat_attention
 
 PROJECT = "collap"  # under which wandb and trackio list the runs
@@ -152,12 +152,13 @@ def step_metrics(
         gradient_norm: before clipping; NaN without a backward pass.
         skipped_steps: of the run so far.
     """
-    scalars = [*model.score_parameters.gammas(), model.score_parameters.temperature()]
-    gamma_kernel, gamma_temporal, temperature = (
-        (one.full_tensor() if hasattr(one, "full_tensor") else one).item() for one in scalars
-    )
+    scalars = {name: value for name, value in model.score_parameters()._asdict().items() if value is not None}
+    scalars = {
+        f"train/{name}": (one.full_tensor() if hasattr(one, "full_tensor") else one).item()
+        for name, one in scalars.items()
+    }
     audio_to_text, text_to_audio = in_batch_accuracy(gather_rows(output.logits_per_audio))  # of (A, B)
-    sample = (gather_rows(output.text_embeds), output.audio_embeds, output.audio_token_mask)
+    sample = (gather_texts(output.scored_texts), output.audio_embeds, output.audio_token_mask)
     sample_scores, flat_scores = (model.score(*sample, flat_attention=flat) for flat in (False, True))
     return {
         "train/loss": output.loss.item(),
@@ -166,9 +167,7 @@ def step_metrics(
         **learning_rates(groups),
         "train/gradient_norm": float(gradient_norm),
         "train/skipped_steps": skipped_steps,
-        "train/gamma_kernel": gamma_kernel,
-        "train/gamma_temporal": gamma_temporal,
-        "train/attention_temperature": temperature,
+        **scalars,
         # 0: the attention is flat, and the score no more than a mean over the song.
         "train/distance_from_flat_attention": distance_from_flat_attention(sample_scores, flat_scores).item(),
     }

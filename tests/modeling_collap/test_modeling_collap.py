@@ -306,13 +306,13 @@ class TestScore:
 
     def test_gammas_are_positive_bounded_and_start_at_the_inverse_of_007(self):
         parameters = tiny_model().score_parameters
-        assert sum(parameters.gammas()).item() == pytest.approx(1 / 0.07, rel=1e-6)
-        assert parameters.gammas()[0] == parameters.gammas()[1]
-        assert sum(tiny_model(gamma_init_sum=3.0).score_parameters.gammas()).item() == pytest.approx(3.0)
+        assert sum(parameters.gammas().values()).item() == pytest.approx(1 / 0.07, rel=1e-6)
+        assert parameters.gammas()["kernel"] == parameters.gammas()["temporal"]
+        assert sum(tiny_model(gamma_init_sum=3.0).score_parameters.gammas().values()).item() == pytest.approx(3.0)
         with torch.no_grad():
             parameters.log_gamma_kernel.fill_(50.0)
             parameters.log_gamma_temporal.fill_(-20.0)
-        gamma_kernel, gamma_temporal = parameters.gammas()
+        gamma_kernel, gamma_temporal = parameters.gammas().values()
         assert gamma_kernel.item() == pytest.approx(100.0)
         assert gamma_temporal.item() == pytest.approx(math.exp(-20))
 

@@ -1,0 +1,340 @@
+r"""Align the sentences of a text with the time of a song: scores that know which comes after which.
+
+`c[q, w]` is the cosine of sentence q with the mean token of frame w; here frames follow one another without overlap. A
+text of Q sentences and a song of W frames have
+
+    r^S = 1/Q  sum_q  sum_w  softmax over w (c[q, .] / tau_S)[w]  c[q, w]       each sentence wherever it fits best
+    r^M = tau_M / W  (log sum_pi exp(sum_w c[pi(w), w] / tau_M) - log number of paths)           all of them in order
+
+A path pi gives every frame a sentence: it begins with the first, ends with the last, leaves none out and never goes
+back. The sum over all paths is the forward algorithm of hidden Markov models and of CTC; divided by their number it is
+a soft maximum over orderly readings of the song, which neither Q nor W shifts. With one sentence both forget time: r^M
+is then the mean of its cosines. With a `blank`, a cosine that belongs to no sentence, a path may also leave frames
+before, between and after the sentences to nobody, so that a text may be silent about parts of a song.
+
+    >>> first, second = torch.eye(2)
+    >>> text = torch.stack([first, second])[None]
+    >>> songs = torch.stack([torch.stack([first, second]), torch.stack([second, first])])
+    >>> cosines, frame_mask = frame_cosines(text, songs, torch.ones(2, 2, dtype=torch.bool), frame_size=1)
+    >>> monotone_scores(cosines, sentence_mask(text), frame_mask, temperature=0.3).flatten()  # in this order, or not
+    tensor([1., 0.])
+    >>> free_scores(cosines, sentence_mask(text), frame_mask, temperature=0.1).flatten()
+    tensor([1.0000, 1.0000])
+
+Pure functions of embeddings. Dimensions: `A` audios, `B` texts, `Q` sentences of a text, `T` fused tokens of an audio,
+`W` frames, `D` shared width, `J` states of a path: Q, or 2 Q + 1 with blanks.
+"""
+
+import torch
+from torch.nn import functional as F
+
+from .scoring_collap import CELLS_AT_A_TIME, in_chunks
+
+NOWHERE = -torch.inf  # logarithm of the weight of what no path does
+
+
+def sentence_mask(sentence_embeds: torch.Tensor) -> torch.Tensor:
+    """Tell the sentences (B, Q, D) from the rows of zeros that pad shorter texts: (B, Q) bool."""
+    return sentence_embeds.detach().ne(0).any(-1)
+
+
+def pool_sentences(sentence_embeds: torch.Tensor) -> torch.Tensor:
+    """Return the direction of the mean of each text's sentences, (B, Q, D) -> (B, D) unit vectors."""
+    if sentence_embeds.shape[1] == 1:
+        return sentence_embeds[:, 0]
+    return F.normalize(sentence_embeds.sum(1), dim=-1)
+
+
+def pool_frames(
+    audio_embeds: torch.Tensor, audio_token_mask: torch.Tensor, frame_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Average the tokens of every `frame_size` in a row; the last frame of an audio may hold fewer.
+
+    Args:
+        audio_embeds: (A, T, D).
+        audio_token_mask: (A, T) bool, real tokens first.
+
+    Returns:
+        (A, W, D), zeros where there is no frame; (A, W) bool.
+    """
+    padding = -audio_embeds.shape[1] % frame_size
+    mask = F.pad(audio_token_mask, (0, padding)).unflatten(1, (-1, frame_size))  # (A, W, H)
+    tokens = audio_embeds.masked_fill(~audio_token_mask.unsqueeze(-1), 0.0)  # (A, T, D)
+    frames = F.pad(tokens, (0, 0, 0, padding)).unflatten(1, (-1, frame_size)).sum(2)  # (A, W, D)
+    counts = mask.sum(-1)  # (A, W)
+    return frames / counts.clamp(min=1).unsqueeze(-1), counts > 0
+
+
+def frame_cosines(
+    sentence_embeds: torch.Tensor, audio_embeds: torch.Tensor, audio_token_mask: torch.Tensor, frame_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute the mean cosine of every sentence with the tokens of every frame.
+
+    The tokens are averaged first, not the cosines: the same number for a `frame_size`th of the work.
+
+    Args:
+        sentence_embeds: (B, Q, D) unit vectors, zeros where a text has fewer sentences.
+        audio_embeds, audio_token_mask, frame_size: as in [`pool_frames`].
+
+    Returns:
+        (A, B, Q, W), (A, W) bool.
+    """
+    frames, frame_mask = pool_frames(audio_embeds, audio_token_mask, frame_size)
+    return torch.einsum("bqd,awd->abqw", sentence_embeds, frames), frame_mask
+
+
+def free_scores(
+    cosines: torch.Tensor, is_sentence: torch.Tensor, frame_mask: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """Score every audio with every text, each sentence where it fits best: r^S.
+
+    Args:
+        cosines: (A, B, Q, W).
+        is_sentence: (B, Q) bool.
+        frame_mask: (A, W) bool.
+        temperature: tau_S.
+
+    Returns:
+        (A, B).
+    """
+    lowest = torch.finfo(cosines.dtype).min
+    weights = (cosines / temperature).masked_fill(~frame_mask[:, None, None], lowest).softmax(-1)  # (A, B, Q, W)
+    attended = (weights * cosines).sum(-1) * is_sentence  # (A, B, Q)
+    return attended.sum(-1) / is_sentence.sum(-1)
+
+
+def monotone_scores(
+    cosines: torch.Tensor,
+    is_sentence: torch.Tensor,
+    frame_mask: torch.Tensor,
+    temperature: float,
+    blank: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Score every audio with every text, its sentences in order: r^M.
+
+    Where an audio has fewer frames than a text has sentences, its frames count several times.
+
+    Args:
+        cosines, is_sentence, frame_mask: as in [`free_scores`]; sentences and frames come first, padding last.
+        temperature: tau_M.
+        blank: cosine of a frame that no sentence describes, scalar; None for paths without such frames.
+
+    Returns:
+        (A, B).
+    """
+    emissions, num_frames, num_states = path_emissions(cosines / temperature, is_sentence, frame_mask, blank)
+    if blank is not None:
+        emissions = _with_blanks(emissions, blank / temperature)  # (A, B, J, W)
+    total = _PathLogSum.apply(emissions, num_frames, num_states, blank is not None)  # (A, B)
+    return temperature * (total - log_path_count(num_frames, num_states, blank is not None)) / num_frames
+
+
+def path_emissions(
+    cosines: torch.Tensor, is_sentence: torch.Tensor, frame_mask: torch.Tensor, blank: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Lay out what paths collect: the frames that every pair of audio and text has, and the states.
+
+    Args:
+        cosines, is_sentence, frame_mask, blank: as in [`monotone_scores`].
+
+    Returns:
+        (A, B, Q, at least W) cosines, of the audios that are shorter than their text repeated; (A, B) frames of every
+        pair; (B,) states of every text.
+    """
+    sentences = is_sentence.sum(-1)  # (B,)
+    frames = frame_mask.sum(-1, keepdim=True).expand(-1, len(sentences))  # (A, B)
+    repeats = -(-sentences // frames.clamp(min=1))  # (A, B)
+    if (repeats > 1).any():
+        place = torch.arange(int((frames * repeats).max()), device=cosines.device) // repeats.unsqueeze(-1)
+        place = place.clamp(max=cosines.shape[-1] - 1).unsqueeze(2).expand(-1, -1, cosines.shape[2], -1)
+        cosines, frames = cosines.gather(-1, place), frames * repeats  # (A, B, Q, more than W)
+    return cosines, frames, sentences if blank is None else 2 * sentences + 1
+
+
+def _with_blanks(emissions: torch.Tensor, blank: torch.Tensor) -> torch.Tensor:
+    """Put a blank before, between and after the sentences: (A, B, Q, W) -> (A, B, 2 Q + 1, W)."""
+    blanks = blank.reshape(()).expand(emissions.shape)
+    joined = torch.stack([blanks, emissions], dim=3).flatten(2, 3)  # (A, B, 2 Q, W)
+    return torch.cat([joined, blanks[:, :, :1]], dim=2)  # (A, B, J, W)
+
+
+def log_path_count(num_frames: torch.Tensor, num_states: torch.Tensor, has_blanks: bool) -> torch.Tensor:
+    """Return the logarithm of how many paths there are: binom(W - 1, Q - 1), or binom(W + Q, 2 Q) with blanks.
+
+    Args:
+        num_frames: (A, B) W.
+        num_states: (B,) J.
+
+    Returns:
+        (A, B) float32.
+    """
+    if has_blanks:
+        total, chosen = num_frames + (num_states - 1) // 2, num_states - 1
+    else:
+        total, chosen = num_frames - 1, num_states - 1
+    log_factorials = [torch.lgamma(number.double() + 1) for number in (total, chosen, total - chosen)]
+    return (log_factorials[0] - log_factorials[1] - log_factorials[2]).float()
+
+
+def _arrive(scores: torch.Tensor, has_blanks: bool, add=torch.logaddexp) -> torch.Tensor:
+    """Take one step of all paths, (A, B, J): stay, or come from the state before, or from the sentence before."""
+    arrived = add(scores, F.pad(scores, (1, -1), value=NOWHERE))
+    if has_blanks:  # past a blank, to a sentence: the states of odd number
+        skipped = F.pad(scores, (2, -2), value=NOWHERE)
+        arrived[..., 1::2] = add(arrived[..., 1::2], skipped[..., 1::2])
+    return arrived
+
+
+def _endings(num_states: torch.Tensor, size: int, has_blanks: bool) -> torch.Tensor:
+    """Mark the states in which a path may end: (B, J) bool."""
+    states = torch.arange(size, device=num_states.device)
+    last = num_states.unsqueeze(-1) - 1  # (B, 1)
+    return (states == last) | (states == last - 1) if has_blanks else states == last
+
+
+def path_log_weights(emissions: torch.Tensor, num_frames: torch.Tensor, has_blanks: bool, add=torch.logaddexp):
+    """Return the logarithm of the weight of all beginnings of paths that are in a state at a frame.
+
+    Args:
+        emissions: (A, B, J, W) logarithm of what a path gains in every state at every frame.
+        num_frames: (A, B) W of every pair; later frames are not gone through.
+        has_blanks: whether every second state, from the first on, is a blank.
+        add: how paths are joined: `torch.logaddexp`, or `torch.maximum` for the best one.
+
+    Returns:
+        (W, A, B, J).
+    """
+    by_frame = emissions.permute(3, 0, 1, 2).contiguous()  # (W, A, B, J)
+    weights = torch.empty_like(by_frame)
+    weights[0].fill_(NOWHERE)
+    starts = 2 if has_blanks else 1
+    weights[0][..., :starts] = by_frame[0][..., :starts]
+    is_over = torch.arange(len(by_frame), device=emissions.device).view(-1, 1, 1, 1) >= num_frames.unsqueeze(-1)
+    for w in range(1, len(by_frame)):
+        arrived = _arrive(weights[w - 1], has_blanks, add) + by_frame[w]
+        weights[w] = torch.where(is_over[w], weights[w - 1], arrived)
+    return weights
+
+
+def path_log_rests(emissions: torch.Tensor, num_frames: torch.Tensor, num_states: torch.Tensor, has_blanks: bool):
+    """Return the logarithm of the weight of all that may follow a state at a frame, without its own gain: (W, A, B, J).
+
+    Args:
+        emissions, num_frames, has_blanks: as in [`path_log_weights`].
+        num_states: (B,) J of every text.
+    """
+    by_frame = emissions.permute(3, 0, 1, 2)  # (W, A, B, J)
+    endings = torch.zeros(emissions.shape[1], emissions.shape[2], dtype=emissions.dtype, device=emissions.device)
+    endings = endings.masked_fill(~_endings(num_states, emissions.shape[2], has_blanks), NOWHERE)  # (B, J)
+    rests = by_frame.new_empty(by_frame.shape)
+    rests[-1] = endings
+    is_end = torch.arange(len(by_frame), device=emissions.device).view(-1, 1, 1, 1) >= num_frames.unsqueeze(-1) - 1
+    for w in range(len(by_frame) - 2, -1, -1):
+        left = (rests[w + 1] + by_frame[w + 1]).flip(-1)  # the same steps, seen from the end
+        rests[w] = torch.where(is_end[w], endings, _arrive(left, has_blanks).flip(-1))
+    return rests
+
+
+class _PathLogSum(torch.autograd.Function):
+    """The logarithm of the weight of all paths, (A, B). Its gradient is the share of the paths in each state at each
+    frame, by the forward-backward algorithm: a second loop, where autograd would go through every step of the first."""
+
+    @staticmethod
+    def forward(ctx, emissions, num_frames, num_states, has_blanks: bool):
+        weights = path_log_weights(emissions, num_frames, has_blanks)  # (W, A, B, J)
+        endings = _endings(num_states, emissions.shape[2], has_blanks)  # (B, J)
+        total = weights[-1].masked_fill(~endings, NOWHERE).logsumexp(-1)  # (A, B)
+        ctx.save_for_backward(emissions, num_frames, num_states, weights, total)
+        ctx.has_blanks = has_blanks
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        emissions, num_frames, num_states, weights, total = ctx.saved_tensors
+        shares = _shares(emissions, num_frames, num_states, ctx.has_blanks, weights, total)  # (A, B, J, W)
+        return shares * gradient[..., None, None], None, None, None
+
+
+def _shares(emissions, num_frames, num_states, has_blanks, weights, total) -> torch.Tensor:
+    """Return the share of all paths that are in a state at a frame: (A, B, J, W), zero after an audio's end."""
+    rests = path_log_rests(emissions, num_frames, num_states, has_blanks)  # (W, A, B, J)
+    shares = (weights + rests - total.unsqueeze(-1)).exp()  # (W, A, B, J)
+    is_frame = torch.arange(len(weights), device=weights.device).view(-1, 1, 1, 1) < num_frames.unsqueeze(-1)
+    return (shares * is_frame).permute(1, 2, 3, 0)  # (A, B, J, W)
+
+
+def best_path(cosines: torch.Tensor, blank: float | None = None) -> torch.Tensor:
+    """Return the best path of one song and one text.
+
+    Args:
+        cosines: (Q, W) of the sentences and frames that there are; W >= Q.
+        blank: as in [`monotone_scores`].
+
+    Returns:
+        (W,) the sentence of every frame; -1 where a blank stands for none.
+    """
+    emissions = cosines[None, None].float()  # (1, 1, Q, W)
+    if blank is not None:
+        emissions = _with_blanks(emissions, emissions.new_tensor(blank))  # (1, 1, J, W)
+    size, frames = emissions.shape[2:]
+    weights = path_log_weights(emissions, torch.full((1, 1), frames), blank is not None, torch.maximum)[:, 0, 0]
+    state = size - 1
+    if blank is not None and weights[-1, size - 2] > weights[-1, size - 1]:
+        state = size - 2
+    path = [state]
+    for w in range(frames - 1, 0, -1):
+        before = [state, state - 1] + ([state - 2] if blank is not None and state % 2 else [])
+        state = max((s for s in before if s >= 0), key=lambda s: float(weights[w - 1, s]))
+        path.append(state)
+    states = torch.tensor(path[::-1])  # (W,)
+    return states if blank is None else torch.where(states % 2 == 1, states // 2, -1)
+
+
+def alignment_scores(
+    sentence_embeds: torch.Tensor,
+    audio_embeds: torch.Tensor,
+    audio_token_mask: torch.Tensor,
+    frame_size: int,
+    gamma_sentences: torch.Tensor | float,
+    gamma_path: torch.Tensor | float | None = None,
+    sentence_temperature: float = 0.1,
+    path_temperature: float = 0.3,
+    blank: torch.Tensor | None = None,
+    chunk_size: int | None = None,
+) -> torch.Tensor:
+    """Score every audio with the sentences of every text: `gamma_S r^S + gamma_M r^M`.
+
+    Padding never changes a score. Memory is O(A * texts * J * W), of which the product is bounded.
+
+    Args:
+        sentence_embeds: (B, Q, D) unit vectors, zeros where a text has fewer sentences.
+        audio_embeds: (A, T, D) unit vectors.
+        audio_token_mask: (A, T) bool, real tokens first.
+        frame_size: tokens of a frame.
+        gamma_sentences, gamma_path: weights of the two scores; None to leave the paths out.
+        sentence_temperature, path_temperature: tau_S and tau_M. With infinite ones both scores are the mean cosine of
+            sentences and frames.
+        blank: as in [`monotone_scores`].
+        chunk_size: texts scored at a time; None for as many as bounded memory allows.
+
+    Returns:
+        (A, B).
+    """
+    frames, frame_mask = pool_frames(audio_embeds, audio_token_mask, frame_size)  # (A, W, D), (A, W)
+
+    def score(sentences: torch.Tensor) -> torch.Tensor:
+        is_sentence = sentence_mask(sentences)  # (B, Q)
+        cosines = torch.einsum("bqd,awd->abqw", sentences, frames)  # (A, B, Q, W)
+        free = free_scores(cosines, is_sentence, frame_mask, sentence_temperature)  # (A, B)
+        if gamma_path is None:
+            return gamma_sentences * free
+        if path_temperature == torch.inf:  # every path alike
+            return (gamma_sentences + gamma_path) * free
+        paths = monotone_scores(cosines, is_sentence, frame_mask, path_temperature, blank)  # (A, B)
+        return gamma_sentences * free + gamma_path * paths
+
+    if chunk_size is None:
+        states = 2 * sentence_embeds.shape[1] + 1  # J
+        chunk_size = max(1, CELLS_AT_A_TIME // (frame_mask.numel() * states))
+    return in_chunks(score, sentence_embeds, chunk_size)  # (A, B)

@@ -1,0 +1,167 @@
+"""The scores of sentences in time, against sums over enumerated paths."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from modeling_collap.alignment_collap import (
+    best_path,
+    frame_cosines,
+    free_scores,
+    log_path_count,
+    monotone_scores,
+    pool_frames,
+    pool_sentences,
+    sentence_mask,
+)
+
+BLANKS = pytest.mark.parametrize("blank", [None, 0.2], ids=["plain", "blanks"])
+
+
+def enumerated_paths(sentences: int, frames: int, has_blanks: bool):
+    """Yield every path as one sentence for each frame, None for a blank: all choices, less those against the rules."""
+    states = [*range(sentences), *([None] if has_blanks else [])]
+    for path in itertools.product(states, repeat=frames):
+        named = [q for q in path if q is not None]
+        if sorted(named) != named or set(named) != set(range(sentences)):
+            continue
+        returns = any(path[first : last + 1].count(None) for q in range(sentences) for first, last in [ends(path, q)])
+        if not returns:
+            yield path
+
+
+def ends(path, q: int) -> tuple[int, int]:
+    places = [w for w, state in enumerate(path) if state == q]
+    return places[0], places[-1]
+
+
+def naive_monotone_score(cosines: torch.Tensor, temperature: float, blank: torch.Tensor | None) -> torch.Tensor:
+    """cosines (Q, W) of one audio and one text."""
+    sentences, frames = cosines.shape
+    if frames < sentences:
+        cosines = cosines.repeat_interleave(math.ceil(sentences / frames), dim=1)
+        frames = cosines.shape[1]
+    sums = [
+        sum(blank if q is None else cosines[q, w] for w, q in enumerate(path)) / temperature
+        for path in enumerated_paths(sentences, frames, blank is not None)
+    ]
+    return temperature / frames * (torch.stack(sums).logsumexp(0) - math.log(len(sums)))
+
+
+def random_batch(generator, sentences=(3, 1, 2), frames=(6, 2, 5), dtype=torch.float64):
+    """Cosines (A, B, Q, W), is_sentence (B, Q), frame_mask (A, W) of audios and texts of unequal length."""
+    shape = len(frames), len(sentences), max(sentences), max(frames)
+    cosines = torch.rand(shape, generator=generator, dtype=dtype) * 2 - 1
+    is_sentence = torch.arange(max(sentences)) < torch.tensor(sentences)[:, None]
+    frame_mask = torch.arange(max(frames)) < torch.tensor(frames)[:, None]
+    return cosines, is_sentence, frame_mask
+
+
+@BLANKS
+@pytest.mark.parametrize("temperature", [0.05, 0.3, 3.0])
+def test_monotone_score_sums_over_all_paths_and_padding_does_not_matter(blank, temperature):
+    cosines, is_sentence, frame_mask = random_batch(torch.Generator().manual_seed(0))
+    cosines.requires_grad_()
+    level = None if blank is None else torch.tensor(blank, dtype=torch.float64, requires_grad=True)
+    scores = monotone_scores(cosines, is_sentence, frame_mask, temperature, level)
+    rows = []
+    for a in range(3):
+        for b in range(3):
+            own = cosines[a, b, : int(is_sentence[b].sum()), : int(frame_mask[a].sum())]
+            rows.append(naive_monotone_score(own, temperature, level))
+    naive = torch.stack(rows).view(3, 3)
+    torch.testing.assert_close(scores, naive, atol=1e-6, rtol=0)
+    inputs = [cosines] if level is None else [cosines, level]
+    weights = torch.linspace(-1, 2, 9, dtype=torch.float64).view(3, 3)
+    found = torch.autograd.grad((scores * weights).sum(), inputs)
+    expected = torch.autograd.grad((naive * weights).sum(), inputs)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-8)
+    assert (found[0] != 0).any()
+
+
+@BLANKS
+def test_gradient_agrees_with_finite_differences(blank):
+    cosines, is_sentence, frame_mask = random_batch(torch.Generator().manual_seed(1), (2, 3), (5, 4))
+    level = None if blank is None else torch.tensor(blank, dtype=torch.float64, requires_grad=True)
+
+    def score(values, level=None):
+        return monotone_scores(values, is_sentence, frame_mask, 0.3, level)
+
+    inputs = [cosines.requires_grad_()] + ([] if level is None else [level])
+    assert torch.autograd.gradcheck(score, inputs)
+
+
+@BLANKS
+@pytest.mark.parametrize("sentences, frames", [(1, 1), (1, 5), (2, 2), (3, 6), (4, 4)])
+def test_path_count_is_that_of_enumeration(sentences, frames, blank):
+    states = 2 * sentences + 1 if blank else sentences
+    count = log_path_count(torch.tensor([[frames]]), torch.tensor([states]), blank is not None)
+    paths = list(enumerated_paths(sentences, frames, blank is not None))
+    assert count.exp().item() == pytest.approx(len(paths), rel=1e-5)
+
+
+def test_with_one_sentence_the_monotone_score_is_mean_pooling():
+    generator = torch.Generator().manual_seed(2)
+    text = F.normalize(torch.randn(4, 1, 8, generator=generator), dim=-1)
+    audio = F.normalize(torch.randn(3, 12, 8, generator=generator), dim=-1)
+    mask = torch.arange(12) < torch.tensor([12, 8, 4])[:, None]
+    cosines, frame_mask = frame_cosines(text, audio, mask, frame_size=4)
+    scores = monotone_scores(cosines, sentence_mask(text), frame_mask, 0.3)
+    means = torch.stack([(audio[a][mask[a]] @ text[:, 0].T).mean(0) for a in range(3)])
+    torch.testing.assert_close(scores, means, atol=1e-6, rtol=0)
+
+
+def test_free_score_attends_sentence_by_sentence():
+    generator = torch.Generator().manual_seed(3)
+    cosines, is_sentence, frame_mask = random_batch(generator)
+    scores = free_scores(cosines, is_sentence, frame_mask, 0.1)
+    for a in range(3):
+        for b in range(3):
+            own = cosines[a, b, : int(is_sentence[b].sum()), : int(frame_mask[a].sum())]
+            naive = sum((torch.softmax(row / 0.1, 0) * row).sum() for row in own) / len(own)
+            torch.testing.assert_close(scores[a, b], naive)
+
+
+def test_order_changes_the_monotone_score_and_not_the_free_one():
+    text = torch.eye(3)[None]
+    blocks = torch.eye(3).repeat_interleave(4, dim=0)
+    audio = torch.stack([blocks, blocks.flip(0)])
+    cosines, frame_mask = frame_cosines(text, audio, torch.ones(2, 12, dtype=torch.bool), frame_size=2)
+    monotone = monotone_scores(cosines, sentence_mask(text), frame_mask, 0.3)[:, 0]
+    free = free_scores(cosines, sentence_mask(text), frame_mask, 0.1)[:, 0]
+    assert monotone[0] > monotone[1] + 0.3
+    assert torch.allclose(free[0], free[1])
+
+
+def test_pool_frames_leaves_out_padding_and_keeps_a_part_of_a_frame():
+    audio = torch.arange(1.0, 8).view(1, 7, 1).expand(2, 7, 1).clone()
+    audio[1, 4:] = 99.0
+    frames, mask = pool_frames(audio, torch.arange(7) < torch.tensor([[7], [4]]), 3)
+    assert frames[0, :, 0].tolist() == [2.0, 5.0, 7.0] and mask[0].all()
+    assert frames[1, :, 0].tolist() == [2.0, 4.0, 0.0] and mask[1].tolist() == [True, True, False]
+
+
+@BLANKS
+def test_best_path_is_the_best_of_all(blank):
+    generator = torch.Generator().manual_seed(4)
+    for _ in range(20):
+        cosines = torch.rand(3, 6, generator=generator) * 2 - 1
+
+        def gain(path, cosines=cosines):
+            return sum(blank if q in (None, -1) else cosines[q, w].item() for w, q in enumerate(path))
+
+        best = max(map(gain, enumerated_paths(3, 6, blank is not None)))
+        assert gain(best_path(cosines, blank).tolist()) == pytest.approx(best)
+
+
+def test_sentences_are_told_from_padding_and_pooled():
+    text = torch.zeros(2, 3, 4)
+    text[0, :2] = torch.eye(4)[:2]
+    text[1, 0] = torch.eye(4)[3]
+    assert sentence_mask(text).tolist() == [[True, True, False], [True, False, False]]
+    assert torch.allclose(pool_sentences(text)[0], torch.tensor([1.0, 1, 0, 0]) / math.sqrt(2))
+    assert torch.equal(pool_sentences(text)[1], text[1, 0])
