@@ -4,8 +4,8 @@ Batches are formed by length and dealt to processes so that none waits for anoth
 epoch), so that every process knows the plan of all, and a run resumes at any step. The rows of a step do not depend on
 the number of processes.
 
-Letters: P processes, A songs of a step over all processes, n = A / P songs of one process; B texts, L text tokens,
-T audio tokens of a song, M music + speech width.
+Letters: P processes, A songs of a step over all processes, n = A / P songs of one process; B texts, Q sentences and L
+tokens of a text, T audio tokens of a song, M music + speech width.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ class AudioTextBatch:
     """Hold songs with their texts, nothing of the audio padded yet; text i describes audio i.
 
     Args:
-        text: input_ids and attention_mask, (B, L).
+        text: input_ids and attention_mask, (B, L), or (B, Q, L) of texts by sentences.
         audios: one dict for each song, all of one kind: `waveform` (samples,); or the five features of
             `CoLLAPFeatureExtractor.segment_features`; or `fused_tokens` (T, M).
         names: row and file of each song, for messages.
@@ -80,7 +80,7 @@ class AudioTextBatch:
         return self
 
     def text_inputs(self, part: slice, device: torch.device | str) -> dict[str, torch.Tensor]:
-        """Return input_ids and attention_mask (part, L) on `device`."""
+        """Return input_ids and attention_mask (part, L), or (part, Q, L), on `device`."""
         return {name: tensor[part].to(device, non_blocking=True) for name, tensor in self.text.items()}
 
     def audio_inputs(self, part: slice, device: torch.device | str, feature_extractor) -> dict[str, torch.Tensor]:
@@ -118,8 +118,12 @@ class AudioTextCollator:
             seconds=[sample.seconds for sample in samples],
             skipped=[bad for sample in samples for bad in sample.skipped],
             song_ids=_digests([sample.song for sample in samples]),
-            text_ids=_digests([sample.text.strip() for sample in samples]),
+            text_ids=_digests([_words(sample.text) for sample in samples]),
         )
+
+
+def _words(text: str | list[str]) -> str:
+    return text.strip() if isinstance(text, str) else "\n".join(text)
 
 
 def _digests(names: list[str | None]) -> torch.Tensor | None:

@@ -18,10 +18,12 @@ from processing.feature_extraction_collap import MIN_SECONDS
 from .feature_cache import CACHED_COLUMN, load_cached_features
 from .places import name_within
 from .rows import audio_paths, audio_source, content_digest, naming_row, row_name, row_songs, row_texts
+from .sections import SectionSettings, cut_stored, draw_span, vary_text
 from .token_cache import TokenCache
 
 # Files that are tried in place of one that cannot be read: more than this many in a row is a broken data set.
 MAX_REPLACEMENTS = 20
+WITHOUT_SECTIONS = SectionSettings()
 
 
 @dataclass
@@ -29,7 +31,7 @@ class AudioTextSample:
     """Hold one audio and one of its texts.
 
     Attributes:
-        text: the text.
+        text: the text, or a list of its sentences.
         audio: as in `AudioTextBatch.audios`.
         name: row and file, for messages.
         seconds: of audio.
@@ -37,7 +39,7 @@ class AudioTextSample:
         song: what its song is told by; None where that is not known.
     """
 
-    text: str
+    text: str | list[str]
     audio: dict[str, torch.Tensor]
     name: str
     seconds: float
@@ -70,6 +72,7 @@ class SampleReader:
     crop_seconds: float | None = None
     seed: int = 0
     features_in_worker: bool = True
+    sections: SectionSettings = WITHOUT_SECTIONS
 
     def __post_init__(self):
         if self.crop_seconds is not None and not self.crop_seconds >= MIN_SECONDS:
@@ -88,10 +91,19 @@ class SampleReader:
         texts = row_texts(example[self.text_column], row)
         generator = sample_generator(self.seed, epoch, audio)
         text = texts[int(generator.integers(len(texts)))]
+        span = None
+        if self.sections.crops_in(epoch):
+            span = draw_span(text, example[self.sections.column], self.sections.crop_sections, generator)
+            text = text if span is None else span.sentences
+        text = vary_text(text, self.sections, generator)
         if stored is not None:
+            if span is not None:
+                stored = cut_stored(stored, span, *self._token_grid())
             return AudioTextSample(text, stored, row_name(row, audio), self._stored_seconds(stored))
         source = audio_source(audio)
-        if self.crop_seconds is None:
+        if span is not None:
+            samples = load_audio(source, start=span.start, stop=span.stop)
+        elif self.crop_seconds is None:
             samples = load_audio(source)
         else:
             samples = load_crop(source, self.crop_seconds, generator.uniform())
@@ -103,11 +115,17 @@ class SampleReader:
 
     def _stored_seconds(self, stored: dict[str, torch.Tensor]) -> float:
         """Return seconds of audio by its tokens, to 0.16 s; a segment is a little longer than its whole tokens."""
-        patch_size, segment_seconds = self.feature_extractor.patch_size, self.feature_extractor.segment_seconds
+        per_segment, segment_seconds, token_seconds = self._token_grid()
         mask = stored.get("audio_token_mask")
         tokens = int(mask.sum()) if mask is not None else len(stored["fused_tokens"])
-        segments, rest = divmod(tokens, num_kaldi_frames(segment_seconds) // patch_size)
-        return segments * segment_seconds + rest * patch_size * HOP_LENGTH / SAMPLING_RATE
+        segments, rest = divmod(tokens, per_segment)
+        return segments * segment_seconds + rest * token_seconds
+
+    def _token_grid(self) -> tuple[int, float, float]:
+        """Return the tokens of a segment, its seconds, and those of a token."""
+        patch_size, segment_seconds = self.feature_extractor.patch_size, self.feature_extractor.segment_seconds
+        per_segment = num_kaldi_frames(segment_seconds) // patch_size
+        return per_segment, segment_seconds, patch_size * HOP_LENGTH / SAMPLING_RATE
 
 
 class AudioTextDataset(torch.utils.data.Dataset):
@@ -128,6 +146,7 @@ class AudioTextDataset(torch.utils.data.Dataset):
         features_in_worker: False for waveforms, whose features the training device computes.
         token_cache: the fused tokens (T, M) of every row, to be read in place of its audio: a `TokenCache`, or a list.
         song_column: names the song of every row; None where a song is told by its audio.
+        sections: what is done by the sections of a song.
 
     Attributes:
         songs: what every row's song is told by, see `row_songs`.
@@ -147,18 +166,21 @@ class AudioTextDataset(torch.utils.data.Dataset):
         features_in_worker: bool = True,
         token_cache: Sequence[torch.Tensor] | Mapping[int, torch.Tensor] | None = None,
         song_column: str | None = None,
+        sections: SectionSettings = WITHOUT_SECTIONS,
     ):
         if crop_seconds is not None and CACHED_COLUMN in dataset.column_names:
             raise ValueError("crop_seconds needs the audio, but the features of whole songs were cached; choose one")
         if crop_seconds is not None and token_cache is not None:
             raise ValueError("crop_seconds needs the audio, but the token cache holds whole songs; choose one")
-        self.reader = SampleReader(feature_extractor, audio_column, text_column, crop_seconds, seed, features_in_worker)
+        self.reader = SampleReader(
+            feature_extractor, audio_column, text_column, crop_seconds, seed, features_in_worker, sections
+        )
         self.dataset, self.token_cache = dataset, token_cache
         self.songs = row_songs(dataset, audio_column, song_column)
         self.paths = None
         if token_cache is not None or CACHED_COLUMN in dataset.column_names:
-            stored = [CACHED_COLUMN] if token_cache is None else []
-            self.paths, self.light = audio_paths(dataset, audio_column), dataset.select_columns([text_column, *stored])
+            needed = [text_column, *([CACHED_COLUMN] if token_cache is None else []), *filter(None, [sections.column])]
+            self.paths, self.light = audio_paths(dataset, audio_column), dataset.select_columns(needed)
         # In shared memory, so that workers that outlive an epoch see the next one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 

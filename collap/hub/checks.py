@@ -23,7 +23,7 @@ from collap.hub.probes import load_probes
 from collap.models import vocabulary_problem
 from modeling_collap.configuration_collap import TEXT_POOLING
 from modeling_collap.loading_collap import some_names
-from modeling_collap.modeling_collap import MIN_TEMPERATURE
+from modeling_collap.weighting_collap import MIN_TEMPERATURE
 
 # Files of which one holds the vocabulary of a tokenizer.
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")

@@ -28,7 +28,8 @@ from transformers.utils import cached_file
 
 from collap.models import load_model
 from modeling_collap.configuration_collap import CoLLAPConfig
-from modeling_collap.modeling_collap import CoLLAPModel, score_embeddings, unit_tokens
+from modeling_collap.modeling_collap import CoLLAPModel, unit_tokens
+from modeling_collap.weighting_collap import score_embeddings
 from processing import CoLLAPProcessor
 
 SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
@@ -80,12 +81,17 @@ class ScoreGraph(nn.Module):
         self.padding = model.config.kernel_size + model.config.stride - 1
 
     def forward(
-        self, text_embeds: torch.Tensor, audio_embeds: torch.Tensor, audio_token_mask: torch.Tensor
+        self,
+        audio_embeds: torch.Tensor,
+        audio_token_mask: torch.Tensor,
+        text_embeds: torch.Tensor | None = None,
+        sentence_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Map (B, D), (A, T, D) and (A, T) to (A, B)."""
+        """Map (A, T, D), (A, T), and (B, D) or (B, Q, D) to (A, B)."""
         audio_embeds = F.pad(audio_embeds, (0, 0, 0, self.padding))  # (A, T + padding, D)
         mask = F.pad(audio_token_mask, (0, self.padding))  # (A, T + padding)
-        return score_embeddings(self.score_parameters, text_embeds, audio_embeds, mask)
+        texts = text_embeds if sentence_embeds is None else sentence_embeds
+        return score_embeddings(self.score_parameters, texts, audio_embeds, mask)
 
 
 @dataclass
@@ -114,6 +120,7 @@ def free_dimensions(config: CoLLAPConfig) -> dict[str, tuple[Dim, int]]:
     segments, per_segment = Dim("segments", min=1), config.tokens_per_segment
     return {
         "texts": (Dim("texts", min=1), 2),
+        "sentences": (Dim("sentences", min=1), 3),
         "text_tokens": (Dim("text_tokens", min=1, max=config.text_positions), 16),
         "audios": (Dim("audios", min=1), 2),
         "segments": (segments, 3),
@@ -123,7 +130,11 @@ def free_dimensions(config: CoLLAPConfig) -> dict[str, tuple[Dim, int]]:
 
 
 def build_graphs(model: CoLLAPModel) -> dict[str, Graph]:
-    """Build the graphs `text`, `audio` and `score` of a model in evaluation mode."""
+    """Build the graphs `text`, `audio` and `score` of a model in evaluation mode.
+
+    A model that aligns sentences has each of them embedded by `text`; the paths of `monotone` are a loop over the
+    frames of a song, which no graph holds: it has no `score`.
+    """
     config = model.config
     width, frames = config.projection_dim, 2 * config.speech_config.max_source_positions
     all_tokens = f"{config.tokens_per_segment}*segments"
@@ -135,17 +146,23 @@ def build_graphs(model: CoLLAPModel) -> dict[str, Graph]:
         "segment_mask": ("bool", ["audios", "segments"]),
         "audio_token_mask": ("bool", ["audios", all_tokens]),
     }
+    texts = {"text_embeds": ("float32", ["texts", width])}
+    if config.alignment != "paper":
+        texts = {"sentence_embeds": ("float32", ["texts", "sentences", width])}
     score = {
-        "text_embeds": ("float32", ["texts", width]),
+        **texts,
         "audio_embeds": ("float32", ["audios", "tokens", width]),
         "audio_token_mask": ("bool", ["audios", "tokens"]),
     }
     text_inputs = {"input_ids": text, "attention_mask": text}
-    return {
+    graphs = {
         "text": Graph(model.text_tower.eval(), text_inputs, "text_embeds", ["texts", width]),
         "audio": Graph(AudioGraph(model).eval(), audio, "audio_embeds", ["audios", all_tokens, width]),
         "score": Graph(ScoreGraph(model).eval(), score, "logits_per_audio", ["audios", "texts"]),
     }
+    if config.alignment == "monotone":
+        del graphs["score"]
+    return graphs
 
 
 def write_graph(graph: Graph, config: CoLLAPConfig, path: Path) -> None:
@@ -210,7 +227,12 @@ def inputs_and_outputs(
     lengths = [round(number * model.config.segment_seconds * rate) for number in segments]
     audio = [0.1 * torch.randn(length, generator=generator) for length in lengths]
     inputs = processor(text=texts, audio=audio, sampling_rate=rate)
-    return {**inputs, **model(**inputs)}
+    values = {**inputs, **model(**inputs)}
+    if model.config.alignment != "paper":  # the graph of a text embeds one sentence
+        real = inputs["attention_mask"].any(-1)  # (B, Q)
+        sentences = {name: inputs[name][real] for name in ("input_ids", "attention_mask")}  # (sentences, L)
+        values |= {**sentences, "text_embeds": model.get_text_features(**sentences)}
+    return values
 
 
 def largest_difference(found: torch.Tensor, expected: torch.Tensor) -> float:

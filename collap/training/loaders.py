@@ -14,10 +14,13 @@ from collap.data.identity import rows_digest
 from collap.data.lengths import num_segments, song_segments
 from collap.data.rows import check_column, check_row_texts
 from collap.data.samples import AudioTextDataset
+from collap.data.sections import SectionSettings
 from collap.data.sources import open_dataset, open_stream
 from collap.data.stream import AudioTextStream, stream_state
 from collap.data.token_cache import TokenCache
 from collap.training.settings import DataSettings
+
+MAX_CUT_SECONDS = 5  # to which a section may be rounded
 
 
 class TableData:
@@ -114,18 +117,34 @@ def build_train_data(
         stream = AudioTextStream(rows, processor, *columns, batch_size, **settings, **place, **workers)
         return StreamData(stream, data.steps_per_epoch, loader_settings)
     rows = open_dataset(data.dataset, data.train_split, *columns, data.dataset_config, data.revision)
-    if data.song_column:
-        check_column(rows, data.song_column, data.dataset)
+    for column in filter(None, (data.song_column, data.sections_column)):
+        check_column(rows, column, data.dataset)
+    check_section_crops(data, processor.feature_extractor.segment_seconds)
     check_rows(rows, data, batch_size, accelerator)
     processor(text=check_row_texts(rows, data.text_column))  # says here if texts will be cut, not in every worker
     identity = training_identity(rows, data, accelerator)
     token_cache = open_token_cache(data, data.train_split, rows, model, processor)
     rows = with_cached_features(data, rows, processor, accelerator)
     segments = song_lengths(data, rows, token_cache, processor, accelerator)
-    stored = {"token_cache": token_cache, "song_column": data.song_column}
+    stored = {"token_cache": token_cache, "song_column": data.song_column, "sections": section_settings(data)}
     dataset = AudioTextDataset(rows, processor.feature_extractor, *columns, **settings, **stored)
     sampler = EpochBatches(len(rows), batch_size, seed, **place, segments=segments, songs=dataset.songs)
     return TableData(dataset, sampler, {**loader_settings, "collate_fn": AudioTextCollator(processor)}, identity)
+
+
+def section_settings(data: DataSettings) -> SectionSettings:
+    """Return what is done by the sections of a song."""
+    crops = data.crop_sections, data.crop_epochs
+    return SectionSettings(data.sections_column, *crops, data.drop_times, data.drop_sentences)
+
+
+def check_section_crops(data: DataSettings, segment_seconds: float):
+    """Refuse crops of sections from cached features, which are cut to whole segments, where these are long."""
+    if data.crop_sections and data.cache_features and segment_seconds > MAX_CUT_SECONDS:
+        raise ValueError(
+            f"crop_sections cuts cached features to whole segments, here of {segment_seconds:g} s, which are longer "
+            f"than {MAX_CUT_SECONDS} s: leave out cache_features, or store tokens (collap precompute)"
+        )
 
 
 def check_rows(rows, data: DataSettings, batch_size: int, accelerator: Accelerator):
@@ -144,7 +163,8 @@ def training_identity(rows, data: DataSettings, accelerator: Accelerator) -> str
     """Return what a resumed run must find again: the content of the rows, from the main process."""
     digest = None
     if accelerator.is_main_process:
-        others = [name for name in (data.text_column, data.song_column, data.duration_column) if name]
+        columns = data.text_column, data.song_column, data.duration_column, data.sections_column
+        others = [name for name in columns if name]
         digest = rows_digest(rows, data.audio_column, others)
     (digest, *_) = gather_object([digest])
     return f"{len(rows)} rows, {digest[:16]}"

@@ -62,6 +62,13 @@ class DataSettings:
     song_column: str | None = _help(None, "rows with the same value are one song")
     duration_column: str | None = _help(None, "seconds of every row; default: read from the files' headers")
     crop_seconds: float | None = _help(None, "train on random crops; default: whole songs")
+    sections_column: str | None = _help(None, "lists of a song's sections, with start and end in seconds (and a text)")
+    crop_sections: int | None = _help(
+        None, "train on crops of 1 to so many neighbouring sections, with their sentences"
+    )
+    crop_epochs: int | None = _help(None, "epochs at the start that train on crops of sections; default: all")
+    drop_times: float = _help(0.0, "share of captions whose clock times are left out")
+    drop_sentences: float = _help(0.0, "share of the sentences of a caption that are left out")
     streaming: bool = _help(False, "read shards in order instead of opening the whole data set; needs steps_per_epoch")
     steps_per_epoch: int | None = _help(None, "with streaming: steps that count as an epoch")
     cache_features: bool = _help(False, "compute whole songs' features once, keep on disk")
@@ -267,13 +274,21 @@ def check_train_settings(settings: TrainSettings):
 
 def _check_numbers(values: dict):
     counts = ("epochs", "batch_size", "lora_rank", "keep_checkpoints", "eval_every", "log_every", "max_skipped_steps")
-    optional = ("micro_batch_size", "checkpoint_every", "steps_per_epoch", "plan_tflops")
+    optional = (
+        "micro_batch_size",
+        "checkpoint_every",
+        "steps_per_epoch",
+        "plan_tflops",
+        "crop_sections",
+        "crop_epochs",
+    )
     rates = ("text_learning_rate", "audio_learning_rate")
     given = [name for name in (*optional, *rates) if values[name] is not None]
     for name in (*counts, "segment_batch_size", "learning_rate", "max_grad_norm", "max_loss", *given):
         if not values[name] > 0:
             raise ValueError(f"{name} must be positive, found {values[name]}")
-    for name, limit in (("warmup_ratio", 1), ("max_bad_share", 1.001)):
+    shares = (("warmup_ratio", 1), ("max_bad_share", 1.001), ("drop_times", 1.001), ("drop_sentences", 1))
+    for name, limit in shares:
         if not 0 <= values[name] < limit:
             raise ValueError(f"{name} must be a share from 0 to 1, found {values[name]}")
     if values["num_workers"] < 0:
@@ -287,6 +302,14 @@ def _check_data_settings(data: DataSettings, frozen: list[str]):
             "streaming and steps_per_epoch go together: a stream has no length, and without streaming the data set "
             f"gives it (found streaming={data.streaming}, steps_per_epoch={data.steps_per_epoch})"
         )
+    if (data.sections_column is None) != (data.crop_sections is None) or (data.crop_epochs and not data.crop_sections):
+        raise ValueError(
+            "sections_column, crop_sections and (if not all epochs) crop_epochs go together, found sections_column="
+            f"{data.sections_column}, crop_sections={data.crop_sections}, crop_epochs={data.crop_epochs}"
+        )
+    if data.crop_sections and (data.streaming or data.crop_seconds is not None):
+        other = "streaming" if data.streaming else "crop_seconds"
+        raise ValueError(f"crop_sections cuts songs of a data set that is opened whole, and excludes {other}")
     whole_songs = [name for name in ("cache_features", "precomputed") if getattr(data, name)]
     if data.crop_seconds is not None and whole_songs:
         raise ValueError(f"crop_seconds needs the audio, but {whole_songs[0]} stores whole songs; choose one")

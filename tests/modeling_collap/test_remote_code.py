@@ -32,9 +32,13 @@ TRAVELLING = {
     "loading_collap",
     "validation_collap",
     "scoring_collap",
+    "alignment_collap",
+    "weighting_collap",
+    "localization_collap",
     "loss_collap",
     "audio_collap",
     "songs_collap",
+    "sentences_collap",
 }
 PUBLISHED = TRAVELLING | {*INTEGRATIONS, "audio_tracks", "decode_audio", "embed_audio", "resample_audio"}
 THIRD_PARTY = {"torch", "torchaudio", "numpy", "transformers", "safetensors", "huggingface_hub"}

@@ -17,11 +17,17 @@ from collap.training.step import micro_batches, random_state, replayed_random_st
 from modeling_collap import scoring_collap
 from modeling_collap.loss_collap import contrastive_loss
 
-DIRECTIONS = ("symmetric", "audio_to_text")
+# Settings of the model by what they are called here; texts of the last are scored by sentences.
+KINDS = {
+    "symmetric": {"loss_direction": "symmetric"},
+    "audio_to_text": {"loss_direction": "audio_to_text"},
+    "sentences": {"alignment": "monotone", "path_blank": True, "alignment_frame_seconds": 0.5},
+}
 # Of the eight songs: the micro-batches of each process are padded to other numbers of segments.
 SECONDS = (3.1, 1.2, 6.9, 2.5, 0.7, 4.4, 5.0, 2.1)
 WORDS = ("slow", "piano and drums", "a choir sings over strings, then a loud guitar", "drums")
 TEXTS = [f"{word} {number}" for number in range(2) for word in WORDS]
+MORE_LINES = ("", "\nthen loud drums", "\nthen a slow piano\nthen nothing")  # no process has as many as the next
 MICRO_BATCHES = {1: (None, 1, 3, 5), 2: (None, 1, 3), 4: (None, 1)}
 WIDTH, TOKENS = 32, 48  # D, and tokens of the longest song
 
@@ -32,14 +38,15 @@ class Batch:
     def __init__(self, processor, songs: slice):
         generator = torch.Generator().manual_seed(0)
         waveforms = [torch.randn(round(16000 * seconds), generator=generator) * 0.1 for seconds in SECONDS]
-        self.processor, self.texts, self.waveforms = processor, TEXTS[songs], waveforms[songs]
+        texts = [text + MORE_LINES[index // 3] for index, text in enumerate(TEXTS)] if processor.split_texts else TEXTS
+        self.processor, self.texts, self.waveforms = processor, texts[songs], waveforms[songs]
         self.song_ids = self.text_ids = None
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def text_inputs(self, part: slice, device) -> dict:
-        return dict(self.processor(text=self.texts[part], device=device))
+        return {name: tensor[part] for name, tensor in self.processor(text=self.texts, device=device).items()}
 
     def audio_inputs(self, part: slice, device, feature_extractor) -> dict:
         inputs = feature_extractor(self.waveforms[part], sampling_rate=16000, device=device)
@@ -54,9 +61,13 @@ def in_double_precision():
         yield
 
 
-def double_model(direction: str = "symmetric"):
+def double_model(kind: str = "symmetric"):
     """Without dropout."""
-    return tiny_model("gpt2", structure_layers=1, loss_direction=direction, learn_attention_temperature=True).double()
+    return tiny_model("gpt2", structure_layers=1, learn_attention_temperature=True, **KINDS[kind]).double()
+
+
+def processor_of(kind: str):
+    return tiny_processor("gpt2", **KINDS[kind])
 
 
 def gradients(model) -> dict[str, torch.Tensor]:
@@ -64,9 +75,9 @@ def gradients(model) -> dict[str, torch.Tensor]:
     return {name: gradient.clone() for name, gradient in named.items() if gradient is not None}
 
 
-def plain_loss_and_gradients(direction: str) -> dict[str, torch.Tensor]:
+def plain_loss_and_gradients(kind: str) -> dict[str, torch.Tensor]:
     """One process, one graph over the whole batch."""
-    model, processor = double_model(direction), tiny_processor("gpt2")
+    model, processor = double_model(kind), processor_of(kind)
     batch, whole = Batch(processor, slice(None)), slice(None)
     inputs = batch.text_inputs(whole, "cpu") | batch.audio_inputs(whole, "cpu", processor.feature_extractor)
     output = model(**inputs, return_loss=True)
@@ -74,8 +85,8 @@ def plain_loss_and_gradients(direction: str) -> dict[str, torch.Tensor]:
     return {"loss": output.loss.detach(), "scores": output.logits_per_audio.detach()} | gradients(model)
 
 
-def step_results(accelerator: Accelerator, direction: str, micro_batch_size: int | None) -> dict[str, torch.Tensor]:
-    model, processor = double_model(direction), tiny_processor("gpt2")
+def step_results(accelerator: Accelerator, kind: str, micro_batch_size: int | None) -> dict[str, torch.Tensor]:
+    model, processor = double_model(kind), processor_of(kind)
     prepared = accelerator.prepare(model)
     songs = len(TEXTS) // accelerator.num_processes
     start = accelerator.process_index * songs
@@ -114,9 +125,7 @@ def work(rank: int, world: int, folder: str):
     assert accelerator.num_processes == world
     with in_double_precision():
         results = {
-            (direction, size): step_results(accelerator, direction, size)
-            for direction in DIRECTIONS
-            for size in MICRO_BATCHES[world]
+            (kind, size): step_results(accelerator, kind, size) for kind in KINDS for size in MICRO_BATCHES[world]
         }
         results["sizes"] = sizes_that_travel(accelerator)
     torch.save(results, Path(folder) / f"{rank}.pt")
@@ -134,7 +143,7 @@ def processes(request, tmp_path_factory) -> list[dict]:
 @pytest.fixture(scope="module")
 def plain() -> dict[str, dict]:
     with in_double_precision():
-        return {direction: plain_loss_and_gradients(direction) for direction in DIRECTIONS}
+        return {kind: plain_loss_and_gradients(kind) for kind in KINDS}
 
 
 @pytest.fixture
@@ -147,14 +156,14 @@ def accelerator():
         state._reset_state()
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-def test_every_process_has_the_loss_and_gradients_of_the_plain_full_batch(processes, plain, direction):
-    expected = plain[direction]
-    trained = {name for name, parameter in double_model().named_parameters() if parameter.requires_grad}
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_process_has_the_loss_and_gradients_of_the_plain_full_batch(processes, plain, kind):
+    expected = plain[kind]
+    trained = {name for name, parameter in double_model(kind).named_parameters() if parameter.requires_grad}
     assert expected.keys() == trained | {"loss", "scores"}
     for found in processes:
         for size in MICRO_BATCHES[len(processes)]:
-            result = found[direction, size]
+            result = found[kind, size]
             assert result.keys() == expected.keys()
             for name, value in expected.items():
                 error = (result[name] - value).norm()
@@ -169,6 +178,8 @@ def test_the_batch_is_one_in_which_the_comparison_means_something(plain):
     for name in ("text_tower.projection.weight", "audio_tower.adapter.weight", "score_parameters.log_gamma_kernel"):
         assert plain["symmetric"][name].norm() > 1e-3
         assert (plain["symmetric"][name] - plain["audio_to_text"][name]).norm() > 1e-4
+    for name in ("log_gamma_sentences", "log_gamma_path", "blank"):
+        assert plain["sentences"][f"score_parameters.{name}"].norm() > 1e-3
 
 
 def test_only_text_embeddings_and_scores_travel(processes):
