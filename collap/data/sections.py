@@ -88,8 +88,9 @@ def vary_text(text: str | list[str], settings: SectionSettings, generator: np.ra
     if settings.drop_sentences:
         sentences = split_sentences(text) if isinstance(text, str) else text
         kept = generator.uniform(size=len(sentences)) >= settings.drop_sentences
-        if not kept.all():
+        if not kept.any():
             kept[int(generator.integers(len(kept)))] = True
+        if not kept.all():
             text = [one for one, stays in zip(sentences, kept, strict=True) if stays]
     return text
 

@@ -1,5 +1,6 @@
 """Describe a kind of data set, and what is asked of it."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ class Request:
     audio_column: str = "audio"
     config_name: str | None = None
     revision: str | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "source", os.fspath(self.source))  # a Path is as good
 
     @property
     def path(self) -> Path:
