@@ -34,6 +34,7 @@ setup(
             "datasets>=5",
             "evaluate>=0.4.6",
             "matplotlib>=3.8",
+            "mir_eval>=0.8",
             "peft>=0.21",
             "tensorboard>=2.16",
             "tqdm>=4.66",

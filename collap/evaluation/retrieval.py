@@ -34,6 +34,7 @@ from .metrics import ranks_of_correct, retrieval_metrics
 from .report import plot_localization, to_markdown, write_report
 from .results import Results, command_line
 from .songs import RetrievalSet, collect_songs, count_shared_texts, first_read_alike
+from .temporal import run as run_temporal
 
 
 @torch.no_grad()
@@ -217,6 +218,8 @@ def say_shared_texts(results: Results) -> None:
 
 def run(options) -> int:
     """Do `collap evaluate`; return its exit code."""
+    if options.suite == "temporal":
+        return run_temporal(options)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dataset, songs = open_songs(options)
     model, processor = load_model(options.model, device, options.dtype)

@@ -1,5 +1,7 @@
 """Songs and captions that are cut by the sections of the song: the words are those of what is heard."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -41,7 +43,7 @@ def test_crops_are_neighbouring_sections_with_their_sentences(songs):
     for row in range(len(songs)):
         sample = data[row]
         own = sections_of(sample, songs[row])
-        assert own and all(before["end"] == after["start"] for before, after in zip(own, own[1:], strict=False))
+        assert own and all(before["end"] == after["start"] for before, after in itertools.pairwise(own))
         expected = load_audio(songs[row]["audio"]["path"], RATE, start=own[0]["start"], stop=own[-1]["end"])
         assert np.array_equal(sample.audio["waveform"].numpy(), expected)
         assert not any(character.isdigit() for sentence in sample.text for character in sentence)  # no time is left
