@@ -7,6 +7,7 @@ reads, and is kept; forked workers start their own. A block of samples is held a
 """
 
 import contextlib
+import fcntl
 import logging
 import os
 import pickle
@@ -27,6 +28,7 @@ START = (
     "import pickle, sys; sys.path[:], folder = pickle.load(sys.stdin.buffer); "
     "from collap.data.reader_process import serve; serve(folder)"
 )
+PIPE_BYTES = 2**20  # with the usual 64 KiB, 5 minutes of samples take 300 turns of both processes
 CAUSES = {
     "SIGKILL": "perhaps because memory was at its end",
     "SIGXCPU": "because it took more processor time than any recording needs",
@@ -44,6 +46,8 @@ class _Reader:
             env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # numpy would start a thread for every core
             start_new_session=True,  # Ctrl-C is for the process that asks
         )
+        with contextlib.suppress(AttributeError, OSError):  # not Linux, or too many of them: slower, no more
+            fcntl.fcntl(self.process.stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         try:
             self.send((sys.path, str(Path(processing.__file__).parent)))
             self.receive()  # "ready"
