@@ -28,7 +28,9 @@ def _until_left(loader: DataLoader) -> Iterator[AudioTextBatch]:
         yield from batches
     finally:
         if loader.num_workers:
-            batches._shutdown_workers()
+            batches._shutdown_workers()  # waits a few seconds for each
+            for worker in batches._workers:
+                worker.kill()
 
 
 class TableData:

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 import soundfile
+from deadly import rename_song
 from runs import settings, train
 from tiny import REFERENCE
 
@@ -22,52 +22,6 @@ from processing import decode_audio
 from processing.decode_audio import AudioFileError
 
 CASES = REFERENCE / "cases"
-# What Python runs at its start: libsndfile's and FFmpeg's wrappers, but for files of these names.
-DEADLY = """
-import os, resource, signal, time
-import av, soundfile
-
-def ends(file):
-    name = os.path.basename(str(getattr(getattr(file, "file", None), "name", "")))
-    if name.startswith("kills"):
-        print("a library prints this", flush=True)
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if name.startswith("exits"):
-        os._exit(3)
-    if name.startswith("spins"):
-        resource.setrlimit(resource.RLIMIT_CPU, (1 + int(time.process_time()), -1))
-        while True:
-            pass
-    if name.startswith("sleeps"):
-        time.sleep(60)
-
-class File(soundfile.SoundFile):
-    def __init__(self, file, *arguments, **named):
-        ends(file)
-        super().__init__(file, *arguments, **named)
-
-soundfile.SoundFile = File
-opened = av.open
-av.open = lambda file, *arguments, **named: (ends(file), opened(file, *arguments, **named))[1]
-"""
-
-
-@pytest.fixture
-def no_readers():
-    """Readers that are started in the test, and end with it."""
-    while guarded_reading._idle:
-        guarded_reading._idle.pop().end()
-    yield
-    while guarded_reading._idle:
-        guarded_reading._idle.pop().end()
-
-
-@pytest.fixture
-def deadly(tmp_path_factory, monkeypatch, no_readers):
-    """Make decoders die of files of certain names, in processes that are started from now on."""
-    folder = tmp_path_factory.mktemp("deadly")
-    (folder / "sitecustomize.py").write_text(DEADLY)
-    monkeypatch.setenv("PYTHONPATH", str(folder))
 
 
 @pytest.fixture
@@ -75,17 +29,6 @@ def song(tmp_path):
     path = tmp_path / "song.wav"
     soundfile.write(path, np.random.default_rng(0).normal(size=16000 * 70) * 0.1, 16000)
     return path
-
-
-def rename_song(corpus, folder, split: str, index: int, name: str):
-    """A copy of the corpus, one song of which has another name; its row."""
-    shutil.copytree(corpus, folder)
-    table = folder / split / "metadata.jsonl"
-    rows = [json.loads(line) for line in table.read_text().splitlines()]
-    (folder / split / rows[index]["file_name"]).rename(folder / split / name)
-    rows[index]["file_name"] = name
-    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
 
 
 @pytest.mark.parametrize("name", ["oggenc_music.ogg", "lame_vbr_music.mp3", "music.wma", "adpcm_ms.wav"])
