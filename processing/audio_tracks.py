@@ -266,6 +266,8 @@ class FfmpegTrack:
         except FFmpegError as error:
             self.file.check()
             byte = last.pos if last is not None and last.pos else 0
+            if self.format == "ogg" and isinstance(error, av.error.PatchWelcomeError):
+                error = "another recording, of other channels or another rate, is joined on"
             self.is_cut, self.claim = True, f"(FFmpeg stops: {error}) by its {self.file.size} bytes it has about"
             self.declared = max(self.declared or 0, self.position * self.file.size // max(byte, 1))
         if last is not None:

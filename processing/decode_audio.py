@@ -26,6 +26,7 @@ from .audio_tracks import (
     AudioFileError,
     File,
     MustStartOver,
+    SndfileTrack,
     Track,
     open_track,
 )
@@ -115,9 +116,23 @@ def _checked(file: File, track: Track, wanted: int) -> Iterator[tuple[int, np.nd
             yield position, samples
 
 
-def _judge(name: str, track: Track, seconds: float, is_end: bool) -> None:
+def _second_recording(file: File) -> int | None:
+    """Return the byte at which another recording is joined on in Ogg: the first page of a stream after other pages."""
+    place, is_begun = 0, False
+    while file.seek(place) == place and len(page := file.read(27)) == 27 and page[:4] == b"OggS":
+        if is_begun and page[5] & 2:  # the flag of a stream's first page
+            return place
+        is_begun = is_begun or not page[5] & 2
+        place += 27 + page[26] + sum(file.read(page[26]))
+    return None
+
+
+def _judge(name: str, file: File, track: Track, seconds: float, is_end: bool) -> None:
     """Log what is missing of the seconds that were read, or raise AudioFileError if that is more than is tolerated."""
     missing, problems = track.lost / track.rate, []
+    if is_end and isinstance(track, SndfileTrack) and (place := _second_recording(file)):
+        track.claim = f"(libsndfile stops where another recording is joined on) by its {file.size} bytes it has about"
+        track.declared = track.num_samples * file.size // place
     if track.lost:
         problems.append(f"{missing:.3f} s of {seconds:.3f} s could not be decoded and are silent")
     if is_end and track.declared is not None:
@@ -157,7 +172,7 @@ def _span_blocks(
                         f"start={first / rate:g} s lies beyond its end at {track.num_samples / track.rate:g} s; "
                         "expected a smaller start"
                     )
-                _judge(name, track, num_read / rate, is_end=num_read != num_samples)
+                _judge(name, file, track, num_read / rate, is_end=num_read != num_samples)
             return
         except MustStartOver:
             continue
@@ -229,7 +244,7 @@ def audio_seconds(source: AudioSource) -> float:
             with _naming(name), _open_binary(source) as file, closing(open_track(file, may_skip)) as track:
                 for _ in _checked(file, track, 2**62):
                     pass
-                _judge(name, track, track.num_samples / track.rate, is_end=True)
+                _judge(name, file, track, track.num_samples / track.rate, is_end=True)
                 return track.num_samples / track.rate
         except MustStartOver:
             continue

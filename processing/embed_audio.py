@@ -3,7 +3,7 @@
 Dimensions: `S` segments, `K` fused tokens of a segment, `T = S K`, `D` shared width.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -56,25 +56,35 @@ def embed_segments(model, blocks: Iterable[dict[str, torch.Tensor]]) -> tuple[to
 
 
 def feature_blocks(
-    feature_extractor, source: AudioSource, segments_per_block: int, device: str | torch.device = "cpu"
+    feature_extractor,
+    source: AudioSource,
+    segments_per_block: int,
+    device: str | torch.device = "cpu",
+    read: Callable[..., Iterator[np.ndarray]] = stream_audio,
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Features of a file, `segments_per_block` segments at a time; the borders fall between segments."""
+    """Features of a file, `segments_per_block` segments at a time; the borders fall between segments.
+
+    `read` is `stream_audio`, or does the same elsewhere.
+    """
     rate = feature_extractor.sampling_rate
     block_seconds = segments_per_block * feature_extractor.segment_seconds
-    for index, block in enumerate(stream_audio(source, rate, block_seconds=block_seconds)):
+    for index, block in enumerate(read(source, rate, block_seconds=block_seconds)):
         # All blocks but the last are whole segments, which are longer than 0.1 s: a short first one is all there is.
         check_samples(block, source, rate, is_start=index == 0)
         yield feature_extractor.segment_features(torch.from_numpy(block).to(device))
 
 
-def embed_audio(model, feature_extractor, source: AudioSource) -> tuple[torch.Tensor, torch.Tensor]:
+def embed_audio(
+    model, feature_extractor, source: AudioSource, read: Callable[..., Iterator[np.ndarray]] = stream_audio
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Embeds a file, or its bytes, without ever holding more than a few segments of audio or features.
 
     The numbers are those of `model.get_audio_features` on the whole file; only the embeddings grow with its length
-    (187 x 512 float32 per 30 s: 46 MB an hour), and with `structure_layers` the activations over all tokens.
+    (187 x 512 float32 per 30 s: 46 MB an hour), and with `structure_layers` the activations over all tokens. `read` is
+    that of [`feature_blocks`].
 
     Raises:
         AudioFileError: names the file and says why it cannot be read or embedded.
     """
     segments = model.audio_tower.segment_batch_size
-    return embed_segments(model, feature_blocks(feature_extractor, source, segments, model.device))
+    return embed_segments(model, feature_blocks(feature_extractor, source, segments, model.device, read))

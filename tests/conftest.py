@@ -47,3 +47,25 @@ def private_datasets_cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("datasets_cache")
     datasets.config.HF_DATASETS_CACHE = folder
     os.environ["HF_DATASETS_CACHE"] = str(folder)  # for the processes that tests start
+
+
+@pytest.fixture
+def no_readers():
+    """Readers that are started in the test, and end with it."""
+    from collap.data import guarded_reading
+
+    while guarded_reading._idle:
+        guarded_reading._idle.pop().end()
+    yield
+    while guarded_reading._idle:
+        guarded_reading._idle.pop().end()
+
+
+@pytest.fixture
+def deadly(tmp_path_factory, monkeypatch, no_readers):
+    """Make decoders die of files of certain names, in processes that are started from now on."""
+    from deadly import DEADLY
+
+    folder = tmp_path_factory.mktemp("deadly")
+    (folder / "sitecustomize.py").write_text(DEADLY)
+    monkeypatch.setenv("PYTHONPATH", str(folder))

@@ -51,6 +51,7 @@ class AudioTextBatch:
         skipped: name of each file that could not be read while making this batch, and the reason.
         state: position of the stream after this batch; None for a table.
         song_ids, text_ids: digests (n,) int64 of each one's song and text, by which equal ones are known; or None.
+        shared: the audios as they are sent, once they are in shared memory.
     """
 
     text: dict[str, torch.Tensor]
@@ -61,16 +62,38 @@ class AudioTextBatch:
     state: dict | None = None
     song_ids: torch.Tensor | None = None
     text_ids: torch.Tensor | None = None
+    shared: tuple | None = None
 
     def __len__(self) -> int:
         return len(self.audios)
 
     def __getstate__(self) -> dict:
         # A worker sends every tensor as an open file: one for each input, not for each input of each song.
-        return {**self.__dict__, "audios": _join_songs(self.audios)}
+        return {**self.__dict__, "audios": self.shared or _join_songs(self.audios), "shared": None}
 
     def __setstate__(self, state: dict):
         self.__dict__.update(state, audios=_split_songs(*state["audios"]))
+
+    def share_memory(self) -> "AudioTextBatch":
+        """Move the tensors to shared memory, as the thread of a worker that sends a batch does otherwise: what fails
+        there is told to nobody, and the batch is waited for without end.
+
+        Raises:
+            OSError: there is no room for them.
+        """
+        lengths, joined = _join_songs(self.audios)
+        ids = [ids for ids in (self.song_ids, self.text_ids) if ids is not None]
+        try:
+            for tensor in (*joined.values(), *self.text.values(), *ids):
+                tensor.share_memory_()
+        except RuntimeError as error:
+            raise OSError(
+                f"a worker cannot hand over its batch ({error}): raise the limits of shared memory (/dev/shm), file "
+                "size and open files, or set num_workers 0"
+            ) from error
+        self.shared = lengths, joined
+        self.audios = _split_songs(lengths, joined)
+        return self
 
     def pin_memory(self) -> "AudioTextBatch":
         """Move the tensors to page-locked memory; a `DataLoader` with `pin_memory=True` calls it."""
@@ -111,7 +134,7 @@ class AudioTextCollator:
         self.processor = processor
 
     def __call__(self, samples: list[AudioTextSample]) -> AudioTextBatch:
-        return AudioTextBatch(
+        batch = AudioTextBatch(
             text=dict(self.processor(text=[sample.text for sample in samples])),
             audios=[sample.audio for sample in samples],
             names=[sample.name for sample in samples],
@@ -120,6 +143,7 @@ class AudioTextCollator:
             song_ids=_digests([sample.song for sample in samples]),
             text_ids=_digests([_words(sample.text) for sample in samples]),
         )
+        return batch if torch.utils.data.get_worker_info() is None else batch.share_memory()
 
 
 def _words(text: str | list[str]) -> str:

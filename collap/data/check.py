@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, field
 import datasets
 
 from collap.data.catalogue import Request, all_splits
+from collap.data.guarded_reading import header_seconds
 from collap.data.rows import audio_source, check_column, naming_row, row_texts
 from collap.data.sources import open_dataset
-from processing.decode_audio import AudioFileError, header_seconds
+from processing.decode_audio import AudioFileError
 
 NAMES_SHOWN = 5  # of what cannot be used
 

@@ -9,10 +9,11 @@ from datasets.fingerprint import Hasher
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from processing.decode_audio import AudioFileError, load_audio
+from processing.decode_audio import AudioFileError
 from processing.embed_audio import check_samples
 
 from .arrow_cache import map_once
+from .guarded_reading import load_audio
 from .rows import audio_source
 
 CACHED_COLUMN = "collap_features"

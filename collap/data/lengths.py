@@ -7,10 +7,11 @@ import math
 import datasets
 
 from processing.audio_collap import SAMPLING_RATE
-from processing.decode_audio import AudioFileError, header_seconds
+from processing.decode_audio import AudioFileError
 
 from .arrow_cache import map_once
 from .feature_cache import CACHED_COLUMN, UNREADABLE, audio_files_digest
+from .guarded_reading import header_seconds
 from .rows import audio_source, check_column
 
 

@@ -27,6 +27,7 @@ from transformers import WhisperModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from collap.data.batches import check_processes
+from collap.data.guarded_reading import Source, stream_audio
 from collap.data.rows import audio_source, naming_row
 from collap.data.sources import open_dataset
 from collap.data.token_cache import (
@@ -48,7 +49,7 @@ from modeling_collap.configuration_collap import max_segment_seconds
 from modeling_collap.loading_collap import load_speech_encoder, load_whole
 from modeling_collap.towers_collap import AudioTower
 from processing import CoLLAPFeatureExtractor
-from processing.decode_audio import AudioFileError, AudioSource
+from processing.decode_audio import AudioFileError
 from processing.embed_audio import feature_blocks
 
 FRAME_SECONDS = 0.01
@@ -81,7 +82,7 @@ def load_encoders(options, device: torch.device) -> tuple[AudioTower, CoLLAPFeat
 
 @torch.inference_mode()
 def encode_song(
-    tower: AudioTower, feature_extractor, source: AudioSource, dtype: str
+    tower: AudioTower, feature_extractor, source: Source, dtype: str
 ) -> tuple[dict[str, torch.Tensor], float]:
     """Encode one file, `segment_batch_size` segments at a time.
 
@@ -92,7 +93,8 @@ def encode_song(
         AudioFileError: it cannot be read, or its tokens not be stored.
     """
     segment_seconds, blocks, seconds = float(feature_extractor.segment_seconds), [], 0.0
-    for features in feature_blocks(feature_extractor, source, tower.segment_batch_size, tower.music.device):
+    where = (tower.segment_batch_size, tower.music.device)
+    for features in feature_blocks(feature_extractor, source, *where, read=stream_audio):
         frames = features["music_attention_mask"]  # (S, F)
         fused = tower.fuse(features["music_features"], features["speech_features"], frames)  # (S, K, M)
         blocks.append(pack_tokens(fused[features["audio_token_mask"]].cpu(), dtype))  # (T, M)

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from processing.audio_collap import HOP_LENGTH, SAMPLING_RATE, num_kaldi_frames
-from processing.decode_audio import AudioFileError, load_audio, load_crop
+from processing.decode_audio import AudioFileError
 from processing.embed_audio import check_samples
 from processing.feature_extraction_collap import MIN_SECONDS
 
 from .feature_cache import CACHED_COLUMN, load_cached_features
+from .guarded_reading import load_audio, load_crop
 from .places import name_within
 from .rows import audio_paths, audio_source, content_digest, naming_row, row_name, row_songs, row_texts
 from .sections import SectionSettings, cut_stored, draw_span, vary_text

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-from processing.decode_audio import AudioFileError, header_seconds
+from processing.decode_audio import AudioFileError
 
 from .apart import keep_apart, songs_too_many
 from .batches import AudioTextBatch, AudioTextCollator, length_buckets, song_numbers
+from .guarded_reading import header_seconds
 from .lengths import num_segments
 from .rows import audio_source, content_digest, row_name, song_name
 from .samples import MAX_REPLACEMENTS, AudioTextSample, SampleReader, no_replacement

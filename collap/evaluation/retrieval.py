@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from collap.data.feature_cache import CACHED_COLUMN, load_cached_features
+from collap.data.guarded_reading import stream_audio
 from collap.data.rows import audio_source, check_column, named_audio, naming_row
 from collap.data.sources import open_dataset
 from collap.models import load_model, weights_digest
@@ -67,7 +68,7 @@ def embed_row(model, processor, dataset, row: int, audio_column: str) -> tuple[t
             return embed_segments(model, [load_cached_features(dataset.select_columns(CACHED_COLUMN)[row])])
     audio = dataset[row][audio_column]
     with naming_row(row, audio):
-        return embed_audio(model, processor.feature_extractor, audio_source(audio))
+        return embed_audio(model, processor.feature_extractor, audio_source(audio), stream_audio)
 
 
 @torch.no_grad()

@@ -23,6 +23,19 @@ from collap.training.settings import DataSettings
 MAX_CUT_SECONDS = 5  # to which a section may be rounded
 
 
+def _until_left(loader: DataLoader) -> Iterator[AudioTextBatch]:
+    """Yield the batches of a loader, and end its workers however that ends. An error of a worker would keep them to the
+    end of the program, which then waits for them: they outlive its SIGTERM."""
+    batches = iter(loader)
+    try:
+        yield from batches
+    finally:
+        if loader.num_workers:
+            batches._shutdown_workers()  # waits a few seconds for each
+            for worker in batches._workers:
+                worker.kill()
+
+
 class TableData:
     """A data set with random access: every epoch is planned from the seed, so a step is a position.
 
@@ -41,7 +54,7 @@ class TableData:
             epoch, first = divmod(step, self.steps_per_epoch)
             self.dataset.set_epoch(epoch)
             self.sampler.set_position(epoch, first)
-            yield from self.loader
+            yield from _until_left(self.loader)
             step = (epoch + 1) * self.steps_per_epoch
 
     def state_after(self, state: dict | None, batch: AudioTextBatch) -> None:
@@ -65,7 +78,7 @@ class StreamData:
         """Yield the batches of this process after `state`, without end."""
         if state is not None:
             self.stream.load_state_dict(state)
-        yield from self.loader
+        yield from _until_left(self.loader)
 
     def state_after(self, state: dict | None, batch: AudioTextBatch) -> dict:
         """Return the position after `batch`; JSON-able."""

@@ -151,7 +151,26 @@ def test_joined_ogg_is_read_one_after_another(caplog):
     assert not said(caplog)
     joined = (CASES / "oggenc_music.ogg").read_bytes() + (CASES / "vorbis_valid_refused.ogg").read_bytes()
     message = refusal(joined)  # FFmpeg does not go on at another rate, and libsndfile never does
-    assert "FFmpeg stops" in message and "3.000 s could be decoded" in message
+    assert "FFmpeg stops: another recording" in message and "3.000 s could be decoded" in message
+
+
+@pytest.mark.parametrize("second", [(6, 44100), (6, 22050), (2, 44100)])
+def test_what_is_joined_to_six_channels_of_vorbis_is_not_lost_in_silence(second):
+    """libsndfile, which alone decodes them right, reads the first recording."""
+    parts = []
+    for channels, rate in ((6, 44100), second):
+        buffer, samples = io.BytesIO(), np.random.default_rng(0).normal(size=(rate, channels)) * 0.1
+        with soundfile.SoundFile(buffer, "w", rate, channels, format="OGG", subtype="VORBIS") as file:
+            for _ in range(3):
+                file.write(samples)
+        parts.append(buffer.getvalue())
+    assert len(load_audio(parts[0])) == 3 * 16000
+    message = refusal(parts[0] + parts[1])
+    assert "libsndfile stops where another recording is joined on" in message and "3.000 s could be decoded" in message
+    with pytest.raises(AudioFileError, match="joined on"):
+        audio_seconds(parts[0] + parts[1])
+    np.testing.assert_array_equal(load_audio(parts[0] + parts[1], stop=2.0), load_audio(parts[0])[:32000])
+    assert "joined on" in refusal(parts[0] * 2)
 
 
 def flac_bytes(subtype="PCM_16", seconds=4.0, container="FLAC", seed=0):
