@@ -17,7 +17,7 @@ from collap.files import flat
 from modeling_collap import CoLLAPConfig, CoLLAPModel
 from processing import CoLLAPProcessor
 from processing.pipeline_collap import add_pipeline
-from processing.processing_collap import MODALITY_CONFIG
+from processing.processing_collap import MODALITY_CONFIG, has_words
 
 
 def load_config(name: str | Path, **kwargs) -> CoLLAPConfig:
@@ -55,9 +55,8 @@ def vocabulary_problem(tokenizer, text_config) -> str | None:
         tokenizer: of transformers.
         text_config: configuration of the text tower, with `vocab_size`.
     """
-    words = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
     rows = text_config.vocab_size
-    if not words:
+    if not has_words(tokenizer):
         return (
             f"the tokenizer has no vocabulary but {len(tokenizer)} special tokens, the text tower {rows} embeddings; "
             "put tokenizer.json (or vocab.json and merges.txt) beside config.json"

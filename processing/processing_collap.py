@@ -54,6 +54,11 @@ def check_texts(text: str | list) -> list[str | list]:
     return texts
 
 
+def has_words(tokenizer) -> bool:
+    """Tell whether a tokenizer knows more than special tokens; not so one whose tokenizer.json was missing."""
+    return len(tokenizer) > len(set(tokenizer.all_special_tokens))
+
+
 class CoLLAPProcessor(ProcessorMixin):
     r"""Join a tokenizer and a [`CoLLAPFeatureExtractor`].
 
@@ -130,8 +135,9 @@ class CoLLAPProcessor(ProcessorMixin):
             and the outputs of the feature extractor.
 
         Raises:
-            ValueError: if both text and audio are missing, for an empty text, for a `max_length` that the text tower
-                cannot read, for an argument that is given twice, or as the feature extractor.
+            ValueError: if both text and audio are missing, for an empty text, for a tokenizer without a vocabulary,
+                which gives every text the same tokens, for a `max_length` that the text tower cannot read, for an
+                argument that is given twice, or as the feature extractor.
             TypeError: for an unknown argument.
         """
         given = {
@@ -150,6 +156,11 @@ class CoLLAPProcessor(ProcessorMixin):
             return self(text, audio, text_kwargs=text_kwargs, audio_kwargs=audio_kwargs, **{**common_kwargs, **kept})
         if text is None and audio is None:
             raise ValueError("found neither text nor audio; expected at least one of them")
+        if text is not None and not has_words(self.tokenizer):
+            raise ValueError(
+                f"the tokenizer has no vocabulary but {len(self.tokenizer)} special tokens; put tokenizer.json (or "
+                "vocab.json and merges.txt) beside config.json"
+            )
         inputs = {}
         if text is not None:
             inputs.update(self._tokenize(text, join_text_kwargs(given, text_kwargs or {})))

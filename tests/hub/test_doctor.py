@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_tokenizer
-from transformers import AutoModel, TorchAoConfig
+from transformers import AutoModel, AutoProcessor, TorchAoConfig
 
 from collap.cli import run_command
 from collap.hub import checks, doctor, golden, render_probes
@@ -231,6 +231,10 @@ def test_a_folder_without_a_vocabulary(healthy, tmp_path, capsys, kind):
         ValueError, match=r"model: the tokenizer has no vocabulary but \d special tokens.*300 embeddings"
     ):
         load_model(tmp_path / "model")
+    processor = AutoProcessor.from_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"^the tokenizer has no vocabulary but \d special tokens; put tokenizer.json"):
+        processor(text=["a slow piano", "drums"])  # as pipelines and sentence-transformers call it
+    assert processor(audio=[np.zeros(16000, np.float32)], sampling_rate=16000)["segment_mask"].all()
 
 
 def test_weights_that_are_unknown_or_no_numbers(patient, capsys):
