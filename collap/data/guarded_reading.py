@@ -141,14 +141,22 @@ def _carry_out(function: str, source: Source, *arguments) -> Iterator:
         raise error_class(message)
 
 
-def stream_audio(source: Source, sampling_rate: int = 16000, block_seconds: float = 30.0) -> Iterator[np.ndarray]:
+def stream_audio(
+    source: Source,
+    sampling_rate: int = 16000,
+    start: float | None = None,
+    stop: float | None = None,
+    block_seconds: float = 30.0,
+) -> Iterator[np.ndarray]:
     """Read mono audio in blocks, see `processing.decode_audio.stream_audio`; the next one is decoded meanwhile."""
-    return _carry_out("stream_audio", source, sampling_rate, None, None, block_seconds)
+    return _carry_out("stream_audio", source, sampling_rate, start, stop, block_seconds)
 
 
-def load_audio(source: Source, sampling_rate: int = 16000) -> np.ndarray:
-    """Read a file as mono float32 samples (M,), see `processing.decode_audio.load_audio`."""
-    return np.concatenate(list(stream_audio(source, sampling_rate)))
+def load_audio(
+    source: Source, sampling_rate: int = 16000, start: float | None = None, stop: float | None = None
+) -> np.ndarray:
+    """Read a file or a span of it as mono float32 samples (M,), see `processing.decode_audio.load_audio`."""
+    return np.concatenate(list(stream_audio(source, sampling_rate, start, stop)))
 
 
 def load_crop(source: Source, crop_seconds: float, place: float) -> np.ndarray:

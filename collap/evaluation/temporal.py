@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from collap.data.guarded_reading import load_audio
 from collap.data.rows import audio_source, check_column, naming_row
 from collap.data.sections import section_sentences
 from collap.data.sources import open_dataset
 from collap.files import replace_text, write_json
 from collap.models import load_model, weights_digest
 from modeling_collap.localization_collap import curve_spans
-from processing.decode_audio import load_audio
 from processing.embed_audio import embed_audio
 
 from .results import command_line
@@ -260,16 +260,12 @@ def measure(model, processor, songs: list[SectionedSong], seed: int = 0) -> dict
     for index, song in enumerate(tqdm(songs, desc="songs", disable=None)):
         with naming_row(index, None):
             embedded.append(measure_order(model, processor, index, song, found, seed))
-            samples = joined_samples(song)
+            samples = load_audio(song.audio, RATE)
+            samples = join_sections(samples, song.sections, list(range(len(song.sections))))
             measure_localization(model, processor, index, song, embedded[-1], samples, found)
             measure_detail(model, processor, index, song, found, seed)
     measure_retrieval(model, processor, embedded, songs, found, seed)
     return found.figures(seed)
-
-
-def joined_samples(song: SectionedSong) -> np.ndarray:
-    """Return the samples of a song from its first section to its last."""
-    return join_sections(load_audio(song.audio, RATE), song.sections, list(range(len(song.sections))))
 
 
 def run(options) -> int:

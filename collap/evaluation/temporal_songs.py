@@ -16,8 +16,8 @@ import soundfile
 from collap.corpora.synthetic.captions import DYNAMICS_PHRASES, long_caption
 from collap.corpora.synthetic.composition import Section, Song, compose_song
 from collap.corpora.synthetic.songs import render_song
+from collap.data.guarded_reading import load_audio
 from collap.data.sections import section_sentences, without_times
-from processing.decode_audio import load_audio
 
 RATE = 16_000
 CAPTIONS = ("timed", "untimed", "content")  # whole; without clock times; and without what is said of the section before
