@@ -38,12 +38,15 @@ trap - EXIT
 grep -ah "^epoch\|epoch [0-9]*:" runs/demo/*.log | tr '\r' '\n' | grep "^epoch" || true
 
 echo "4/4 finding 100 songs that no model has heard, and what both models know of the order within 40 of them"
+evaluate() {
+  OMP_NUM_THREADS=1 $PYTHON -m collap evaluate --model runs/demo/collap-$1/best --dataset $SONGS --split test \
+    --text_column captions --song_column song_id --sections_column sections --output_dir results/demo/collap-$1
+  OMP_NUM_THREADS=1 $PYTHON -m collap evaluate --suite temporal --songs 40 --model runs/demo/collap-$1/best \
+    --dataset $SONGS --split test --text_column captions --sections_column sections --output_dir results/demo/collap-$1
+}
 started=()
 for text in $VARIANTS; do
-  model="--model runs/demo/collap-$text/best --dataset $SONGS --split test --text_column captions --sections_column sections"
-  (OMP_NUM_THREADS=1 $PYTHON -m collap evaluate $model --song_column song_id --output_dir results/demo/collap-$text &&
-    OMP_NUM_THREADS=1 $PYTHON -m collap evaluate $model --suite temporal --songs 40 --output_dir results/demo/collap-$text
-  ) >runs/demo/evaluate-$text.log 2>&1 &
+  evaluate $text >runs/demo/evaluate-$text.log 2>&1 &
   started+=($!)
 done
 for job in "${started[@]}"; do

@@ -16,8 +16,10 @@ DIRECTLY_BELOW = {
     "collap.files": ("modeling_collap", "processing"),
     "collap.models": ("collap.files",),
     "collap.data": ("collap.models",),
-    "collap.evaluation": ("collap.data",),
     "collap.corpora": ("collap.data",),
+    "collap.evaluation": (
+        "collap.corpora",
+    ),  # rendered songs are described and rendered anew for the benchmark of time
     "collap.training": ("collap.evaluation", "collap.corpora"),
     "collap.search": ("collap.evaluation", "collap.corpora"),
     "collap.hub": ("collap.evaluation", "collap.corpora"),

@@ -81,7 +81,7 @@ def score_songs(
     """Score songs that are embedded one at a time.
 
     Args:
-        text_embeds: (B, Q, D) as [`embed_texts`] returns them.
+        text_embeds: (B, Q, D) as [`embed_texts`] returns them, or (B, D).
         audio_embeds: embeddings (1, T, D) and token mask (1, T) of every song; may be empty.
         chunk_size: texts scored at a time; None for as many as fit bounded memory.
 
@@ -90,7 +90,7 @@ def score_songs(
     """
     # Equal texts get equal scores, whatever the order in which a product is summed: each is scored once.
     distinct, place = torch.unique(text_embeds, dim=0, return_inverse=True)  # (at most B, Q, D), (B,)
-    pooled = pool_sentences(distinct)  # (at most B, D)
+    pooled = pool_sentences(distinct) if distinct.ndim == 3 else distinct  # (at most B, D)
     place = place.cpu().numpy()
     empty = np.zeros((0, len(distinct)), np.float32)  # a process may have no songs
     rows = {"collap": [empty], "mean_pooled": [empty]}

@@ -23,6 +23,7 @@ UPLOADED_CODE = [
     *("decode_audio.py", "embed_audio.py", "feature_extraction_collap.py", "loading_collap.py", "loss_collap.py"),
     *("modeling_beats.py", "modeling_collap.py", "pipeline_collap.py", "processing_collap.py", "resample_audio.py"),
     *("scoring_collap.py", "sentence_collap.py", "songs_collap.py", "structure_collap.py", "towers_collap.py"),
+    *("alignment_collap.py", "localization_collap.py", "sentences_collap.py", "weighting_collap.py"),
     "validation_collap.py",
 ]
 # What an earlier publish may have left in the repository; other code and weights there are of its users.

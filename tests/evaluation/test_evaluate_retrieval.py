@@ -127,7 +127,7 @@ def test_equal_texts_get_equal_scores_wherever_they_stand():
         scores = score_songs(model, embeds, [(audio, mask)], chunk_size=size)
         for kind, naive in (
             ("collap", model.score(embeds, audio, mask)),
-            ("mean_pooled", mean_pooled_scores(embeds, audio, mask)),
+            ("mean_pooled", mean_pooled_scores(embeds[:, 0], audio, mask)),
         ):
             np.testing.assert_allclose(scores[kind], naive.detach().numpy(), atol=1e-4)
             assert len({*scores[kind][0, [7, 31, 58]].tolist()}) == 1
