@@ -11,8 +11,9 @@ from tiny import tiny_model, tiny_processor
 
 from collap.cli import run_command
 from collap.evaluation import temporal
-from collap.evaluation.temporal import Measured, measure_order, open_sectioned_songs
+from collap.evaluation.temporal import measure_order, open_sectioned_songs
 from collap.evaluation.temporal_metrics import (
+    Measured,
     boundary_f_measures,
     frame_average_precision,
     order_correct,
@@ -37,7 +38,7 @@ class Options:
     """What the command's options would be."""
 
     audio_column, text_column, sections_column = "audio", "captions", "sections"
-    dataset_config = revision = None
+    dataset_config = revision = segments = None
     split, songs, seed = "test", None, 0
 
     def __init__(self, dataset, **others):
@@ -47,7 +48,7 @@ class Options:
 
 @pytest.fixture(scope="module")
 def songs(corpus):
-    return open_sectioned_songs(Options(corpus))
+    return open_sectioned_songs(Options(corpus)).songs
 
 
 def test_ties_of_order_count_half():
@@ -105,8 +106,8 @@ def test_songs_are_cut_and_joined_with_the_descriptions_that_are_then_true(songs
                 place += last - first
             for kind in CAPTIONS:
                 lines = caption_lines(song, order, kind)
-                assert len(lines) == len(own) + 1
-                assert any("0:0" in line for line in lines[1:]) == (kind == "timed")
+                assert len(lines) == len(own) + (kind != "content")
+                assert any("0:0" in line for line in lines) == (kind == "timed")
 
 
 def test_captions_of_songs_that_were_not_rendered_move_with_their_sections():
@@ -123,8 +124,12 @@ def test_orders_are_never_the_own_one_and_one_section_is_changed(songs):
         assert all(sorted(order) == list(range(count)) != order for order in drawn.values())
         assert sum(i != one for i, one in enumerate(drawn["neighbours"])) == 2
     for song in songs:
-        pairs = zip(song.composed.sections, changed_once(song.composed, generator).sections, strict=True)
-        assert sum(before != after for before, after in pairs) == 1
+        for kind in ("instruments", "dynamics"):
+            pairs = zip(song.composed.sections, changed_once(song.composed, kind, generator).sections, strict=True)
+            ((before, after),) = [pair for pair in pairs if pair[0] != pair[1]]
+            assert getattr(before, kind) != getattr(after, kind)
+        fewer = changed_once(song.composed, "presence", generator)
+        assert len(fewer.sections) == len(song.sections) - 1 and fewer.seconds == fewer.sections[-1].end
 
 
 def test_who_knows_the_truth_is_always_right_and_who_knows_nothing_is_not(songs, monkeypatch):
@@ -146,13 +151,14 @@ def test_who_knows_the_truth_is_always_right_and_who_knows_nothing_is_not(songs,
     def figures(scorer):
         monkeypatch.setattr(temporal, "score_texts", scorer)
         found = Measured()
-        for seed, index in itertools.product(range(1 if scorer is knowing else 12), range(len(songs))):
+        for seed, index in itertools.product(range(6 if scorer is knowing else 12), range(len(songs))):
             measure_order(index, None, index, songs[index], found, seed)
         return {name: one["mean"] for name, one in found.figures(0).items()}
 
     right = figures(knowing)
     assert {value for name, value in right.items() if name.startswith("order")} == {100.0}
-    assert {value for name, value in right.items() if name.startswith("control")} == {50.0}
+    controls = [value for name, value in right.items() if name.startswith("control")]
+    assert len(controls) == 4 and all(40 <= value <= 60 for value in controls), controls
     guessed = [value for name, value in figures(guessing).items() if name.startswith("order")]
     assert 40 < np.mean(guessed) < 60
 
@@ -185,7 +191,7 @@ def test_the_command_measures_a_model(corpus, tmp_path, alignment, capsys):
 )
 def test_data_sets_that_do_not_fit_are_named(corpus, change, message):
     if message is None:  # rendered songs are described anew, whatever their text
-        assert len(open_sectioned_songs(Options(corpus, **change))) == 4
+        assert len(open_sectioned_songs(Options(corpus, **change)).songs) == 4
         return
     with pytest.raises(ValueError, match=message):
         open_sectioned_songs(Options(corpus, **change))
