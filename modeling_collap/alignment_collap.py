@@ -57,10 +57,10 @@ def pool_frames(
     Returns:
         (A, W, D), zeros where there is no frame; (A, W) bool.
     """
-    padding = -audio_embeds.shape[1] % frame_size
-    mask = F.pad(audio_token_mask, (0, padding)).unflatten(1, (-1, frame_size))  # (A, W, H)
+    padding = frame_size - 1  # of which `unfold` leaves out what makes no frame
+    mask = F.pad(audio_token_mask, (0, padding)).unfold(1, frame_size, frame_size)  # (A, W, H)
     tokens = audio_embeds.masked_fill(~audio_token_mask.unsqueeze(-1), 0.0)  # (A, T, D)
-    frames = F.pad(tokens, (0, 0, 0, padding)).unflatten(1, (-1, frame_size)).sum(2)  # (A, W, D)
+    frames = F.pad(tokens, (0, 0, 0, padding)).unfold(1, frame_size, frame_size).sum(-1)  # (A, W, D)
     counts = mask.sum(-1)  # (A, W)
     return frames / counts.clamp(min=1).unsqueeze(-1), counts > 0
 

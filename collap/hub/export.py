@@ -81,17 +81,12 @@ class ScoreGraph(nn.Module):
         self.padding = model.config.kernel_size + model.config.stride - 1
 
     def forward(
-        self,
-        audio_embeds: torch.Tensor,
-        audio_token_mask: torch.Tensor,
-        text_embeds: torch.Tensor | None = None,
-        sentence_embeds: torch.Tensor | None = None,
+        self, text_embeds: torch.Tensor, audio_embeds: torch.Tensor, audio_token_mask: torch.Tensor
     ) -> torch.Tensor:
-        """Map (A, T, D), (A, T), and (B, D) or (B, Q, D) to (A, B)."""
+        """Map (B, D), (A, T, D) and (A, T) to (A, B)."""
         audio_embeds = F.pad(audio_embeds, (0, 0, 0, self.padding))  # (A, T + padding, D)
         mask = F.pad(audio_token_mask, (0, self.padding))  # (A, T + padding)
-        texts = text_embeds if sentence_embeds is None else sentence_embeds
-        return score_embeddings(self.score_parameters, texts, audio_embeds, mask)
+        return score_embeddings(self.score_parameters, text_embeds, audio_embeds, mask)
 
 
 @dataclass
@@ -120,7 +115,6 @@ def free_dimensions(config: CoLLAPConfig) -> dict[str, tuple[Dim, int]]:
     segments, per_segment = Dim("segments", min=1), config.tokens_per_segment
     return {
         "texts": (Dim("texts", min=1), 2),
-        "sentences": (Dim("sentences", min=1), 3),
         "text_tokens": (Dim("text_tokens", min=1, max=config.text_positions), 16),
         "audios": (Dim("audios", min=1), 2),
         "segments": (segments, 3),
@@ -132,8 +126,8 @@ def free_dimensions(config: CoLLAPConfig) -> dict[str, tuple[Dim, int]]:
 def build_graphs(model: CoLLAPModel) -> dict[str, Graph]:
     """Build the graphs `text`, `audio` and `score` of a model in evaluation mode.
 
-    A model that aligns sentences has each of them embedded by `text`; the paths of `monotone` are a loop over the
-    frames of a song, which no graph holds: it has no `score`.
+    Of a model that aligns sentences `text` embeds one sentence in each row, and there is no `score`: its paths are a
+    loop over the frames of a song, which no graph holds.
     """
     config = model.config
     width, frames = config.projection_dim, 2 * config.speech_config.max_source_positions
@@ -146,11 +140,8 @@ def build_graphs(model: CoLLAPModel) -> dict[str, Graph]:
         "segment_mask": ("bool", ["audios", "segments"]),
         "audio_token_mask": ("bool", ["audios", all_tokens]),
     }
-    texts = {"text_embeds": ("float32", ["texts", width])}
-    if config.alignment != "paper":
-        texts = {"sentence_embeds": ("float32", ["texts", "sentences", width])}
     score = {
-        **texts,
+        "text_embeds": ("float32", ["texts", width]),
         "audio_embeds": ("float32", ["audios", "tokens", width]),
         "audio_token_mask": ("bool", ["audios", "tokens"]),
     }
@@ -160,7 +151,7 @@ def build_graphs(model: CoLLAPModel) -> dict[str, Graph]:
         "audio": Graph(AudioGraph(model).eval(), audio, "audio_embeds", ["audios", all_tokens, width]),
         "score": Graph(ScoreGraph(model).eval(), score, "logits_per_audio", ["audios", "texts"]),
     }
-    if config.alignment == "monotone":
+    if config.alignment != "paper":
         del graphs["score"]
     return graphs
 
