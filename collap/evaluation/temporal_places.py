@@ -20,7 +20,8 @@ from .temporal_metrics import (
 )
 from .temporal_songs import RATE, SectionedSong, caption_lines, query_lines, true_spans
 
-LEVELS = [round(0.3 + 0.05 * step, 2) for step in range(14)]  # of the range of a curve, above which a span goes on
+# Of the range of a curve, above which a span goes on.
+LEVELS = [*(round(0.3 + 0.05 * step, 2) for step in range(14)), 0.97, 0.99]
 BOUNDARY_WINDOWS = (0.5, 3.0)
 
 

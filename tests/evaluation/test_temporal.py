@@ -424,3 +424,26 @@ def test_only_one_source_of_sections_is_taken(corpus, tmp_path):
         open_sectioned_songs(Options(corpus, segments=str(tmp_path)))
     with pytest.raises(ValueError, match="no such folder"):
         open_sectioned_songs(Options(corpus, sections_column=None, segments=str(tmp_path / "nowhere")))
+
+
+def test_the_command_measures_songs_with_files_of_segments(corpus, model_folder, tmp_path):
+    options = with_segments(corpus, tmp_path)
+    arguments = ["--model", str(model_folder), "--dataset", options.dataset, "--segments", options.segments]
+    arguments += ["--text_column", "captions", "--songs", "2", "--output_dir", str(tmp_path / "found")]
+    assert run_command("evaluate", ["--suite", "temporal", *arguments]) == 0
+    figures = json.loads((tmp_path / "found" / "temporal.json").read_text())["figures"]
+    names = ("order, neighbours, untimed", "mean IoU, a sentence alone", "R@1, whole song, overview alone")
+    assert all(name in figures for name in names)
+    assert not any("detail" in name or "content" in name for name in figures)  # what only a composed song tells
+
+
+def test_a_song_whose_sections_outlast_it_is_named(corpus, model_folder, tmp_path, capsys):
+    options = with_segments(corpus, tmp_path)
+    path = tmp_path / "segments" / "test-0001.txt"
+    *lines, _ = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, "500 end"]) + "\n")
+    arguments = ["--model", str(model_folder), "--dataset", options.dataset, "--segments", options.segments]
+    arguments += ["--text_column", "captions", "--output_dir", str(tmp_path / "found")]
+    assert run_command("evaluate", ["--suite", "temporal", *arguments]) == 1
+    assert "error: row 0: a section ends at 500.00 s, the audio at" in capsys.readouterr().err
+    assert not (tmp_path / "found").exists()
