@@ -152,7 +152,7 @@ def work(rank: int, folder: str):
 def processes(tmp_path_factory) -> list[dict]:
     """What both processes found."""
     folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(work, args=(str(folder),), nprocs=2)
+    torch.multiprocessing.start_processes(work, (str(folder),), nprocs=2, start_method="fork")
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

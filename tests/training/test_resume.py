@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -56,48 +55,63 @@ def killable(corpus, backbones, **overrides) -> dict:
     return settings(corpus, backbones, **state | often | overrides)
 
 
-def train_and_kill(folder: Path, config: dict, num_processes: int, kills: int, seed: int) -> int:
-    """Starts the run, by `accelerate launch`, and kills it after a random time, again and again; then lets it finish.
+def launched(folder: Path, config: dict, num_processes: int, log: Path) -> list[psutil.Process]:
+    """The run, as users start it: the launcher, whose processes import torch anew."""
+    line = command(folder, config, num_processes)
+    if num_processes == 1:
+        line = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu", *line[1:]]
+    with log.open("w") as output:
+        return [psutil.Popen(line, stdout=output, stderr=output, cwd=REPOSITORY, env=environment())]
+
+
+def forked(folder: Path, config: dict, num_processes: int, log: Path) -> list[psutil.Process]:
+    """The same processes without a launcher, in a fraction of the time."""
+    log.write_text("")
+    processes = start_processes(command(folder, config)[2:], log, num_processes)
+    return [psutil.Process(process.pid) for process in processes]
+
+
+def train_and_kill(folder: Path, config: dict, num_processes: int, kills: int, seed: int, start) -> int:
+    """Starts the run, by `launched` or `forked`, and kills it after a random time, again and again; then it may finish.
 
     Returns:
         How often it was killed while it was training.
     """
     generator, killed = random.Random(seed), 0
-    line = command(folder, config, num_processes)
-    if num_processes == 1:
-        line = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu", *line[1:]]
     for attempt in range(10 * kills + 10):
         log = folder / f"{attempt}.log"
-        with log.open("w") as output:
-            process = subprocess.Popen(line, stdout=output, stderr=output, cwd=REPOSITORY, env=environment())
-            if killed == kills:
-                assert process.wait(timeout=300) == 0, log.read_text()[-3000:]
-                return killed
-            wait_for_steps(psutil.Process(process.pid), log)
-            time.sleep(generator.uniform(0, 1.5))
-            done = process.poll()
-            if done is None:
-                kill_all(process)
-        assert done in (None, 0), log.read_text()[-3000:]
-        killed += done is None
+        processes = start(folder, config, num_processes, log)
+        if killed == kills:
+            assert [process.wait(timeout=300) for process in processes] == [0] * len(processes), log.read_text()[-3000:]
+            return killed
+        wait_for_steps(processes, log)
+        time.sleep(generator.uniform(0, 1.5))
+        was_killed = any(is_alive(process) for process in processes)
+        if was_killed:
+            kill_all(processes)
+        codes = [process.wait() for process in processes]
+        assert was_killed or codes == [0] * len(processes), log.read_text()[-3000:]
+        killed += was_killed
     raise AssertionError(f"killed {killed} times, expected {kills}")
 
 
-def wait_for_steps(process: psutil.Process, log: Path):
-    """Until the loop has begun, or the process has ended."""
-    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE and "training:" not in log.read_text():
+def is_alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def wait_for_steps(processes: list[psutil.Process], log: Path):
+    """Until the loop has begun, or a process has ended."""
+    while all(is_alive(process) for process in processes) and "training:" not in log.read_text():
         time.sleep(0.02)
 
 
-def kill_all(process: subprocess.Popen):
-    """SIGKILL for the launcher, its processes (sessions of their own) and their workers."""
-    family = [psutil.Process(process.pid)]
-    family += family[0].children(recursive=True)
-    for member in family:
+def kill_all(processes: list[psutil.Process]):
+    """SIGKILL for what was started, its processes (sessions of their own) and their workers."""
+    children = [child for process in processes for child in process.children(recursive=True)]
+    for member in [*processes, *children]:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
-    process.wait()
-    psutil.wait_procs(family[1:])
+    psutil.wait_procs(children)
 
 
 def assert_same_run(found: Path, expected: Path):
@@ -117,14 +131,20 @@ def assert_same_run(found: Path, expected: Path):
 
 
 @pytest.mark.parametrize(
-    ("num_processes", "kills"),
-    [(1, 2), (2, 1), pytest.param(1, 12, marks=pytest.mark.slow), pytest.param(2, 8, marks=pytest.mark.slow)],
+    ("num_processes", "kills", "start"),
+    [
+        (1, 2, forked),
+        (2, 1, forked),
+        pytest.param(1, 12, launched, marks=pytest.mark.slow),
+        pytest.param(2, 8, launched, marks=pytest.mark.slow),
+    ],
 )
-def test_killed_at_random_points_and_resumed(corpus, with_dropout, tmp_path, num_processes, kills):
+def test_killed_at_random_points_and_resumed(corpus, with_dropout, tmp_path, num_processes, kills, start):
     config = killable(corpus, with_dropout)
     reference = train(tmp_path / "whole", config, num_processes)
     assert reference.returncode == 0, reference.stderr[-3000:]
-    assert train_and_kill(tmp_path / "killed", config, num_processes, kills, seed=kills) == kills
+    (tmp_path / "killed").mkdir()
+    assert train_and_kill(tmp_path / "killed", config, num_processes, kills, kills, start) == kills
     assert_same_run(tmp_path / "killed" / "run", tmp_path / "whole" / "run")
 
 
@@ -136,7 +156,7 @@ def test_sigterm_to_one_of_two_processes_saves_and_exits_with_0(corpus, with_dro
     log = tmp_path / "stopped.log"
     log.write_text("")
     processes = start_processes(command(tmp_path / "stopped", config)[2:], log, 2)
-    wait_for_steps(psutil.Process(processes[0].pid), log)
+    wait_for_steps([psutil.Process(process.pid) for process in processes], log)
     os.kill(processes[1].pid, signal.SIGTERM)
     for process in processes:
         process.join(timeout=120)

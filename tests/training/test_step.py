@@ -120,6 +120,8 @@ def work(rank: int, world: int, folder: str):
     os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1"}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     torch.set_num_threads(1)
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._reset_state()  # of the process that this one is forked from
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     accelerator = Accelerator(cpu=True)
     assert accelerator.num_processes == world
@@ -136,7 +138,7 @@ def work(rank: int, world: int, folder: str):
 def processes(request, tmp_path_factory) -> list[dict]:
     """What each of 1, 2 or 4 processes found."""
     folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(work, args=(request.param, str(folder)), nprocs=request.param)
+    torch.multiprocessing.start_processes(work, (request.param, str(folder)), nprocs=request.param, start_method="fork")
     return [torch.load(folder / f"{rank}.pt") for rank in range(request.param)]
 
 

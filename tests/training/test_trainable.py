@@ -434,7 +434,7 @@ def work(rank: int, folder: str):
 
 
 def test_two_processes_compute_the_gradients_of_the_whole_batch(tmp_path):
-    torch.multiprocessing.spawn(work, args=(str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(work, (str(tmp_path),), nprocs=2, start_method="fork")
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for compiled in (False, True):
         model = partial_model(compiled)
