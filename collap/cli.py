@@ -60,6 +60,9 @@ def _evaluate(parser: Parser) -> None:
     parser.add_argument("--song_column", help="rows with the same value are one song; default: every row is one")
     parser.add_argument("--suite", default="retrieval", choices=("retrieval", "temporal"), help="what to measure")
     parser.add_argument("--songs", type=int, help="with --suite temporal: so many songs; default: all")
+    parser.add_argument(
+        "--segments", help="with --suite temporal: folder of files such as song.txt, lines of seconds and label"
+    )
     parser.add_argument("--sections_column", help="draw the first song's score over its {label, start, end} sections")
     parser.add_argument("--output_dir", type=Path, default=Path("results"))
     parser.add_argument("--chunk_size", type=int, help="texts scored at a time; default: by the length of the song")

@@ -157,7 +157,12 @@ def _draw_recalls(axes: Axes, scores: dict, direction: str) -> None:
 
 
 def plot_localization(
-    path: str | Path, times: np.ndarray, scores: dict[str, np.ndarray], sections: list[dict], title: str
+    path: str | Path,
+    times: np.ndarray,
+    scores: dict[str, np.ndarray],
+    sections: list[dict],
+    title: str,
+    spans: np.ndarray | None = None,
 ) -> None:
     """Plot one song's scores over time as lines on its true sections as shaded, labelled spans.
 
@@ -168,6 +173,7 @@ def plot_localization(
         times: (W,) centre of each frame in seconds, ascending.
         scores: for each text its score over time (W,).
         sections: dicts with "label" and "start" and "end" in seconds; may be empty.
+        spans: (scores, 2) start and end in seconds that were found for each text, drawn as bars at the foot; or None.
 
     Raises:
         ValueError: no score, shapes that differ from (W,), numbers that are not finite, or a section that does not end
@@ -190,6 +196,10 @@ def plot_localization(
         # A new dash pattern when the colours start over.
         dashes = ("-", "--", ":")[index // len(COLORS) % 3]
         lines += axes.plot(times, values, color=colors[name], linestyle=dashes, **style)
+    if spans is not None:
+        foot = axes.get_ylim()[0]
+        for name, (start, end) in zip(scores, spans, strict=True):
+            axes.plot([start, end], [foot, foot], color=colors[name], linewidth=9, solid_capstyle="butt")
     axes.set(xlabel="time (min:s)", ylabel="score")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=10, steps=[1, 1.5, 2, 3, 6, 10], integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{int(seconds) // 60}:{int(seconds) % 60:02d}"))

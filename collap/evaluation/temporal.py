@@ -6,71 +6,57 @@
 Order: which of two songs with the same sections in another order a description fits. Localisation: where the sentence
 of a section is heard, alone and within its description. Detail: two songs that differ in one section. Long form: what
 whole songs and descriptions add to retrieval. Partial: descriptions that leave out, exchange or invent. Songs are
-embedded one version at a time. Writes temporal.json and temporal.md to `--output_dir`. docs/structure.md explains.
+embedded one version at a time. Writes temporal.json, temporal.md and temporal.png to `--output_dir`. docs/structure.md
+explains.
 
-Dimensions: `A` songs, `B` texts, `Q` sentences, `T` tokens, `D` shared width, `W` frames.
+Dimensions: `B` texts, `T` tokens, `D` shared width.
 """
 
-import itertools
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from collap.data.guarded_reading import load_audio
-from collap.data.rows import audio_source, check_column, naming_row
+from collap.data.guarded_reading import header_seconds, load_audio
+from collap.data.rows import audio_source, check_column, named_audio, row_name, row_texts
 from collap.data.sections import section_sentences
+from collap.data.segment_files import read_segments
 from collap.data.sources import open_dataset
-from collap.files import replace_text, write_json
 from collap.models import load_model, weights_digest
-from modeling_collap.localization_collap import curve_spans
 from processing.embed_audio import embed_audio
 
 from .results import command_line
-from .temporal_metrics import (
-    boundary_f_measures,
-    frame_average_precision,
-    order_correct,
-    points_inside,
-    share_with_interval,
-    span_iou,
-)
+from .temporal_metrics import Measured, order_correct
+from .temporal_places import Kept, Places, by_paper_score, by_sentences, measure_chosen_level, measure_places
+from .temporal_places import sentence_embeds as embed_sentences
+from .temporal_report import draw_song, to_markdown, write_temporal_report
+from .temporal_retrieval import Pool
 from .temporal_songs import (
-    CAPTIONS,
+    DETAILS,
     RATE,
     SectionedSong,
     caption_lines,
     changed_versions,
+    check_sections,
     compose_again,
+    equal_versions,
     join_sections,
+    of_equal_lengths,
+    query_lines,
     song_versions,
 )
 
-PARTS = {"first 10 s": 10, "first 30 s": 30, "first 60 s": 60, "whole song": None}
-
-
-class Measured:
-    """Collect values by the name of their figure, each with the song that it comes from."""
-
-    def __init__(self):
-        self.values: dict[str, list[float]] = {}
-        self.songs: dict[str, list[int]] = {}
-
-    def add(self, name: str, song: int, *values: float) -> None:
-        self.values.setdefault(name, []).extend(map(float, values))
-        self.songs.setdefault(name, []).extend([song] * len(values))
-
-    def figures(self, seed: int) -> dict[str, dict]:
-        """Return mean, interval and numbers of every figure."""
-        return {name: share_with_interval(values, self.songs[name], seed) for name, values in self.values.items()}
+CHANCE = 0.5  # of a choice between two
 
 
 @torch.no_grad()
 def score_texts(model, processor, texts: list[list[str]], song: tuple) -> np.ndarray:
     """Score texts, each a list of lines, with one embedded song: (B,)."""
     inputs = processor(text=texts, device=model.device)
-    return model.score(model.get_sentence_features(**inputs), *song)[0].cpu().numpy()
+    return model.score(model.get_sentence_features(**inputs), *song)[0].float().cpu().numpy()
 
 
 @torch.no_grad()
@@ -81,204 +67,178 @@ def embed(model, processor, audio) -> tuple[torch.Tensor, torch.Tensor]:
 
 def measure_order(model, processor, index: int, song: SectionedSong, found: Measured, seed: int):
     """Compare the descriptions of a song and of its other orders with both; return the embedded original."""
-    versions = song_versions(song, np.random.default_rng((seed, index)))
+    generator = np.random.default_rng((seed, index))
+    versions = song_versions(song, generator)
     embedded = {name: embed(model, processor, audio) for name, (_, audio) in versions.items()}
-    for kind in CAPTIONS:
+    for kind in song.kinds:
         texts = [caption_lines(song, order, kind) for order, _ in versions.values()]
         scores = {name: score_texts(model, processor, texts, one) for name, one in embedded.items()}
-        place = {name: number for number, name in enumerate(versions)}
-        for name in list(versions)[1:]:
-            right = [scores["original"][0], scores[name][place[name]]]
-            wrong = [scores[name][0], scores["original"][place[name]]]
-            found.add(f"order, {name}, {kind}", index, *order_correct(right, wrong))
-        # The caption is kept and both songs are in other orders: nothing to know.
-        found.add(f"control: shuffled against reversed, {kind}", index,
-                  *order_correct(scores["shuffled"][:1], scores["reversed"][:1]))  # fmt: skip
-    overview = [caption_lines(song, versions["original"][0], "untimed")[0]]
-    pair = [score_texts(model, processor, [overview], embedded[name])[0] for name in ("original", "shuffled")]
-    found.add("control: a description without order", index, *order_correct(pair[:1], pair[1:]))
+        for place, name in enumerate(versions):
+            if name not in ("original", "shuffled again"):
+                right, wrong = (
+                    [scores["original"][0], scores[name][place]],
+                    [scores[name][0], scores["original"][place]],
+                )
+                found.add(f"order, {name}, {kind}", index, order_correct(right, wrong), CHANCE)
+        # The caption is kept and its song is exchanged for a third order: neither is right.
+        third = order_correct(scores["shuffled again"][:1], scores["shuffled"][:1])
+        found.add(f"control: caption kept, songs shuffled, {kind}", index, third, CHANCE)
+    orderless = caption_lines(song, song.own_order, song.kinds[-1])[-len(song.sections) :]
+    orderless = [[orderless[i] for i in generator.permutation(len(orderless))]]
+    pair = [score_texts(model, processor, orderless, embedded[name]) for name in ("original", "shuffled")]
+    found.add("control: sentences in no order", index, order_correct(*pair), CHANCE)
     return embedded["original"]
 
 
-@torch.no_grad()
-def localized(model, processor, lines: list[str], song: tuple):
-    """Return curves (Q, W), times (W, 2), spans (Q, 2) by curve, and (Q, 2) by path or None."""
-    sentences = model.get_sentence_features(**processor(text=[[line] for line in lines], device=model.device))
-    if model.config.alignment == "paper":
-        result = model.localize(sentences[:, 0], *song)
-        curves = result.scores[0][:, result.frame_mask[0]]  # (Q, W)
-        times = result.frame_seconds[: curves.shape[1]]
-        return curves.cpu().numpy(), times.cpu().numpy(), curve_spans(curves, times).cpu().numpy(), None
-    result = model.localize(sentences[:, 0].unsqueeze(0), *song)
-    outputs = result.curves[0, 0], result.frame_seconds, result.spans[0, 0], result.path[0, 0]
-    return tuple(one.cpu().numpy() for one in outputs)
-
-
-def measure_localization(model, processor, index: int, song: SectionedSong, embedded, samples, found: Measured):
-    """Find the sentence of every section, alone and with the others, beside what points without listening."""
-    own = list(range(len(song.sections)))
-    lines = caption_lines(song, own, "untimed")[-len(own) :]
-    start = song.sections[0]["start"]  # the joined song begins with its first section
-    true = np.array([[section["start"] - start, section["end"] - start] for section in song.sections])
-    curves, times, spans, path = localized(model, processor, lines, embedded)
-    middles = times.mean(1)
-    for curve, span in zip(curves, true, strict=True):
-        found.add("pointing, a sentence alone", index, points_inside(curve, times, span))
-        inside = (middles >= span[0]) & (middles < span[1])
-        if inside.any():
-            found.add("average precision of frames", index, frame_average_precision(curve, inside))
-    for name, one in {"a sentence alone": spans, "path": path}.items():
-        if one is not None:
-            overlaps = span_iou(one, true)
-            found.add(f"mean IoU, {name}", index, *overlaps)
-            found.add(f"IoU at least 0.5, {name}", index, *(overlaps >= 0.5))
-    if path is not None:
-        found.add("pointing, middle of the path", index, *((path.mean(1) >= true[:, 0]) & (path.mean(1) < true[:, 1])))
-        for window, value in zip((0.5, 3), boundary_f_measures(path[1:, 0], true[1:, 0], true[-1, 1]), strict=True):
-            found.add(f"boundaries within {window} s, path (F)", index, value)
-    loudest = samples[: len(samples) // 16000 * 16000].reshape(-1, 16000).std(1).argmax() + 0.5
-    total = true[-1, 1]
-    found.add("control: pointing at random", index, *(np.diff(true)[:, 0] / total))
-    found.add("control: pointing at the loudest second", index, *((true[:, 0] <= loudest) & (loudest < true[:, 1])))
-    found.add("control: pointing at the middle", index, *((true[:, 0] <= total / 2) & (total / 2 < true[:, 1])))
+def measure_equal_lengths(model, processor, index: int, song: SectionedSong, found: Measured, seed: int) -> None:
+    """Repeat the order test with sections cut to one length, in which no length is a clue."""
+    song = of_equal_lengths(song)
+    versions = equal_versions(song, np.random.default_rng((seed, index, 4)))
+    embedded = [embed(model, processor, audio) for _, audio in versions.values()]
+    texts = [caption_lines(song, order, "untimed") for order, _ in versions.values()]
+    scores = np.stack([score_texts(model, processor, texts, one) for one in embedded])  # (2 songs, 2 texts)
+    right = order_correct(np.diag(scores), np.diag(scores[::-1]))
+    found.add("order, shuffled, untimed, sections of equal length", index, right, CHANCE)
 
 
 def measure_detail(model, processor, index: int, song: SectionedSong, found: Measured, seed: int) -> None:
-    """Tell two renderings that differ in the dynamics of one section."""
+    """Tell two renderings that differ in one section; the songs take turns in how."""
     if song.composed is None:
         return
-    versions = changed_versions(song, np.random.default_rng((seed, index, 1)))
+    kind = DETAILS[index % len(DETAILS)]
+    versions = changed_versions(song, kind, np.random.default_rng((seed, index, 1)))
     texts = [lines for lines, _ in versions]
     scores = np.stack([score_texts(model, processor, texts, embed(model, processor, audio)) for _, audio in versions])
-    found.add("detail, one section of other dynamics", index, *order_correct(np.diag(scores), np.diag(scores[::-1])))
+    for name in ("detail, one section", f"detail, {kind} of one section"):
+        found.add(name, index, order_correct(np.diag(scores), np.diag(scores[::-1])), CHANCE)
 
 
-def partial_captions(songs: list[SectionedSong], seed: int) -> dict[str, list[list[str]]]:
-    """Return the descriptions of all songs, whole and spoiled in each of several ways."""
-    texts: dict[str, list[list[str]]] = {}
-    full = [caption_lines(song, list(range(len(song.sections))), "untimed") for song in songs]
-    for index, lines in enumerate(full):
-        generator = np.random.default_rng((seed, index, 2))
-        first = len(lines) - len(songs[index].sections)
-        overview, own = lines[:first], lines[first:]
-        gap, foreign = int(generator.integers(len(own))), full[(index + 1) % len(full)]
-        kept = sorted(generator.permutation(len(own))[:2].tolist())
-        untrue = [*own]
-        untrue[gap] = foreign[int(generator.integers(first, len(foreign)))]
-        spoiled = {
-            "whole description": lines,
-            "one sentence missing": [*overview, *own[:gap], *own[gap + 1 :]],
-            "two sentences left": [own[i] for i in kept],
-            "sentences shuffled": [*overview, *(own[i] for i in generator.permutation(len(own)))],
-            "one sentence untrue": [*overview, *untrue],
-            "one sentence": [own[gap]],
-            **({"overview alone": overview} if overview else {}),
-        }
-        for name, one in spoiled.items():
-            texts.setdefault(name, []).append(one)
-    return texts
+@dataclass
+class Sectioned:
+    """Hold the songs that are measured, and how many of the data set are not, with why the first is not."""
+
+    songs: list[SectionedSong]
+    left_out: int = 0
+    reason: str | None = None
 
 
-@torch.no_grad()
-def measure_retrieval(model, processor, embedded: list[tuple], songs: list[SectionedSong], found: Measured, seed: int):
-    """Retrieve whole and cut songs from whole and spoiled descriptions, text to audio."""
-    texts = partial_captions(songs, seed)
-    for part, seconds in PARTS.items():
-        count = None if seconds is None else round(seconds / model.config.token_seconds)
-        kinds = texts if seconds is None else {"whole description": texts["whole description"]}
-        for kind, captions in kinds.items():
-            rows = [score_texts(model, processor, captions, (t[:, :count], m[:, :count])) for t, m in embedded]
-            scores = np.stack(rows)  # (A, B)
-            ranks = (scores >= np.diag(scores)).sum(0)  # ties count against
-            for k in (1, 5):
-                for index, rank in enumerate(ranks):
-                    found.add(f"R@{k}, {part}, {kind}", index, rank <= k)
+def sections_of_row(rows, row: int, options) -> list[dict]:
+    """Read the sections of a row: its column, or the file of the folder `--segments` that is called like its audio.
+
+    Raises:
+        OSError, ValueError: there are none, or what is there is none.
+    """
+    if options.segments is None:
+        sections = rows[row][options.sections_column] or []
+        check_sections(sections, options.sections_column)
+        return sections
+    audio = named_audio(rows, row, options.audio_column)
+    if not audio["path"]:
+        raise ValueError("its audio has no name, by which its file of segments would be found")
+    source = audio_source(rows[row][options.audio_column])
+    return read_segments(Path(options.segments) / f"{Path(audio['path']).stem}.txt", header_seconds(source))
 
 
-def open_sectioned_songs(options) -> list[SectionedSong]:
+def read_song(rows, row: int, options) -> SectionedSong:
+    """Read a row that has sections and a sentence for each.
+
+    Raises:
+        OSError, ValueError: says what it lacks.
+    """
+    example, sections = rows[row], sections_of_row(rows, row, options)
+    if len(sections) < 2:
+        raise ValueError(f"has {len(sections)} section; expected two or more")
+    composed = compose_again(example.get("song_id"), sections, Path(options.dataset))
+    caption = row_texts(example[options.text_column], row)[0]
+    song = SectionedSong(audio_source(example[options.audio_column]), sections, caption, composed, row)
+    if composed is None and section_sentences(caption, sections) is None:
+        raise ValueError(f"has {len(sections)} sections, but {options.text_column!r} has no sentence for each")
+    return song
+
+
+def open_sectioned_songs(options) -> Sectioned:
     """Open the songs of a data set that have sections and a sentence for each.
 
     Raises:
-        ValueError: there are fewer than two, or the column of sections is missing.
+        ValueError: there are fewer than two, or there is no column or folder of sections.
     """
-    if not options.sections_column:
-        raise ValueError("--suite temporal needs --sections_column: lists of sections with start and end in seconds")
-    columns = options.audio_column, options.text_column, options.dataset_config, options.revision
-    rows = open_dataset(options.dataset, options.split, *columns)
-    check_column(rows, options.sections_column, options.dataset)
-    songs = []
-    for row in range(len(rows)):
-        example = rows[row]
-        sections, texts = example[options.sections_column] or [], example[options.text_column]
-        caption = texts if isinstance(texts, str) else texts[0]
-        if len(sections) < 2 or section_times_overlap(sections):
-            continue
-        composed = compose_again(example.get("song_id"), sections, Path(options.dataset))
-        song = SectionedSong(audio_source(example[options.audio_column]), sections, caption, composed)
-        if composed is not None or caption_fits(song):
-            songs.append(song)
-        if len(songs) == options.songs:
-            break
-    if len(songs) < 2:
+    if (options.sections_column is None) == (options.segments is None):
         raise ValueError(
-            f"{options.dataset}: {len(songs)} songs of {options.split!r} have two sections or more, one after the "
-            f"other, and a sentence for each in {options.text_column!r}; expected at least two"
+            "--suite temporal needs --sections_column, lists of sections with start and end in seconds, or --segments, "
+            "a folder of files such as song.txt with lines '8.49 verse'"
         )
-    return songs
+    if options.segments is not None and not Path(options.segments).is_dir():
+        raise ValueError(f"--segments {options.segments}: no such folder")
+    columns = options.audio_column, options.text_column, options.dataset_config, options.revision
+    rows, found = open_dataset(options.dataset, options.split, *columns), Sectioned([])
+    if options.sections_column:
+        check_column(rows, options.sections_column, options.dataset)
+    for row in range(len(rows)):
+        try:
+            found.songs.append(read_song(rows, row, options))
+        except (OSError, ValueError) as error:
+            found.left_out += 1
+            found.reason = found.reason or f"{row_name(row, named_audio(rows, row, options.audio_column))}: {error}"
+        if len(found.songs) == options.songs:
+            break
+    if len(found.songs) < 2:
+        raise ValueError(
+            f"{options.dataset}: {len(found.songs)} songs of {options.split!r} have two sections or more, one after "
+            f"the other, and a sentence for each in {options.text_column!r}; expected at least two"
+            + (f". {found.reason}" if found.reason else "")
+        )
+    return found
 
 
-def section_times_overlap(sections: list[dict]) -> bool:
-    """Tell whether sections are not one after the other."""
-    times = [time for section in sections for time in (section["start"], section["end"])]
-    return any(before > after + 1e-3 for before, after in itertools.pairwise(times))
+def picture(model, processor, song: SectionedSong, embedded) -> Places:
+    """Find the sentences of the song that is drawn."""
+    if model.config.alignment == "paper":
+        return by_paper_score(model, embed_sentences(model, processor, query_lines(song)), embedded)
+    lines = caption_lines(song, song.own_order, "untimed")[-len(song.sections) :]
+    return by_sentences(model, embed_sentences(model, processor, lines), embedded)
 
 
-def caption_fits(song: SectionedSong) -> bool:
-    """Tell whether a description has a sentence for each section."""
-    return section_sentences(song.caption, song.sections) is not None
+def measure(model, processor, songs: list[SectionedSong], seed: int = 0) -> tuple[dict, dict, Places]:
+    """Measure a model on songs; the same songs and seed give the same figures.
 
+    Returns:
+        Figures by name, the levels that were chosen for spans, and what was found in the first song.
 
-def to_markdown(results: dict) -> str:
-    """Write the figures as a table."""
-    lines = [
-        f"# What {results['model']} knows of time",
-        "",
-        f"{results['songs']} songs of {results['dataset']}, split {results['split']}; in %, with 95 % bootstrap "
-        "intervals by song. Chance of order, controls and detail: 50.",
-        "",
-        "| | % | 95 % | queries |",
-        "|---|--:|---|--:|",
-    ]
-    for name, one in results["figures"].items():
-        lines.append(f"| {name} | {one['mean']:.1f} | {one['low']:.1f} to {one['high']:.1f} | {one['queries']} |")
-    return "\n".join([*lines, "", f"`{results['command']}`", ""])
-
-
-def measure(model, processor, songs: list[SectionedSong], seed: int = 0) -> dict[str, dict]:
-    """Measure a model on songs; the same songs and seed give the same figures."""
-    found, embedded = Measured(), []
+    Raises:
+        AudioFileError, ValueError: names the row whose audio cannot be used.
+    """
+    found, kept, pool, first = Measured(), Kept(), Pool(model, processor, songs, seed), None
     for index, song in enumerate(tqdm(songs, desc="songs", disable=None)):
-        with naming_row(index, None):
-            embedded.append(measure_order(model, processor, index, song, found, seed))
-            samples = load_audio(song.audio, RATE)
-            samples = join_sections(samples, song.sections, list(range(len(song.sections))))
-            measure_localization(model, processor, index, song, embedded[-1], samples, found)
+        try:
+            embedded = measure_order(model, processor, index, song, found, seed)
+            samples = join_sections(load_audio(song.audio, RATE), song.sections, song.own_order)
+            measure_places(model, processor, index, song, embedded, samples, found, kept, seed)
+            measure_equal_lengths(model, processor, index, song, found, seed)
             measure_detail(model, processor, index, song, found, seed)
-    measure_retrieval(model, processor, embedded, songs, found, seed)
-    return found.figures(seed)
+        except ValueError as error:  # AudioFileError among them
+            raise type(error)(f"row {song.row}: {error}") from error
+        pool.add(*embedded)
+        first = picture(model, processor, song, embedded) if first is None else first
+    levels = measure_chosen_level(kept, found)
+    pool.measure(found)
+    return found.figures(seed), levels, first
 
 
 def run(options) -> int:
     """Do `collap evaluate --suite temporal`; return its exit code."""
-    songs = open_sectioned_songs(options)
+    opened = open_sectioned_songs(options)
+    if opened.left_out:
+        print(f"{opened.left_out} songs are left out; the first: {opened.reason}", file=sys.stderr)
+    if options.output_dir.exists() and not options.output_dir.is_dir():
+        raise ValueError(f"--output_dir {options.output_dir}: is a file; expected a folder, or the path of a new one")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model, processor = load_model(options.model, device, options.dtype)
     facts = {name: getattr(options, name) for name in ("model", "dataset", "split", "text_column", "seed")}
-    figures = measure(model, processor, songs, options.seed)
-    results = {**facts, "weights": weights_digest(options.model), "songs": len(songs), "command": command_line()}
+    facts |= {"weights": weights_digest(options.model), "alignment": model.config.alignment, "songs": len(opened.songs)}
+    figures, levels, first = measure(model, processor, opened.songs, options.seed)
+    results = {**facts, "songs_left_out": opened.left_out, "command": command_line(), "levels": levels}
     results["figures"] = figures
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    write_json(options.output_dir / "temporal.json", results)
-    replace_text(options.output_dir / "temporal.md", to_markdown(results))
+    write_temporal_report(results, options.output_dir)
+    draw_song(options.output_dir / "temporal.png", opened.songs[0], first)
     print(to_markdown(results))
     return 0

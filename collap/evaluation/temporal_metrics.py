@@ -1,12 +1,15 @@
-"""Measure whether a score knows time: order, pointing, spans; pure functions.
+"""Measure whether a score knows time: order, pointing, spans; pure functions, and what collects their values.
 
-Dimensions: `n` queries, `W` frames of a curve.
+Dimensions: `n` queries, `Q` sentences of a song, `W` frames of a curve.
 """
 
 from collections.abc import Sequence
 
 import mir_eval
 import numpy as np
+import torch
+
+from modeling_collap.localization_collap import curve_spans
 
 from .metrics import bootstrap_by_song
 
@@ -80,3 +83,52 @@ def share_with_interval(
         "queries": len(values),
         "songs": len(names),
     }
+
+
+def overlaps_at_chosen_level(
+    curves: Sequence[np.ndarray], times: Sequence[np.ndarray], true: Sequence[np.ndarray], levels: Sequence[float]
+) -> tuple[list[np.ndarray], tuple[float, float]]:
+    """Return the overlaps of spans whose level was chosen on other songs: even songs by odd ones, odd by even.
+
+    The level is the one with the most overlaps of one half or more, of equal ones the lowest.
+
+    Args:
+        curves: of every song (Q, W); there are two songs or more.
+        times: of every song (W, 2) seconds.
+        true: of every song (Q, 2) seconds.
+
+    Returns:
+        For every song the overlaps (Q,), and the levels of even and of odd songs.
+    """
+    table = [
+        np.stack([span_iou(curve_spans(*map(torch.from_numpy, (song, when)), level), spans) for level in levels])
+        for song, when, spans in zip(curves, times, true, strict=True)
+    ]  # for every song (levels, Q)
+    hits = [np.concatenate(table[half::2], axis=1) >= 0.5 for half in (0, 1)]  # (levels, Q of these songs)
+    chosen = [int(hits[1 - half].mean(1).argmax()) for half in (0, 1)]
+    found = [one[chosen[index % 2]] for index, one in enumerate(table)]
+    return found, (levels[chosen[0]], levels[chosen[1]])
+
+
+class Measured:
+    """Collect values by the name of their figure, each with the song that it comes from and what chance would give."""
+
+    def __init__(self):
+        self.values: dict[str, list[float]] = {}
+        self.chances: dict[str, list[float]] = {}
+        self.songs: dict[str, list[int]] = {}
+
+    def add(self, name: str, song: int, values: Sequence[float], chance: float | Sequence[float]) -> None:
+        """Add the values (n,) of a song, from 0 to 1, with their chance levels: one for all, or (n,)."""
+        values = np.asarray(values, np.float64)
+        self.values.setdefault(name, []).extend(values.tolist())
+        self.chances.setdefault(name, []).extend(np.broadcast_to(chance, values.shape).tolist())
+        self.songs.setdefault(name, []).extend([song] * len(values))
+
+    def figures(self, seed: int) -> dict[str, dict]:
+        """Return mean, interval, chance and numbers of every figure, in %."""
+        return {
+            name: share_with_interval(values, self.songs[name], seed)
+            | {"chance": 100 * float(np.mean(self.chances[name]))}
+            for name, values in self.values.items()
+        }

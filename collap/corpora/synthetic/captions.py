@@ -173,22 +173,22 @@ def _instruments(section: Section, phrasing: Phrasing) -> str:
     return ("only " if len(names) == 1 else "") + _listing(names)
 
 
-def _describe_section(song: Song, position: int, phrasing: Phrasing) -> str:
+def _describe_section(song: Song, position: int, phrasing: Phrasing, labels: bool = True, changes: bool = True) -> str:
     section = song.sections[position]
     sentence = phrasing.turn(SECTION_TEMPLATES, position).format(
         start=clock(section.start),
         end=clock(section.end),
-        label=section_names(song)[position],
+        label=section_names(song)[position] if labels else "part",
         instruments=_instruments(section, phrasing),
         dynamics=phrasing.pick(DYNAMICS_PHRASES[section.dynamics]),
         density=phrasing.pick(DENSITY_PHRASES[section.density]),
         register=phrasing.pick(REGISTER_PHRASES[section.register]),
         mood=phrasing.pick(MOOD_PHRASES[section.mood]),
     )
-    if position == 0:
+    if position == 0 or not changes:
         return sentence
-    changes = describe_change(song.sections[position - 1], section)
-    return f"{sentence} {phrasing.turn(CHANGE_TEMPLATES, position).format(changes=changes)}"
+    change = describe_change(song.sections[position - 1], section)
+    return f"{sentence} {phrasing.turn(CHANGE_TEMPLATES, position).format(changes=change)}"
 
 
 def prevailing_mood(song: Song) -> str:
@@ -246,6 +246,19 @@ def long_caption(song: Song, variant: int) -> str:
     phrasing = Phrasing(song, variant, "long caption")
     sections = [_describe_section(song, position, phrasing) for position in range(len(song.sections))]
     return "\n".join(_capital(line) for line in (_describe_song(song, phrasing), *sections))
+
+
+def section_lines(song: Song, variant: int, labels: bool = True, changes: bool = True) -> list[str]:
+    """Write only the lines of the sections of a long caption, in the same words.
+
+    Args:
+        song, variant: as in `long_caption`.
+        labels: whether a line names its section; False for "part".
+        changes: whether it says how it differs from the section before.
+    """
+    phrasing = Phrasing(song, variant, "long caption")
+    lines = [_describe_section(song, position, phrasing, labels, changes) for position in range(len(song.sections))]
+    return [_capital(line) for line in lines]
 
 
 def short_caption(song: Song, variant: int) -> str:

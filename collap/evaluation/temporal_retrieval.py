@@ -1,0 +1,111 @@
+"""Measure what whole songs and whole descriptions add to retrieval, and what spoiled descriptions take from it.
+
+Every text is embedded once and every song is scored when it is there, so that a pool of any size is held in the scores.
+
+Dimensions: `A` songs, `B` texts, `Q` sentences, `T` tokens, `D` shared width.
+"""
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from modeling_collap import attention_pooled_scores
+from modeling_collap.alignment_collap import pool_sentences
+
+from .temporal_metrics import Measured
+from .temporal_songs import SectionedSong, caption_lines
+
+PARTS = {"first 10 s": 10, "first 30 s": 30, "first 60 s": 60, "whole song": None}
+WHOLE = "whole description"
+TEXTS_AT_A_TIME = 16
+
+
+def spoiled_descriptions(songs: list[SectionedSong], seed: int) -> dict[str, dict[int, list[str]]]:
+    """Return the descriptions of all songs, whole and spoiled in each of several ways: name -> song -> lines."""
+    texts: dict[str, dict[int, list[str]]] = {}
+    full = [caption_lines(song, song.own_order, "untimed") for song in songs]
+    for index, lines in enumerate(full):
+        generator = np.random.default_rng((seed, index, 2))
+        first = len(lines) - len(songs[index].sections)
+        overview, own = lines[:first], lines[first:]
+        stranger = full[(index + 1) % len(full)][-len(songs[(index + 1) % len(full)].sections) :]
+        gap = int(generator.integers(len(own)))
+        kept = sorted(generator.permutation(len(own))[:2].tolist())
+        untrue = [*own]
+        untrue[gap] = stranger[int(generator.integers(len(stranger)))]
+        spoiled = {
+            WHOLE: lines,
+            "one sentence missing": [*overview, *own[:gap], *own[gap + 1 :]],
+            "two sentences left": [own[i] for i in kept],
+            "sentences shuffled": [*overview, *(own[i] for i in generator.permutation(len(own)))],
+            "one sentence untrue": [*overview, *untrue],
+            "one sentence": [own[gap]],
+            **({"overview alone": overview} if overview else {}),
+        }
+        for name, one in spoiled.items():
+            texts.setdefault(name, {})[index] = one
+    return texts
+
+
+@torch.no_grad()
+def embed_descriptions(model, processor, texts: list[list[str]]) -> torch.Tensor:
+    """Embed texts, lists of lines, a few at a time: (B, Q, D), zeros where a text has fewer sentences."""
+    embeds = []
+    for start in range(0, len(texts), TEXTS_AT_A_TIME):
+        inputs = processor(text=texts[start : start + TEXTS_AT_A_TIME], device=model.device)
+        embeds.append(model.get_sentence_features(**inputs))
+    most = max(one.shape[1] for one in embeds)
+    return torch.cat([F.pad(one, (0, 0, 0, most - one.shape[1])) for one in embeds])
+
+
+def model_score(model, texts: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Score a song with texts (B, Q, D) as the model does: (1, B)."""
+    return model.score(texts, tokens, mask)
+
+
+def paper_term(model, texts: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Score a song with the one vector of each text (B, Q, D), by the paper's term of the score alone: (1, B)."""
+    weights, config = model.score_parameters().to(tokens.device), model.config
+    return attention_pooled_scores(
+        pool_sentences(texts).to(tokens.device), tokens.float(), mask.bool(), config.kernel_size, config.stride,
+        weights.gamma_kernel, weights.gamma_temporal, weights.attention_temperature, config.score_reduction,
+    )  # fmt: skip
+
+
+def score_kinds(model) -> dict:
+    """Return the scores that are compared, by name: the model's, and with an alignment the paper's term of it."""
+    return {"": model_score, **({"paper's term, ": paper_term} if model.config.alignment != "paper" else {})}
+
+
+class Pool:
+    """Score every song with all descriptions as soon as it is embedded; only the scores are kept."""
+
+    def __init__(self, model, processor, songs: list[SectionedSong], seed: int):
+        self.model, self.kinds = model, score_kinds(model)
+        spoiled = spoiled_descriptions(songs, seed)
+        self.songs = {name: list(texts) for name, texts in spoiled.items()}
+        self.texts = {
+            name: embed_descriptions(model, processor, list(texts.values())) for name, texts in spoiled.items()
+        }
+        self.rows: dict[tuple[str, str, str], list[np.ndarray]] = {}  # (score, part, text) -> for every song (B,)
+
+    @torch.no_grad()
+    def add(self, tokens: torch.Tensor, mask: torch.Tensor) -> None:
+        """Score a song (1, T, D), and its beginnings; songs come in their order."""
+        for part, seconds in PARTS.items():
+            count = None if seconds is None else round(seconds / self.model.config.token_seconds)
+            for text, embeds in self.texts.items():
+                if seconds is not None and text != WHOLE:
+                    continue
+                for kind, score in self.kinds.items():
+                    row = score(self.model, embeds, tokens[:, :count], mask[:, :count])[0]
+                    self.rows.setdefault((kind, part, text), []).append(row.float().cpu().numpy())
+
+    def measure(self, found: Measured) -> None:
+        """Measure how often a description's own song is the first of the pool, or among the first five."""
+        for (kind, part, text), rows in self.rows.items():
+            scores, own = np.stack(rows), self.songs[text]  # (A, B)
+            ranks = (scores >= scores[own, range(len(own))]).sum(0)  # (B,); ties count against
+            for k in (1, 5):
+                for song, rank in zip(own, ranks, strict=True):
+                    found.add(f"R@{k}, {kind}{part}, {text}", song, [rank <= k], min(k / len(scores), 1))
