@@ -251,9 +251,9 @@ def test_options_of_the_pipeline_are_the_defaults_of_its_calls(retrieve, publish
     expected = [[{name: hits[0][name] for name in ("index", "score")}] for hits in expected]
     assert call(TEXTS, waveforms(), **other) == expected
     assert set(call(audio=waveforms(), return_tokens=False)) == {"pooled_audio_embeds"}
-    sizes, embed = [], call.model.get_text_features
+    sizes, embed = [], call.model.get_sentence_features
     monkeypatch.setattr(
-        call.model, "get_text_features", lambda ids, mask: (sizes.append(len(ids)), embed(ids, mask))[1]
+        call.model, "get_sentence_features", lambda ids, mask: (sizes.append(len(ids)), embed(ids, mask))[1]
     )
     call(LABELS)
     assert sizes == [2, 1]

@@ -352,7 +352,7 @@ def test_empty_texts_are_refused_by_index(processor, kind):
     [
         ([TEXTS[0], 5], r"text\[1\] is a int; expected a string"),
         ([None], r"text\[0\] is a NoneType; expected a string"),
-        ([TEXTS], r"text\[0\] is a list; expected a string"),
+        ([[TEXTS]], r"text\[0\]\[0\] is a list; expected a string"),
         (5, "text is a int; expected a string or a list of strings"),
         (b"piano", "text is a bytes; expected a string or a list of strings"),
         ({"caption": "piano"}, "text is a dict; expected a string or a list of strings"),

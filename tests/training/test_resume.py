@@ -78,6 +78,7 @@ def train_and_kill(folder: Path, config: dict, num_processes: int, kills: int, s
         How often it was killed while it was training.
     """
     generator, killed = random.Random(seed), 0
+    folder.mkdir(exist_ok=True)
     for attempt in range(10 * kills + 10):
         log = folder / f"{attempt}.log"
         processes = start(folder, config, num_processes, log)
@@ -143,7 +144,6 @@ def test_killed_at_random_points_and_resumed(corpus, with_dropout, tmp_path, num
     config = killable(corpus, with_dropout)
     reference = train(tmp_path / "whole", config, num_processes)
     assert reference.returncode == 0, reference.stderr[-3000:]
-    (tmp_path / "killed").mkdir()
     assert train_and_kill(tmp_path / "killed", config, num_processes, kills, kills, start) == kills
     assert_same_run(tmp_path / "killed" / "run", tmp_path / "whole" / "run")
 
@@ -300,7 +300,7 @@ def test_a_stream_resumes_where_it_was(corpus, with_dropout, tmp_path):
     config = killable(tmp_path / "shards", with_dropout, **stream, num_workers=2)
     whole = train(tmp_path / "whole", config)
     assert whole.returncode == 0, whole.stderr[-3000:]
-    assert train_and_kill(tmp_path / "killed", config, 1, kills=1, seed=0) == 1
+    assert train_and_kill(tmp_path / "killed", config, 1, kills=1, seed=0, start=forked) == 1
     weights = [load_file(tmp_path / name / "run" / "last" / "model.safetensors") for name in ("killed", "whole")]
     assert all(weights[0][name].equal(value) for name, value in weights[1].items())
 
