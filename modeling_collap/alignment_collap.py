@@ -168,10 +168,8 @@ def log_path_count(num_frames: torch.Tensor, num_states: torch.Tensor, has_blank
     Returns:
         (A, B) float32.
     """
-    if has_blanks:
-        total, chosen = num_frames + (num_states - 1) // 2, num_states - 1
-    else:
-        total, chosen = num_frames - 1, num_states - 1
+    chosen = num_states - 1
+    total = num_frames + chosen // 2 if has_blanks else num_frames - 1
     log_factorials = [torch.lgamma(number.double() + 1) for number in (total, chosen, total - chosen)]
     return (log_factorials[0] - log_factorials[1] - log_factorials[2]).float()
 

@@ -59,7 +59,7 @@ class CoLLAPOutput(ModelOutput):
 
     @property
     def scored_texts(self) -> torch.Tensor:
-        """What the score reads of the texts: (B, Q, D) of their sentences, or (B, D)."""
+        """Return what the score reads of the texts: (B, Q, D) of their sentences, or (B, D)."""
         return self.text_embeds if self.sentence_embeds is None else self.sentence_embeds
 
 

@@ -81,6 +81,33 @@ class ScoreParameters(nn.Module):
         return bounded(self.log_attention_temperature, minimum=math.log(MIN_TEMPERATURE)).exp()
 
 
+def paper_scores(
+    score_parameters: ScoreParameters,
+    text_embeds: torch.Tensor,
+    audio_embeds: torch.Tensor,
+    audio_token_mask: torch.Tensor,
+    chunk_size: int | None = None,
+    flat_attention: bool = False,
+) -> torch.Tensor:
+    """Score every audio with the one vector of every text, in float32: the paper's terms of [`score_embeddings`],
+    which says what the arguments are."""
+    config, device = score_parameters.config, audio_embeds.device
+    weights, text_embeds = score_parameters().to(device), text_embeds.to(device).float()
+    with torch.autocast(device.type, enabled=False):
+        return attention_pooled_scores(
+            pool_sentences(text_embeds) if text_embeds.ndim == 3 else text_embeds,
+            audio_embeds.float(),
+            audio_token_mask.to(device).bool(),
+            kernel_size=config.kernel_size,
+            stride=config.stride,
+            gamma_kernel=weights.gamma_kernel,
+            gamma_temporal=weights.gamma_temporal,
+            attention_temperature=torch.inf if flat_attention else weights.attention_temperature,
+            reduction=config.score_reduction,
+            chunk_size=chunk_size,
+        )
+
+
 def score_embeddings(
     score_parameters: ScoreParameters,
     text_embeds: torch.Tensor,
@@ -103,26 +130,16 @@ def score_embeddings(
         (A, B) float32, see [`attention_pooled_scores`] and [`alignment_scores`].
     """
     config, device = score_parameters.config, audio_embeds.device
-    weights = score_parameters().to(device)
-    audio = audio_embeds.float(), audio_token_mask.to(device).bool()
-    text_embeds = text_embeds.to(device).float()
+    embeds = text_embeds, audio_embeds, audio_token_mask
+    score = paper_scores(score_parameters, *embeds, chunk_size, flat_attention)  # (A, B)
+    if config.alignment == "paper":
+        return score
+    weights, text_embeds = score_parameters().to(device), text_embeds.to(device).float()
     with torch.autocast(device.type, enabled=False):
-        score = attention_pooled_scores(
-            pool_sentences(text_embeds) if text_embeds.ndim == 3 else text_embeds,
-            *audio,
-            kernel_size=config.kernel_size,
-            stride=config.stride,
-            gamma_kernel=weights.gamma_kernel,
-            gamma_temporal=weights.gamma_temporal,
-            attention_temperature=torch.inf if flat_attention else weights.attention_temperature,
-            reduction=config.score_reduction,
-            chunk_size=chunk_size,
-        )
-        if weights.gamma_sentences is None:
-            return score
         return score + alignment_scores(
             text_embeds if text_embeds.ndim == 3 else text_embeds.unsqueeze(1),
-            *audio,
+            audio_embeds.float(),
+            audio_token_mask.to(device).bool(),
             frame_size=config.alignment_frame_size,
             gamma_sentences=weights.gamma_sentences,
             gamma_path=weights.gamma_path,

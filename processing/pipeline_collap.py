@@ -39,7 +39,7 @@ def pooled_tokens(audio_embeds: torch.Tensor) -> torch.Tensor:
 
 def pooled_texts(text_embeds: torch.Tensor) -> torch.Tensor:
     """Return one unit vector for each text: (B, Q, D) of its sentences, zeros where there are fewer -> (B, D)."""
-    return text_embeds[:, 0] if text_embeds.shape[1] == 1 else F.normalize(text_embeds.sum(1), dim=-1)
+    return text_embeds[:, 0] if text_embeds.shape[1] == 1 else pooled_tokens(text_embeds)
 
 
 def join_texts(batches: list[torch.Tensor]) -> torch.Tensor:

@@ -225,7 +225,7 @@ class CoLLAPEmbedder(InputModule):
         return {
             "token_embeddings": sentences,
             "attention_mask": attention_mask.any(-1).long(),  # (B, Q)
-            "sentence_embedding": F.normalize(sentences.sum(1), dim=-1),  # (B, D)
+            "sentence_embedding": pooled_tokens(sentences),  # (B, D)
         }
 
     def save(self, output_path: str, *args, **kwargs):

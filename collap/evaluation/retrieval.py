@@ -19,56 +19,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from collap.data.feature_cache import CACHED_COLUMN, load_cached_features
-from collap.data.guarded_reading import stream_audio
-from collap.data.rows import audio_source, check_column, named_audio, naming_row
+from collap.data.rows import check_column
 from collap.data.sources import open_dataset
 from collap.models import load_model, weights_digest
 from modeling_collap import mean_pooled_scores
 from modeling_collap.alignment_collap import pool_sentences
-from processing.embed_audio import embed_audio, embed_segments
 
+from .embedding import embed_row, embed_texts
 from .metrics import ranks_of_correct, retrieval_metrics
 from .report import plot_localization, to_markdown, write_report
 from .results import Results, command_line
-from .songs import RetrievalSet, collect_songs, count_shared_texts, first_read_alike
-from .temporal import run as run_temporal
-
-
-@torch.no_grad()
-def embed_texts(model, processor, texts: list[str], batch_size: int = 32) -> torch.Tensor:
-    """Embed texts, float32 on the model's device; those that are read alike have, bit for bit, the same vectors.
-
-    Returns:
-        (B, Q, D), zeros where a text has fewer sentences; Q is 1 for a model that reads texts whole.
-    """
-    first = first_read_alike(processor, texts)
-    distinct = sorted(set(first))
-    embeds = []
-    for start in range(0, len(distinct), batch_size):
-        batch = [texts[text] for text in distinct[start : start + batch_size]]
-        embeds.append(model.get_sentence_features(**processor(text=batch, device=model.device)))
-    most = max(batch.shape[1] for batch in embeds)
-    embeds = [F.pad(batch, (0, 0, 0, most - batch.shape[1])) for batch in embeds]  # (batch, Q, D)
-    place = {text: index for index, text in enumerate(distinct)}
-    return torch.cat(embeds)[[place[text] for text in first]]  # (B, Q, D)
-
-
-def embed_row(model, processor, dataset, row: int, audio_column: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embed the audio of a row, from its cached features if it has them: (1, T, D), and its token mask (1, T).
-
-    Raises:
-        AudioFileError: names the row and its file.
-    """
-    if CACHED_COLUMN in dataset.column_names:
-        with naming_row(row, named_audio(dataset, row, audio_column)):
-            return embed_segments(model, [load_cached_features(dataset.select_columns(CACHED_COLUMN)[row])])
-    audio = dataset[row][audio_column]
-    with naming_row(row, audio):
-        return embed_audio(model, processor.feature_extractor, audio_source(audio), stream_audio)
+from .songs import RetrievalSet, collect_songs, count_shared_texts
 
 
 @torch.no_grad()
@@ -220,6 +183,8 @@ def say_shared_texts(results: Results) -> None:
 def run(options) -> int:
     """Do `collap evaluate`; return its exit code."""
     if options.suite == "temporal":
+        from .temporal import run as run_temporal  # it brings mir_eval and scipy
+
         return run_temporal(options)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dataset, songs = open_songs(options)

@@ -7,17 +7,15 @@ Dimensions: `A` songs, `B` texts, `Q` sentences, `T` tokens, `D` shared width.
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
-from modeling_collap import attention_pooled_scores
-from modeling_collap.alignment_collap import pool_sentences
+from modeling_collap.weighting_collap import paper_scores
 
+from .embedding import embed_texts
 from .temporal_metrics import Measured
 from .temporal_songs import SectionedSong, caption_lines
 
 PARTS = {"first 10 s": 10, "first 30 s": 30, "first 60 s": 60, "whole song": None}
 WHOLE = "whole description"
-TEXTS_AT_A_TIME = 16
 
 
 def spoiled_descriptions(songs: list[SectionedSong], seed: int) -> dict[str, dict[int, list[str]]]:
@@ -47,17 +45,6 @@ def spoiled_descriptions(songs: list[SectionedSong], seed: int) -> dict[str, dic
     return texts
 
 
-@torch.no_grad()
-def embed_descriptions(model, processor, texts: list[list[str]]) -> torch.Tensor:
-    """Embed texts, lists of lines, a few at a time: (B, Q, D), zeros where a text has fewer sentences."""
-    embeds = []
-    for start in range(0, len(texts), TEXTS_AT_A_TIME):
-        inputs = processor(text=texts[start : start + TEXTS_AT_A_TIME], device=model.device)
-        embeds.append(model.get_sentence_features(**inputs))
-    most = max(one.shape[1] for one in embeds)
-    return torch.cat([F.pad(one, (0, 0, 0, most - one.shape[1])) for one in embeds])
-
-
 def model_score(model, texts: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Score a song with texts (B, Q, D) as the model does: (1, B)."""
     return model.score(texts, tokens, mask)
@@ -65,11 +52,7 @@ def model_score(model, texts: torch.Tensor, tokens: torch.Tensor, mask: torch.Te
 
 def paper_term(model, texts: torch.Tensor, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Score a song with the one vector of each text (B, Q, D), by the paper's term of the score alone: (1, B)."""
-    weights, config = model.score_parameters().to(tokens.device), model.config
-    return attention_pooled_scores(
-        pool_sentences(texts).to(tokens.device), tokens.float(), mask.bool(), config.kernel_size, config.stride,
-        weights.gamma_kernel, weights.gamma_temporal, weights.attention_temperature, config.score_reduction,
-    )  # fmt: skip
+    return paper_scores(model.score_parameters, texts, tokens, mask)
 
 
 def score_kinds(model) -> dict:
@@ -84,9 +67,7 @@ class Pool:
         self.model, self.kinds = model, score_kinds(model)
         spoiled = spoiled_descriptions(songs, seed)
         self.songs = {name: list(texts) for name, texts in spoiled.items()}
-        self.texts = {
-            name: embed_descriptions(model, processor, list(texts.values())) for name, texts in spoiled.items()
-        }
+        self.texts = {name: embed_texts(model, processor, list(texts.values())) for name, texts in spoiled.items()}
         self.rows: dict[tuple[str, str, str], list[np.ndarray]] = {}  # (score, part, text) -> for every song (B,)
 
     @torch.no_grad()

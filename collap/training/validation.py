@@ -11,10 +11,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from collap.evaluation.embedding import embed_row, embed_texts
 from collap.evaluation.metrics import measure_of
 from collap.evaluation.retrieval import (
-    embed_row,
-    embed_texts,
     make_results,
     retrieval_figures,
     score_songs,

@@ -134,6 +134,7 @@ def test_readers_end_with_a_process_that_is_killed(deadly, song):
     asking.wait()
     for reader in readers:
         reader.wait(timeout=5)
+        assert not reader.is_running()
 
 
 def test_the_limit_of_processor_time_counts_for_each_file():
