@@ -14,6 +14,7 @@ from pathlib import Path
 from collap.files import nearest
 
 TOKEN_DTYPES = ("float16", "int8")  # that stored tokens can have
+TEMPORAL_PARTS = ("order", "equal_lengths", "place", "detail", "retrieval")  # of the suite of time
 HELP = ("-h", "--help")
 
 
@@ -60,6 +61,16 @@ def _evaluate(parser: Parser) -> None:
     parser.add_argument("--song_column", help="rows with the same value are one song; default: every row is one")
     parser.add_argument("--suite", default="retrieval", choices=("retrieval", "temporal"), help="what to measure")
     parser.add_argument("--songs", type=int, help="with --suite temporal: so many songs; default: all")
+    parser.add_argument(
+        "--pool", type=int, help="with --suite temporal: songs in which descriptions are searched; default: --songs"
+    )
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        default=TEMPORAL_PARTS,
+        choices=TEMPORAL_PARTS,
+        help="with --suite temporal: of it; default: all",
+    )
     parser.add_argument(
         "--segments", help="with --suite temporal: folder of files such as song.txt, lines of seconds and label"
     )

@@ -58,6 +58,7 @@ def write_gpt2(folder: Path, captions: list[str]):
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
+        activation_function="gelu_pytorch_tanh",  # the same function as "gelu_new", in one pass
         initializer_range=INITIALIZER_RANGE,
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -84,7 +85,10 @@ def write_roberta(folder: Path, captions: list[str]):
         initializer_range=INITIALIZER_RANGE,
         pad_token_id=tokenizer.pad_token_id,
     )
-    RobertaModel(config, add_pooling_layer=False).save_pretrained(folder)
+    model = RobertaModel(config, add_pooling_layer=False)
+    with torch.no_grad():  # as of GPT-2
+        model.embeddings.position_embeddings.weight.mul_(0.03)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
@@ -99,7 +103,7 @@ def write_beats(folder: Path):
         hidden_dropout=0.0,
         attention_dropout=0.0,
         initializer_range=INITIALIZER_RANGE,
-        conv_pos_kernel=32,
+        conv_pos_kernel=8,
         conv_pos_groups=4,
         num_buckets=64,
         max_distance=200,

@@ -17,6 +17,7 @@ from .alignment_collap import alignment_scores, pool_sentences
 from .configuration_collap import CoLLAPConfig
 from .scoring_collap import attention_pooled_scores
 
+BLANK_AT_START = 0.4  # cosine; what a sentence describes is far above it
 MIN_TEMPERATURE = 0.01  # below it the attention is an argmax, and float32 logits lose their digits
 
 
@@ -63,7 +64,7 @@ class ScoreParameters(nn.Module):
         init.constant_(self.log_attention_temperature, math.log(self.config.attention_temperature))
         self.log_attention_temperature.requires_grad_(self.config.learn_attention_temperature)
         if self.config.path_blank:
-            init.zeros_(self.blank)
+            init.constant_(self.blank, BLANK_AT_START)
 
     def forward(self) -> ScoreWeights:
         """Return all; a call, so that Accelerate fetches them if they are offloaded."""

@@ -13,6 +13,7 @@ Dimensions: `B` texts, `T` tokens, `D` shared width.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,7 @@ from .temporal_songs import (
     of_equal_lengths,
     query_lines,
     song_versions,
+    wav_bytes,
 )
 
 CHANCE = 0.5  # of a choice between two
@@ -115,9 +117,16 @@ def measure_detail(model, processor, index: int, song: SectionedSong, found: Mea
 
 @dataclass
 class Sectioned:
-    """Hold the songs that are measured, and how many of the data set are not, with why the first is not."""
+    """Hold the songs that are used.
+
+    Attributes:
+        songs: the pool in which descriptions are searched; the first `measured` of them are measured.
+        left_out: songs of the data set that cannot be used before the last of these.
+        reason: why the first is left out.
+    """
 
     songs: list[SectionedSong]
+    measured: int = 0
     left_out: int = 0
     reason: str | None = None
 
@@ -171,6 +180,7 @@ def open_sectioned_songs(options) -> Sectioned:
         raise ValueError(f"--segments {options.segments}: no such folder")
     columns = options.audio_column, options.text_column, options.dataset_config, options.revision
     rows, found = open_dataset(options.dataset, options.split, *columns), Sectioned([])
+    wanted = None if options.songs is None else max(options.songs, options.pool or 0)
     if options.sections_column:
         check_column(rows, options.sections_column, options.dataset)
     for row in range(len(rows)):
@@ -179,7 +189,7 @@ def open_sectioned_songs(options) -> Sectioned:
         except (OSError, ValueError) as error:
             found.left_out += 1
             found.reason = found.reason or f"{row_name(row, named_audio(rows, row, options.audio_column))}: {error}"
-        if len(found.songs) == options.songs:
+        if len(found.songs) == wanted:
             break
     if len(found.songs) < 2:
         raise ValueError(
@@ -187,6 +197,7 @@ def open_sectioned_songs(options) -> Sectioned:
             f"the other, and a sentence for each in {options.text_column!r}; expected at least two"
             + (f". {found.reason}" if found.reason else "")
         )
+    found.measured = len(found.songs) if options.songs is None else min(options.songs, len(found.songs))
     return found
 
 
@@ -198,29 +209,55 @@ def picture(model, processor, song: SectionedSong, embedded) -> Places:
     return by_sentences(model, embed_sentences(model, processor, lines), embedded)
 
 
-def measure(model, processor, songs: list[SectionedSong], seed: int = 0) -> tuple[dict, dict, Places]:
+def embed_joined(model, processor, song: SectionedSong) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embed a song that is cut at its sections and joined again as it was."""
+    return embed(
+        model, processor, wav_bytes(join_sections(load_audio(song.audio, RATE), song.sections, song.own_order))
+    )
+
+
+def measure(model, processor, opened: Sectioned, seed: int, parts: Sequence[str]) -> tuple[dict, dict, Places | None]:
     """Measure a model on songs; the same songs and seed give the same figures.
 
+    Args:
+        opened: its first `measured` songs are measured; descriptions are searched in all.
+        parts: what is measured: some of order, equal_lengths, place, detail and retrieval.
+
     Returns:
-        Figures by name, the levels that were chosen for spans, and what was found in the first song.
+        Figures by name, the levels that were chosen for spans, and what was found in the first song, None if its places
+        are not measured.
 
     Raises:
         AudioFileError, ValueError: names the row whose audio cannot be used.
     """
-    found, kept, pool, first = Measured(), Kept(), Pool(model, processor, songs, seed), None
+    found, kept, first = Measured(), Kept(), None
+    pool = Pool(model, processor, opened.songs, seed) if "retrieval" in parts else None
+    songs = opened.songs if pool else opened.songs[: opened.measured]
     for index, song in enumerate(tqdm(songs, desc="songs", disable=None)):
         try:
-            embedded = measure_order(model, processor, index, song, found, seed)
-            samples = join_sections(load_audio(song.audio, RATE), song.sections, song.own_order)
-            measure_places(model, processor, index, song, embedded, samples, found, kept, seed)
-            measure_equal_lengths(model, processor, index, song, found, seed)
-            measure_detail(model, processor, index, song, found, seed)
+            if index >= opened.measured:
+                pool.add(*embed_joined(model, processor, song))
+                continue
+            embedded = None
+            if "order" in parts:
+                embedded = measure_order(model, processor, index, song, found, seed)
+            elif "place" in parts or pool:
+                embedded = embed_joined(model, processor, song)
+            if "place" in parts:
+                samples = join_sections(load_audio(song.audio, RATE), song.sections, song.own_order)
+                measure_places(model, processor, index, song, embedded, samples, found, kept, seed)
+                first = picture(model, processor, song, embedded) if first is None else first
+            if "equal_lengths" in parts:
+                measure_equal_lengths(model, processor, index, song, found, seed)
+            if "detail" in parts:
+                measure_detail(model, processor, index, song, found, seed)
         except ValueError as error:  # AudioFileError among them
             raise type(error)(f"row {song.row}: {error}") from error
-        pool.add(*embedded)
-        first = picture(model, processor, song, embedded) if first is None else first
+        if pool:
+            pool.add(*embedded)
     levels = measure_chosen_level(kept, found)
-    pool.measure(found)
+    if pool:
+        pool.measure(found)
     return found.figures(seed), levels, first
 
 
@@ -234,11 +271,13 @@ def run(options) -> int:
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model, processor = load_model(options.model, device, options.dtype)
     facts = {name: getattr(options, name) for name in ("model", "dataset", "split", "text_column", "seed")}
-    facts |= {"weights": weights_digest(options.model), "alignment": model.config.alignment, "songs": len(opened.songs)}
-    figures, levels, first = measure(model, processor, opened.songs, options.seed)
+    facts |= {"weights": weights_digest(options.model), "alignment": model.config.alignment}
+    facts |= {"songs": opened.measured, "pool": len(opened.songs), "parts": list(options.parts)}
+    figures, levels, first = measure(model, processor, opened, options.seed, options.parts)
     results = {**facts, "songs_left_out": opened.left_out, "command": command_line(), "levels": levels}
     results["figures"] = figures
     write_temporal_report(results, options.output_dir)
-    draw_song(options.output_dir / "temporal.png", opened.songs[0], first)
+    if first is not None:
+        draw_song(options.output_dir / "temporal.png", opened.songs[0], first)
     print(to_markdown(results))
     return 0

@@ -51,7 +51,7 @@ class Options:
 
     audio_column, text_column, sections_column = "audio", "captions", "sections"
     dataset_config = revision = segments = None
-    split, songs, seed = "test", None, 0
+    split, songs, pool, seed = "test", None, None, 0
 
     def __init__(self, dataset, **others):
         self.dataset = str(dataset)
@@ -361,6 +361,28 @@ def test_the_command_measures_a_model(corpus, tmp_path, alignment, capsys):
     if alignment == "paper":  # which cannot tell an order, but for what the edges of segments and frames leak
         assert "boundaries within 3 s, path (F)" not in names
     assert "order, shuffled, untimed" in capsys.readouterr().out
+
+
+def test_parts_give_the_figures_of_the_whole_and_a_pool_may_be_larger_than_what_is_measured(
+    corpus, model_folder, tmp_path
+):
+    arguments = ["--suite", "temporal", "--model", str(model_folder), "--dataset", str(corpus), "--songs", "2"]
+    arguments += ["--text_column", "captions", "--sections_column", "sections"]
+    found = {}
+    for name, more in {
+        "all": [],
+        "place": ["--parts", "place"],
+        "pool": ["--pool", "4", "--parts", "retrieval", "detail"],
+    }.items():
+        assert run_command("evaluate", [*arguments, *more, "--output_dir", str(tmp_path / name)]) == 0
+        found[name] = json.loads((tmp_path / name / "temporal.json").read_text())
+    places = found["place"]["figures"]
+    assert places == {name: found["all"]["figures"][name] for name in places} and len(places) > 8
+    assert all("R@" in name or "detail" in name for name in found["pool"]["figures"])
+    one = found["pool"]["figures"]["R@1, whole song, whole description"]
+    assert (one["queries"], one["chance"], found["pool"]["songs"], found["pool"]["pool"]) == (4, 25, 2, 4)
+    details = [name for name in found["pool"]["figures"] if "detail" in name]
+    assert all(found["pool"]["figures"][name] == found["all"]["figures"][name] for name in details) and details
 
 
 @pytest.mark.parametrize(
