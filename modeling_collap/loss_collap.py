@@ -1,6 +1,8 @@
-"""Contrast a matrix of scores (paper, Eq. 8), with negatives gathered across processes with gradient.
+"""Contrast a matrix of scores (paper, Eq. 8), with negatives gathered across processes with gradient; and say how far
+sentences are from where they are known to be heard.
 
-Dimensions: `A` audios, `B` texts, of all processes; each process holds an equal share of both.
+Dimensions: `A` audios, `B` texts, of all processes; each process holds an equal share of both. `Q` sentences of a text,
+`W` frames of an audio.
 """
 
 import torch
@@ -40,6 +42,63 @@ def contrastive_loss(
     if direction == "symmetric":
         return (F.cross_entropy(scores, labels) + F.cross_entropy(scores.T, labels)) / 2
     raise ValueError(f"direction must be 'symmetric' or 'audio_to_text', found {direction!r}")
+
+
+def location_losses(
+    cosines: torch.Tensor,
+    spans: torch.Tensor,
+    frame_seconds: torch.Tensor,
+    frame_mask: torch.Tensor,
+    temperature: float,
+) -> torch.Tensor:
+    """Compute how far the sentences of each text are from where they are heard in its own audio.
+
+    Half of it asks every placed sentence for its frames, half asks every frame of a placed sentence for the sentence:
+
+        1/2 mean over q  -log sum over w in span(q) softmax over w (c[q, .] / tau)[w]
+        + 1/2 mean over w  -log sum over q with w in span(q) softmax over the placed q (c[., w] / tau)[q]
+
+    A frame is in a span if its middle is. A sentence is placed if its span has a frame; others do not count at all.
+
+    Args:
+        cosines: (B, Q, W) of each text's sentences with the frames of its audio.
+        spans: (B, Q, 2) start and end of every sentence in seconds; NaN where that is not known.
+        frame_seconds: (B, W) middle of every frame.
+        frame_mask: (B, W) bool.
+        temperature: tau.
+
+    Returns:
+        (B,), 0 where no sentence is placed; the mean over all pairs is the loss of a batch.
+
+    Raises:
+        ValueError: if the spans are not those of these sentences.
+    """
+    if spans.shape != (*cosines.shape[:2], 2):
+        raise ValueError(
+            f"expected sentence_spans (B, Q, 2) of the {tuple(cosines.shape[:2])} sentences of the texts, found "
+            f"{tuple(spans.shape)}"
+        )
+    starts, ends = spans.unsqueeze(-2).unbind(-1)  # (B, Q, 1); nothing is in a span of NaN
+    middles = frame_seconds.unsqueeze(1)  # (B, 1, W)
+    inside = (middles >= starts) & (middles < ends) & frame_mask.unsqueeze(1)  # (B, Q, W)
+    is_placed = inside.any(-1, keepdim=True)  # (B, Q, 1)
+    logits = cosines / temperature
+    of_sentences = _missed(logits, inside, frame_mask.unsqueeze(1), dim=2)  # (B, Q)
+    of_frames = _missed(logits, inside, is_placed, dim=1)  # (B, W)
+    return (_mean_of(of_sentences, is_placed.squeeze(-1)) + _mean_of(of_frames, inside.any(1))) / 2  # (B,)
+
+
+def _missed(logits: torch.Tensor, wanted: torch.Tensor, offered: torch.Tensor, dim: int) -> torch.Tensor:
+    """Return minus the logarithm of how much of the softmax over what is offered is on what is wanted, both bool; any
+    finite number where nothing is wanted."""
+    lowest = torch.finfo(logits.dtype).min
+    total, hit = (logits.masked_fill(~mask, lowest).logsumexp(dim) for mask in (offered, wanted))
+    return total - hit
+
+
+def _mean_of(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the mean of those of (B, n) that are unmasked: (B,), 0 where there are none."""
+    return values.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
 
 
 class _GatherRows(torch.autograd.Function):

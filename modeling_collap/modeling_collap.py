@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .alignment_collap import pool_sentences
 from .configuration_collap import CoLLAPConfig, check_settings, max_segment_seconds
 from .loading_collap import StrictLoading, load_speech_encoder, load_whole, without_pooler
-from .localization_collap import CoLLAPLocalization, localize_sentences, localize_texts
+from .localization_collap import CoLLAPLocalization, localize_sentences, localize_texts, pair_location_losses
 from .loss_collap import contrastive_loss, gather_rows, gather_texts
 from .modeling_beats import BeatsModel
 from .structure_collap import StructureLayers, token_start_seconds
@@ -303,6 +303,7 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         return_loss: bool = False,
         gather_negatives: bool = False,
         false_negatives: torch.Tensor | None = None,
+        sentence_spans: torch.Tensor | None = None,
         text_chunk_size: int | None = None,
         **kwargs,
     ) -> CoLLAPOutput | tuple:
@@ -321,6 +322,8 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
             gather_negatives: whether audios and texts of all processes are contrasted. Each process scores its own
                 audios with all texts, and the loss is that of the whole batch; only text embeddings and scores travel.
             false_negatives: (A, B) bool over the audios and texts of the loss, see [`contrastive_loss`].
+            sentence_spans: (B, Q, 2) start and end in seconds of every sentence in its audio, NaN where that is not
+                known: with a `location_weight` the loss has a term for them, see [`location_losses`].
             text_chunk_size: texts scored at a time; None for as many as [`texts_at_a_time`] says.
             **kwargs: of transformers' clients. `return_dict=False` for a tuple; `output_hidden_states` and
                 `output_attentions` for those of the text encoder (those of the audio encoders, for hundreds of
@@ -349,6 +352,11 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         if return_loss:
             all_logits = gather_rows(logits) if gather_negatives else logits
             loss = contrastive_loss(all_logits, self.config.loss_direction, false_negatives)
+            if sentence_spans is not None and self.config.location_weight:
+                pairs = text_embeds, audio_embeds, audio_token_mask, sentence_spans
+                located = pair_location_losses(self.config, *pairs)  # (n,) of the pairs of this process
+                located = gather_rows(located) if gather_negatives else located  # (A,)
+                loss = loss + self.config.location_weight * located.mean()
         logits_per_text = None if logits is None else logits.T
         sentence_embeds = text_embeds if has_text and text_embeds.ndim == 3 else None
         if sentence_embeds is not None:
