@@ -23,6 +23,7 @@ KINDS = {
     "audio_to_text": {"loss_direction": "audio_to_text"},
     "sentences": {"alignment": "monotone", "path_blank": True, "alignment_frame_seconds": 0.5},
     "located": {"alignment": "monotone", "alignment_frame_seconds": 0.5, "location_weight": 3.0},
+    "ordered": {"alignment": "monotone", "alignment_frame_seconds": 0.5, "location_weight": 0.5},
 }
 # Of the eight songs: the micro-batches of each process are padded to other numbers of segments.
 SECONDS = (3.1, 1.2, 6.9, 2.5, 0.7, 4.4, 5.0, 2.1)
@@ -44,7 +45,16 @@ def sentence_spans() -> torch.Tensor:
     return spans
 
 
-LABELS = {"located": lambda: {"sentence_spans": sentence_spans()}}
+def sentence_orders() -> torch.Tensor:
+    """The first two sentences exchanged, of texts that have them."""
+    lines = [1 + MORE_LINES[song // 3].count("\n") for song in range(len(TEXTS))]
+    return torch.tensor([{1: [-1] * 3, 2: [1, 0, -1], 3: [1, 0, 2]}[count] for count in lines])
+
+
+LABELS = {
+    "located": lambda: {"sentence_spans": sentence_spans()},
+    "ordered": lambda: {"sentence_spans": sentence_spans(), "sentence_orders": sentence_orders()},
+}
 
 
 class Batch:
@@ -201,6 +211,7 @@ def test_the_batch_is_one_in_which_the_comparison_means_something(plain):
         assert plain["symmetric"][name].norm() > 1e-3
         assert (plain["symmetric"][name] - plain["audio_to_text"][name]).norm() > 1e-4
     assert plain["located"]["loss"] > plain["sentences"]["loss"] + 1
+    assert plain["ordered"]["loss"] > plain["sentences"]["loss"] + 0.1
     for name in ("log_gamma_sentences", "log_gamma_path", "blank"):
         assert plain["sentences"][f"score_parameters.{name}"].norm() > 1e-3
 
