@@ -75,6 +75,8 @@ class CoLLAPConfig(CheckedConfig):
         sentence_temperature, path_temperature: tau_S and tau_M of those scores.
         path_blank: whether a path may leave frames to no sentence, for captions that do not speak of the whole song.
         gamma_alignment_init: the sum of the weights of those scores at the start.
+        location_weight: of [`location_losses`], which training adds to its loss where it is told when sentences are
+            heard; 0 for none.
         structure_layers: transformer layers over the whole song's tokens, with positions in seconds; 0 is the paper,
             whose score does not see the order of a song's sections.
         structure_heads: attention heads of those layers.
@@ -109,6 +111,7 @@ class CoLLAPConfig(CheckedConfig):
     path_temperature: float | int = positive(0.3, maximum=10**6)
     path_blank: bool = False
     gamma_alignment_init: float | int = positive(1.5 / 0.07, maximum=10**6)
+    location_weight: float | int = ranged(0.0, 0, 10**6)
     structure_layers: int = ranged(0, 0, MAX_LAYERS)
     structure_heads: int = positive(8, maximum=1024)
     initializer_range: float | int = positive(0.02, maximum=10)
@@ -182,9 +185,11 @@ class CoLLAPConfig(CheckedConfig):
             raise ValueError(f"gamma_max ({self.gamma_max}) is below the initial value {largest:.2f}")
 
     def validate_alignment(self):
-        """Refuse blanks where there are no paths."""
+        """Refuse blanks where there are no paths, and places of sentences where there are no sentences."""
         if self.path_blank and self.alignment != "monotone":
             raise ValueError(f"path_blank is of the alignment 'monotone', found alignment {self.alignment!r}")
+        if self.location_weight and self.alignment == "paper":
+            raise ValueError("location_weight is of the alignments 'free' and 'monotone', found alignment 'paper'")
 
     def validate_structure(self):
         """Refuse structure layers whose heads do not share the width evenly."""

@@ -9,8 +9,11 @@ import torch
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
-from .alignment_collap import best_path, frame_cosines, sentence_mask
+from .alignment_collap import best_path, frame_cosines, pool_frames, sentence_mask
+from .configuration_collap import CoLLAPConfig
+from .loss_collap import location_losses
 from .scoring_collap import moment_scores
+from .structure_collap import token_start_seconds
 
 SMOOTHED_FRAMES = 3  # over which the curve of a sentence is averaged: 4 s
 SPAN_LEVEL = 0.8  # a span is where a curve stays above this share of its range
@@ -141,3 +144,34 @@ def path_spans(cosines: torch.Tensor, times: torch.Tensor, blank: float | None) 
     frames = torch.arange(len(path)) // repeats
     places = [frames[path == sentence] for sentence in range(len(cosines))]
     return torch.stack([torch.stack([times[place[0], 0], times[place[-1], 1]]) for place in places])  # (Q, 2)
+
+
+def pair_location_losses(
+    config: CoLLAPConfig,
+    text_embeds: torch.Tensor,
+    audio_embeds: torch.Tensor,
+    audio_token_mask: torch.Tensor,
+    sentence_spans: torch.Tensor,
+) -> torch.Tensor:
+    """Compute the [`location_losses`] of texts in their own audios, in float32: A x B cosines are not needed.
+
+    Args:
+        config: of the model.
+        text_embeds: (B, Q, D), or (B, D) of texts that are one sentence.
+        audio_embeds, audio_token_mask: as returned by `get_audio_features`; audio i is described by text i.
+        sentence_spans: (B, Q, 2) start and end in seconds; NaN where that is not known.
+
+    Returns:
+        (B,).
+    """
+    device, mask = audio_embeds.device, audio_token_mask.to(audio_embeds.device).bool()
+    sentences = text_embeds.to(device).float()
+    sentences = sentences if sentences.ndim == 3 else sentences.unsqueeze(1)  # (B, Q, D)
+    middles = token_start_seconds(config, mask.shape[1], device) + config.token_seconds / 2  # (T,)
+    middles = middles.to(sentences.dtype).expand(mask.shape).unsqueeze(-1)  # (B, T, 1)
+    with torch.autocast(device.type, enabled=False):
+        frames, frame_mask = pool_frames(audio_embeds.float(), mask, config.alignment_frame_size)  # (B, W, D), (B, W)
+        seconds = pool_frames(middles, mask, config.alignment_frame_size)[0].squeeze(-1)  # (B, W)
+        cosines = torch.einsum("bqd,bwd->bqw", sentences, frames)  # (B, Q, W)
+        spans = sentence_spans.to(device, seconds.dtype)
+        return location_losses(cosines, spans, seconds, frame_mask, config.sentence_temperature)

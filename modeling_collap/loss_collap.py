@@ -1,6 +1,8 @@
-"""Contrast a matrix of scores (paper, Eq. 8), with negatives gathered across processes with gradient.
+"""Contrast a matrix of scores (paper, Eq. 8), with negatives gathered across processes with gradient; and say how far
+sentences are from where they are known to be heard.
 
-Dimensions: `A` audios, `B` texts, of all processes; each process holds an equal share of both.
+Dimensions: `A` audios, `B` texts, of all processes; each process holds an equal share of both. `Q` sentences of a text,
+`W` frames of an audio.
 """
 
 import torch
@@ -9,7 +11,10 @@ from torch.nn import functional as F
 
 
 def contrastive_loss(
-    scores: torch.Tensor, direction: str = "symmetric", false_negatives: torch.Tensor | None = None
+    scores: torch.Tensor,
+    direction: str = "symmetric",
+    false_negatives: torch.Tensor | None = None,
+    further: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Compute the cross-entropy within a batch: audio i belongs to text i, all other texts (and audios) are negatives.
 
@@ -19,6 +24,8 @@ def contrastive_loss(
             and of the softmax over the audios of each text.
         false_negatives: (A, B) bool, True = text j describes audio i too (the same song, or the same words), so that
             the pair counts as no negative; the diagonal does not matter. None for none.
+        further: (A, B) scores of each audio with text j made untrue, as by [`other_orders`]: more negatives of the
+            softmax over texts, text i's for audio i too; -inf for what is none.
 
     Returns:
         Scalar.
@@ -34,12 +41,110 @@ def contrastive_loss(
     labels = torch.arange(scores.shape[0], device=scores.device)
     if false_negatives is not None:
         own = torch.eye(scores.shape[0], dtype=torch.bool, device=scores.device)
-        scores = scores.masked_fill(false_negatives.to(scores.device) & ~own, -torch.inf)  # (A, B)
+        left_out = false_negatives.to(scores.device) & ~own  # (A, B)
+        scores = scores.masked_fill(left_out, -torch.inf)
+        further = None if further is None else further.masked_fill(left_out, -torch.inf)
+    texts = scores if further is None else torch.cat([scores, further], dim=1)  # (A, B or 2 B)
     if direction == "audio_to_text":
-        return F.cross_entropy(scores, labels)
+        return F.cross_entropy(texts, labels)
     if direction == "symmetric":
-        return (F.cross_entropy(scores, labels) + F.cross_entropy(scores.T, labels)) / 2
+        return (F.cross_entropy(texts, labels) + F.cross_entropy(scores.T, labels)) / 2
     raise ValueError(f"direction must be 'symmetric' or 'audio_to_text', found {direction!r}")
+
+
+def other_orders(sentence_embeds: torch.Tensor, orders: torch.Tensor) -> torch.Tensor:
+    """Put the sentences of texts in other orders: further texts, of the same vectors.
+
+    Args:
+        sentence_embeds: (B, Q, D).
+        orders: (B, Q) int, which sentence stands at every place; below 0 for its own one.
+
+    Returns:
+        (B, Q, D).
+
+    Raises:
+        ValueError: if the orders are not those of these sentences.
+    """
+    if sentence_embeds.shape[:-1] != orders.shape or sentence_embeds.ndim != 3:
+        raise ValueError(
+            f"expected sentence_orders (B, Q) of sentences (B, Q, D), found {tuple(orders.shape)} for "
+            f"{tuple(sentence_embeds.shape)}"
+        )
+    orders = orders.to(sentence_embeds.device)
+    own = torch.arange(orders.shape[1], device=orders.device)
+    places = torch.where(orders < 0, own, orders)  # (B, Q)
+    return sentence_embeds.gather(1, places.unsqueeze(-1).expand(sentence_embeds.shape))
+
+
+def split_orders(scores: torch.Tensor, orders: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split scores of texts and, after them, of their [`other_orders`].
+
+    Args:
+        scores: (A, 2 B).
+        orders: (B, Q); all below 0 where a text has no other order.
+
+    Returns:
+        (A, B) of the texts; (A, B) of the other orders, -inf where there is none.
+    """
+    own, further = scores.chunk(2, dim=1)
+    return own, further.masked_fill((orders < 0).all(-1).to(scores.device), -torch.inf)
+
+
+def location_losses(
+    cosines: torch.Tensor,
+    spans: torch.Tensor,
+    frame_seconds: torch.Tensor,
+    frame_mask: torch.Tensor,
+    temperature: float,
+) -> torch.Tensor:
+    """Compute how far the sentences of each text are from where they are heard in its own audio.
+
+    Half of it asks every placed sentence for its frames, half asks every frame of a placed sentence for the sentence:
+
+        1/2 mean over q  -log sum over w in span(q) softmax over w (c[q, .] / tau)[w]
+        + 1/2 mean over w  -log sum over q with w in span(q) softmax over the placed q (c[., w] / tau)[q]
+
+    A frame is in a span if its middle is. A sentence is placed if its span has a frame; others do not count at all.
+
+    Args:
+        cosines: (B, Q, W) of each text's sentences with the frames of its audio.
+        spans: (B, Q, 2) start and end of every sentence in seconds; NaN where that is not known.
+        frame_seconds: (B, W) middle of every frame.
+        frame_mask: (B, W) bool.
+        temperature: tau.
+
+    Returns:
+        (B,), 0 where no sentence is placed; the mean over all pairs is the loss of a batch.
+
+    Raises:
+        ValueError: if the spans are not those of these sentences.
+    """
+    if spans.shape != (*cosines.shape[:2], 2):
+        raise ValueError(
+            f"expected sentence_spans (B, Q, 2) of the {tuple(cosines.shape[:2])} sentences of the texts, found "
+            f"{tuple(spans.shape)}"
+        )
+    starts, ends = spans.unsqueeze(-2).unbind(-1)  # (B, Q, 1); nothing is in a span of NaN
+    middles = frame_seconds.unsqueeze(1)  # (B, 1, W)
+    inside = (middles >= starts) & (middles < ends) & frame_mask.unsqueeze(1)  # (B, Q, W)
+    is_placed = inside.any(-1, keepdim=True)  # (B, Q, 1)
+    logits = cosines / temperature
+    of_sentences = _missed(logits, inside, frame_mask.unsqueeze(1), dim=2)  # (B, Q)
+    of_frames = _missed(logits, inside, is_placed, dim=1)  # (B, W)
+    return (_mean_of(of_sentences, is_placed.squeeze(-1)) + _mean_of(of_frames, inside.any(1))) / 2  # (B,)
+
+
+def _missed(logits: torch.Tensor, wanted: torch.Tensor, offered: torch.Tensor, dim: int) -> torch.Tensor:
+    """Return minus the logarithm of how much of the softmax over what is offered is on what is wanted, both bool; any
+    finite number where nothing is wanted."""
+    lowest = torch.finfo(logits.dtype).min
+    total, hit = (logits.masked_fill(~mask, lowest).logsumexp(dim) for mask in (offered, wanted))
+    return total - hit
+
+
+def _mean_of(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Return the mean of those of (B, n) that are unmasked: (B,), 0 where there are none."""
+    return values.masked_fill(~mask, 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
 
 
 class _GatherRows(torch.autograd.Function):
@@ -72,11 +177,11 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     return _GatherRows.apply(rows)
 
 
-def gather_texts(embeds: torch.Tensor) -> torch.Tensor:
+def gather_texts(embeds: torch.Tensor, padding: int = 0) -> torch.Tensor:
     """Gather the embeddings of texts of all processes as [`gather_rows`] does.
 
     Args:
-        embeds: (n, D), or (n, Q, D) of which Q may differ between processes: rows of zeros follow.
+        embeds: (n, D), or (n, Q, D) of which Q may differ between processes: rows of `padding` follow.
 
     Returns:
         (B, D) or (B, Q, D).
@@ -84,5 +189,10 @@ def gather_texts(embeds: torch.Tensor) -> torch.Tensor:
     if embeds.ndim == 3 and dist.is_available() and dist.is_initialized():
         most = torch.tensor(embeds.shape[1], device=embeds.device)
         dist.all_reduce(most, dist.ReduceOp.MAX)
-        embeds = F.pad(embeds, (0, 0, 0, int(most) - embeds.shape[1]))  # (n, Q, D)
+        embeds = F.pad(embeds, (0, 0, 0, int(most) - embeds.shape[1]), value=padding)  # (n, Q, D)
     return gather_rows(embeds)
+
+
+def gather_orders(orders: torch.Tensor) -> torch.Tensor:
+    """Gather the `sentence_orders` (n, Q) of all processes as [`gather_texts`] does their sentences: (B, Q)."""
+    return gather_texts(orders.unsqueeze(-1), padding=-1).squeeze(-1)

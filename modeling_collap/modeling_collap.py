@@ -21,8 +21,8 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .alignment_collap import pool_sentences
 from .configuration_collap import CoLLAPConfig, check_settings, max_segment_seconds
 from .loading_collap import StrictLoading, load_speech_encoder, load_whole, without_pooler
-from .localization_collap import CoLLAPLocalization, localize_sentences, localize_texts
-from .loss_collap import contrastive_loss, gather_rows, gather_texts
+from .localization_collap import CoLLAPLocalization, localize_sentences, localize_texts, pair_location_losses
+from .loss_collap import contrastive_loss, gather_orders, gather_rows, gather_texts, other_orders, split_orders
 from .modeling_beats import BeatsModel
 from .structure_collap import StructureLayers, token_start_seconds
 from .towers_collap import AudioTower, SpeechEncoder, TextTower
@@ -303,6 +303,8 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         return_loss: bool = False,
         gather_negatives: bool = False,
         false_negatives: torch.Tensor | None = None,
+        sentence_spans: torch.Tensor | None = None,
+        sentence_orders: torch.Tensor | None = None,
         text_chunk_size: int | None = None,
         **kwargs,
     ) -> CoLLAPOutput | tuple:
@@ -321,6 +323,11 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
             gather_negatives: whether audios and texts of all processes are contrasted. Each process scores its own
                 audios with all texts, and the loss is that of the whole batch; only text embeddings and scores travel.
             false_negatives: (A, B) bool over the audios and texts of the loss, see [`contrastive_loss`].
+            sentence_spans: (B, Q, 2) start and end in seconds of every sentence in its audio, NaN where that is not
+                known: with a `location_weight` the loss has a term for them, see [`location_losses`].
+            sentence_orders: (B, Q) int, for every text which of its sentences stands at every place in an order that is
+                not the song's, -1 at all places where there is none: further negatives of the loss, see
+                [`contrastive_loss`]. For the alignment "monotone", which alone sees an order.
             text_chunk_size: texts scored at a time; None for as many as [`texts_at_a_time`] says.
             **kwargs: of transformers' clients. `return_dict=False` for a tuple; `output_hidden_states` and
                 `output_attentions` for those of the text encoder (those of the audio encoders, for hundreds of
@@ -330,7 +337,8 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         Raises:
             TypeError: for an argument that is none of these.
             ValueError: if text or audio is missing with `return_loss`, both are, or features come without their
-                counterpart; with `return_loss` and different numbers of texts and audios.
+                counterpart; with `return_loss` and different numbers of texts and audios, spans or orders of other
+                sentences, or orders for another alignment.
         """
         has_text = input_ids is not None or text_embeds is not None
         has_audio = fused_tokens is not None or (music_features is not None and speech_features is not None)
@@ -345,16 +353,35 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
             )  # (A, T, D), (A, T)
         if has_text and has_audio:
             all_texts = gather_texts(text_embeds) if gather_negatives else text_embeds  # (B, D) or (B, Q, D)
-            logits = self.score(all_texts, audio_embeds, audio_token_mask, text_chunk_size)  # (A, B)
+            orders = self._loss_orders(sentence_orders, gather_negatives) if return_loss else None  # (B, Q)
+            if orders is not None:
+                all_texts = torch.cat([all_texts, other_orders(all_texts, orders)])  # (2 B, Q, D)
+            logits = self.score(all_texts, audio_embeds, audio_token_mask, text_chunk_size)  # (A, B or 2 B)
         if return_loss:
-            all_logits = gather_rows(logits) if gather_negatives else logits
-            loss = contrastive_loss(all_logits, self.config.loss_direction, false_negatives)
+            all_logits, further = gather_rows(logits) if gather_negatives else logits, None
+            if orders is not None:
+                all_logits, further = split_orders(all_logits, orders)
+                logits = split_orders(logits, orders)[0]  # (A, B)
+            loss = contrastive_loss(all_logits, self.config.loss_direction, false_negatives, further)
+            if sentence_spans is not None and self.config.location_weight:
+                pairs = text_embeds, audio_embeds, audio_token_mask, sentence_spans
+                located = pair_location_losses(self.config, *pairs)  # (n,) of the pairs of this process
+                located = gather_rows(located) if gather_negatives else located  # (A,)
+                loss = loss + self.config.location_weight * located.mean()
         logits_per_text = None if logits is None else logits.T
         sentence_embeds = text_embeds if has_text and text_embeds.ndim == 3 else None
         if sentence_embeds is not None:
             text_embeds = pool_sentences(sentence_embeds)  # (B, D)
         embeds = text_embeds, audio_embeds, audio_token_mask
         return CoLLAPOutput(loss, logits, logits_per_text, *embeds, encoded, sentence_embeds)
+
+    def _loss_orders(self, sentence_orders: torch.Tensor | None, gather_negatives: bool) -> torch.Tensor | None:
+        """Return the orders (B, Q) of all texts; refuse them where the score does not see an order."""
+        if sentence_orders is None:
+            return None
+        if self.config.alignment != "monotone":
+            raise ValueError(f"sentence_orders need the alignment 'monotone', found {self.config.alignment!r}")
+        return gather_orders(sentence_orders) if gather_negatives else sentence_orders
 
     def _embed_texts(self, input_ids, attention_mask, asked: dict) -> tuple[torch.Tensor, ModelOutput | None]:
         """Return (B, D) of texts or (B, Q, D) of their sentences, and what the text encoder was asked for."""

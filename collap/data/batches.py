@@ -9,6 +9,7 @@ tokens of a text, T audio tokens of a song, M music + speech width.
 """
 
 import hashlib
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -43,7 +44,8 @@ class AudioTextBatch:
     """Hold songs with their texts, nothing of the audio padded yet; text i describes audio i.
 
     Args:
-        text: input_ids and attention_mask, (B, L), or (B, Q, L) of texts by sentences.
+        text: input_ids and attention_mask, (B, L), or (B, Q, L) of texts by sentences; where the samples have them,
+            sentence_spans (B, Q, 2) in seconds, NaN where not known, and sentence_orders (B, Q), -1 where none.
         audios: one dict for each song, all of one kind: `waveform` (samples,); or the five features of
             `CoLLAPFeatureExtractor.segment_features`; or `fused_tokens` (T, M).
         names: row and file of each song, for messages.
@@ -103,7 +105,7 @@ class AudioTextBatch:
         return self
 
     def text_inputs(self, part: slice, device: torch.device | str) -> dict[str, torch.Tensor]:
-        """Return input_ids and attention_mask (part, L), or (part, Q, L), on `device`."""
+        """Return all of `text` for the songs in `part`, on `device`."""
         return {name: tensor[part].to(device, non_blocking=True) for name, tensor in self.text.items()}
 
     def audio_inputs(self, part: slice, device: torch.device | str, feature_extractor) -> dict[str, torch.Tensor]:
@@ -128,14 +130,23 @@ class AudioTextBatch:
 
 
 class AudioTextCollator:
-    """Join samples into an [`AudioTextBatch`]; texts are cut to what the text tower reads."""
+    """Join samples into an [`AudioTextBatch`]; texts are cut to what the text tower reads.
+
+    All inputs of `CoLLAPModel.forward` that a batch's `text` has for its texts are what the processor returns, and, of
+    samples that have them, `sentence_spans` and `sentence_orders`.
+    """
 
     def __init__(self, processor):
         self.processor = processor
 
     def __call__(self, samples: list[AudioTextSample]) -> AudioTextBatch:
+        text = dict(self.processor(text=[sample.text for sample in samples]))
+        if samples[0].spans is not None:
+            text["sentence_spans"] = _padded([sample.spans for sample in samples], math.nan)  # (B, Q, 2)
+        if samples[0].order is not None:
+            text["sentence_orders"] = _padded([sample.order for sample in samples], -1)  # (B, Q)
         batch = AudioTextBatch(
-            text=dict(self.processor(text=[sample.text for sample in samples])),
+            text=text,
             audios=[sample.audio for sample in samples],
             names=[sample.name for sample in samples],
             seconds=[sample.seconds for sample in samples],
@@ -144,6 +155,11 @@ class AudioTextCollator:
             text_ids=_digests([_words(sample.text) for sample in samples]),
         )
         return batch if torch.utils.data.get_worker_info() is None else batch.share_memory()
+
+
+def _padded(rows: list[list], padding: float) -> torch.Tensor:
+    """Return lists of Q numbers, or of Q pairs, as one tensor (B, Q) or (B, Q, 2)."""
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], True, padding)
 
 
 def _words(text: str | list[str]) -> str:

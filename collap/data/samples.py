@@ -19,7 +19,7 @@ from .feature_cache import CACHED_COLUMN, load_cached_features
 from .guarded_reading import load_audio, load_crop
 from .places import name_within
 from .rows import audio_paths, audio_source, content_digest, naming_row, row_name, row_songs, row_texts
-from .sections import SectionSettings, cut_stored, draw_span, vary_text
+from .sections import SectionSettings, cut_stored, draw_order, draw_passage, join_pieces, section_times
 from .token_cache import TokenCache
 
 # Files that are tried in place of one that cannot be read: more than this many in a row is a broken data set.
@@ -38,6 +38,10 @@ class AudioTextSample:
         seconds: of audio.
         skipped: the files that it stands in for, with the reasons.
         song: what its song is told by; None where that is not known.
+        spans: start and end of every sentence in seconds of this audio, NaN where that is not known; None unless asked
+            for.
+        order: which sentence stands at every place of a text in another order, -1 where there is none; None unless
+            asked for.
     """
 
     text: str | list[str]
@@ -46,6 +50,8 @@ class AudioTextSample:
     seconds: float
     skipped: list[tuple[str, str]] = field(default_factory=list)
     song: str | None = None
+    spans: list[tuple[float, float]] | None = None
+    order: list[int] | None = None
 
 
 def sample_generator(seed: int, epoch: int, audio: dict | None) -> np.random.Generator:
@@ -86,33 +92,47 @@ class SampleReader:
 
         Raises:
             AudioFileError: the audio cannot be read; does not name the row.
-            ValueError: the row has no text; names the row.
+            ValueError: the row has no text, or a section without times; names the row.
         """
         audio = example[self.audio_column]
         texts = row_texts(example[self.text_column], row)
         generator = sample_generator(self.seed, epoch, audio)
         text = texts[int(generator.integers(len(texts)))]
-        span = None
-        if self.sections.crops_in(epoch):
-            span = draw_span(text, example[self.sections.column], self.sections.crop_sections, generator)
-            text = text if span is None else span.sentences
-        text = vary_text(text, self.sections, generator)
+        sections = example.get(self.sections.column) or ()
+        section_times(sections, f"{row_name(row, audio)}: {self.sections.column}")  # says here if there is one without
+        passage = draw_passage(text, sections, self.sections, epoch, generator)
+        order = draw_order(passage.sentences, generator) if self.sections.order_negatives else None
+        shifts = [0.0]
         if stored is not None:
-            if span is not None:
-                stored = cut_stored(stored, span, *self._token_grid())
-            return AudioTextSample(text, stored, row_name(row, audio), self._stored_seconds(stored))
-        source = audio_source(audio)
-        if span is not None:
-            samples = load_audio(source, start=span.start, stop=span.stop)
-        elif self.crop_seconds is None:
-            samples = load_audio(source)
+            if passage.pieces is not None:
+                stored, shifts = cut_stored(stored, passage.pieces, *self._token_grid())
+            inputs, seconds = stored, self._stored_seconds(stored)
         else:
+            samples, shifts = self._samples(audio_source(audio), passage.pieces, generator)
+            inputs, seconds = {"waveform": torch.from_numpy(samples)}, len(samples) / SAMPLING_RATE
+            if self.features_in_worker:
+                inputs = self.feature_extractor.segment_features(inputs["waveform"])
+        sample = AudioTextSample(passage.text, inputs, row_name(row, audio), seconds, order=order)
+        if self.sections.tell_spans:
+            sample.spans = passage.heard_spans(shifts)
+        return sample
+
+    def _samples(
+        self, source: bytes | str, pieces: list[tuple[float, float]] | None, generator: np.random.Generator
+    ) -> tuple[np.ndarray, list[float]]:
+        """Read a song, pieces of it or a crop: samples, and of every piece by how many seconds it is heard earlier."""
+        shifts = [0.0]
+        if pieces is None and self.crop_seconds is not None:
             samples = load_crop(source, self.crop_seconds, generator.uniform())
+        elif pieces is not None and len(pieces) == 1:
+            (start, stop), shifts = pieces[0], [pieces[0][0]]
+            samples = load_audio(source, start=start, stop=stop)
+        else:
+            samples = load_audio(source)
         check_samples(samples, source, SAMPLING_RATE)  # a crop is short only if the audio is
-        inputs = {"waveform": torch.from_numpy(samples)}
-        if self.features_in_worker:
-            inputs = self.feature_extractor.segment_features(inputs["waveform"])
-        return AudioTextSample(text, inputs, row_name(row, audio), len(samples) / SAMPLING_RATE)
+        if pieces is not None and len(pieces) > 1:
+            samples, shifts = join_pieces(samples, pieces, SAMPLING_RATE)
+        return samples, shifts
 
     def _stored_seconds(self, stored: dict[str, torch.Tensor]) -> float:
         """Return seconds of audio by its tokens, to 0.16 s; a segment is a little longer than its whole tokens."""

@@ -9,7 +9,6 @@ Dimensions: `N` sections.
 import dataclasses
 import io
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from collap.corpora.synthetic.captions import DYNAMICS_PHRASES, INSTRUMENT_PHRAS
 from collap.corpora.synthetic.composition import Section, Song, compose_song
 from collap.corpora.synthetic.songs import render_song
 from collap.data.guarded_reading import load_audio
-from collap.data.sections import section_sentences, without_times
+from collap.data.sections import join_pieces, section_sentences, section_times, shuffled, without_times
 
 RATE = 16_000
 SLACK = 0.1  # seconds by which an annotated section may outlast the audio
@@ -61,16 +60,11 @@ def check_sections(sections: list, name: str) -> None:
 
     Songs are cut at these: of a wrong one, every figure would be wrong.
     """
-    end = 0.0
-    for index, section in enumerate(sections):
-        times = [section.get(edge) if isinstance(section, dict) else None for edge in ("start", "end")]
-        if not all(isinstance(time, (int, float)) and math.isfinite(time) for time in times) or times[0] >= times[1]:
-            raise ValueError(f"{name}[{index}] is {section!r}; expected a section with start < end in seconds")
-        if times[0] < end - 1e-3:
-            raise ValueError(
-                f"{name}[{index}] starts at {times[0]:g} s, before {end:g} s; expected one after the other"
-            )
-        end = times[1]
+    last = 0.0
+    for index, (start, end) in enumerate(section_times(sections, name)):
+        if start < last - 1e-3:
+            raise ValueError(f"{name}[{index}] starts at {start:g} s, before {last:g} s; expected one after the other")
+        last = end
 
 
 def compose_again(song_id: str | None, sections: list[dict], corpus: Path) -> Song | None:
@@ -142,8 +136,8 @@ def join_sections(samples: np.ndarray, sections: list[dict], order: list[int], r
     last = max(section["end"] for section in sections)
     if last > len(samples) / rate + SLACK:
         raise ValueError(f"a section ends at {last:.2f} s, the audio at {len(samples) / rate:.2f} s")
-    parts = [samples[round(s["start"] * rate) : round(s["end"] * rate)] for s in (sections[i] for i in order)]
-    return np.concatenate(parts)
+    times = section_times(sections)
+    return join_pieces(samples, [times[i] for i in order], rate)[0]
 
 
 def of_equal_lengths(song: SectionedSong) -> SectionedSong:
@@ -155,14 +149,6 @@ def of_equal_lengths(song: SectionedSong) -> SectionedSong:
         cut = [dataclasses.replace(section, end=section.start + shortest) for section in composed.sections]
         composed = dataclasses.replace(composed, sections=tuple(cut), seconds=shortest * len(cut))
     return dataclasses.replace(song, sections=sections, composed=composed)
-
-
-def shuffled(count: int, generator: np.random.Generator) -> list[int]:
-    """Draw an order of so many sections, two or more, that is not their own."""
-    order = list(range(count))
-    while order == list(range(count)):
-        order = generator.permutation(count).tolist()
-    return order
 
 
 def orders(count: int, generator: np.random.Generator) -> dict[str, list[int]]:

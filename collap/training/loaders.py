@@ -19,6 +19,7 @@ from collap.data.sources import open_dataset, open_stream
 from collap.data.stream import AudioTextStream, stream_state
 from collap.data.token_cache import TokenCache
 from collap.training.settings import DataSettings
+from modeling_collap import CoLLAPConfig
 
 MAX_CUT_SECONDS = 5  # to which a section may be rounded
 
@@ -132,32 +133,52 @@ def build_train_data(
     rows = open_dataset(data.dataset, data.train_split, *columns, data.dataset_config, data.revision)
     for column in filter(None, (data.song_column, data.sections_column)):
         check_column(rows, column, data.dataset)
-    check_section_crops(data, processor.feature_extractor.segment_seconds)
+    check_section_cuts(data, processor.feature_extractor.segment_seconds)
+    check_alignment(data, model.config)
     check_rows(rows, data, batch_size, accelerator)
     processor(text=check_row_texts(rows, data.text_column))  # says here if texts will be cut, not in every worker
     identity = training_identity(rows, data, accelerator)
     token_cache = open_token_cache(data, data.train_split, rows, model, processor)
     rows = with_cached_features(data, rows, processor, accelerator)
     segments = song_lengths(data, rows, token_cache, processor, accelerator)
-    stored = {"token_cache": token_cache, "song_column": data.song_column, "sections": section_settings(data)}
+    stored = {
+        "token_cache": token_cache,
+        "song_column": data.song_column,
+        "sections": section_settings(data, model.config),
+    }
     dataset = AudioTextDataset(rows, processor.feature_extractor, *columns, **settings, **stored)
     sampler = EpochBatches(len(rows), batch_size, seed, **place, segments=segments, songs=dataset.songs)
     return TableData(dataset, sampler, {**loader_settings, "collate_fn": AudioTextCollator(processor)}, identity)
 
 
-def section_settings(data: DataSettings) -> SectionSettings:
-    """Return what is done by the sections of a song."""
-    crops = data.crop_sections, data.crop_epochs
-    return SectionSettings(data.sections_column, *crops, data.drop_times, data.drop_sentences)
+def section_settings(data: DataSettings, config: CoLLAPConfig) -> SectionSettings:
+    """Return what is done by the sections of a song, for a model of this configuration."""
+    return SectionSettings(
+        data.sections_column,
+        data.crop_sections,
+        data.crop_epochs,
+        data.drop_times,
+        data.drop_sentences,
+        data.exchange_sections,
+        data.order_negatives,
+        tell_spans=bool(config.location_weight and data.sections_column),
+    )
 
 
-def check_section_crops(data: DataSettings, segment_seconds: float):
-    """Refuse crops of sections from cached features, which are cut to whole segments, where these are long."""
-    if data.crop_sections and data.cache_features and segment_seconds > MAX_CUT_SECONDS:
+def check_section_cuts(data: DataSettings, segment_seconds: float):
+    """Refuse to cut sections out of cached features, to whole segments, where these are long."""
+    cuts = [name for name in ("crop_sections", "exchange_sections") if getattr(data, name)]
+    if cuts and data.cache_features and segment_seconds > MAX_CUT_SECONDS:
         raise ValueError(
-            f"crop_sections cuts cached features to whole segments, here of {segment_seconds:g} s, which are longer "
+            f"{cuts[0]} cuts cached features to whole segments, here of {segment_seconds:g} s, which are longer "
             f"than {MAX_CUT_SECONDS} s: leave out cache_features, or store tokens (collap precompute)"
         )
+
+
+def check_alignment(data: DataSettings, config: CoLLAPConfig):
+    """Refuse negatives in another order for a model whose score does not see it."""
+    if data.order_negatives and config.alignment != "monotone":
+        raise ValueError(f"order_negatives need the alignment 'monotone', found {config.alignment!r}: leave them out")
 
 
 def check_rows(rows, data: DataSettings, batch_size: int, accelerator: Accelerator):

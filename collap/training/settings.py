@@ -69,6 +69,8 @@ class DataSettings:
     crop_epochs: int | None = _help(None, "epochs at the start that train on crops of sections; default: all")
     drop_times: float = _help(0.0, "share of captions whose clock times are left out")
     drop_sentences: float = _help(0.0, "share of the sentences of a caption that are left out")
+    exchange_sections: float = _help(0.0, "share of the whole songs that are heard, and told, with sections exchanged")
+    order_negatives: bool = _help(False, "contrast songs with their sentences in another order; monotone alignment")
     streaming: bool = _help(False, "read shards in order instead of opening the whole data set; needs steps_per_epoch")
     steps_per_epoch: int | None = _help(None, "with streaming: steps that count as an epoch")
     cache_features: bool = _help(False, "compute whole songs' features once, keep on disk")
@@ -270,6 +272,7 @@ def check_train_settings(settings: TrainSettings):
     if optimisation.batch_size < 2:
         raise ValueError("batch_size is 1: a song is contrasted with the others of its batch, so give at least 2")
     _check_data_settings(data, model.freeze)
+    _check_sections(data, model)
 
 
 def _check_numbers(values: dict):
@@ -287,8 +290,9 @@ def _check_numbers(values: dict):
     for name in (*counts, "segment_batch_size", "learning_rate", "max_grad_norm", "max_loss", *given):
         if not values[name] > 0:
             raise ValueError(f"{name} must be positive, found {values[name]}")
-    shares = (("warmup_ratio", 1), ("max_bad_share", 1.001), ("drop_times", 1.001), ("drop_sentences", 1))
-    for name, limit in shares:
+    whole = dict.fromkeys(("max_bad_share", "drop_times", "exchange_sections"), 1.001)
+    shares = {"warmup_ratio": 1, "drop_sentences": 1, **whole}
+    for name, limit in shares.items():
         if not 0 <= values[name] < limit:
             raise ValueError(f"{name} must be a share from 0 to 1, found {values[name]}")
     if values["num_workers"] < 0:
@@ -302,14 +306,6 @@ def _check_data_settings(data: DataSettings, frozen: list[str]):
             "streaming and steps_per_epoch go together: a stream has no length, and without streaming the data set "
             f"gives it (found streaming={data.streaming}, steps_per_epoch={data.steps_per_epoch})"
         )
-    if (data.sections_column is None) != (data.crop_sections is None) or (data.crop_epochs and not data.crop_sections):
-        raise ValueError(
-            "sections_column, crop_sections and (if not all epochs) crop_epochs go together, found sections_column="
-            f"{data.sections_column}, crop_sections={data.crop_sections}, crop_epochs={data.crop_epochs}"
-        )
-    if data.crop_sections and (data.streaming or data.crop_seconds is not None):
-        other = "streaming" if data.streaming else "crop_seconds"
-        raise ValueError(f"crop_sections cuts songs of a data set that is opened whole, and excludes {other}")
     whole_songs = [name for name in ("cache_features", "precomputed") if getattr(data, name)]
     if data.crop_seconds is not None and whole_songs:
         raise ValueError(f"crop_seconds needs the audio, but {whole_songs[0]} stores whole songs; choose one")
@@ -322,3 +318,25 @@ def _check_data_settings(data: DataSettings, frozen: list[str]):
             "precomputed holds what the frozen audio encoders made of every song: it needs --freeze music speech, "
             f"found freeze={frozen}"
         )
+
+
+def _check_sections(data: DataSettings, model: ModelSettings):
+    """Raise a ValueError for settings that need the sections of songs and do not have them, or the other way round."""
+    readers = [name for name in ("crop_sections", "exchange_sections", "order_negatives") if getattr(data, name)]
+    readers += ["location_weight"] if model.model_config.get("location_weight") else []
+    if readers and data.sections_column is None:
+        raise ValueError(f"{readers[0]} needs the sections of every song: name their column with sections_column")
+    if data.crop_epochs and not data.crop_sections:
+        raise ValueError(
+            f"crop_epochs are those of crop_sections, which is not set, found crop_epochs={data.crop_epochs}"
+        )
+    if data.sections_column is None:
+        return
+    if not readers and model.model is None:  # that one may have a location_weight
+        raise ValueError(
+            "sections_column is given and nothing reads it: set crop_sections, exchange_sections, order_negatives, or "
+            "location_weight in model_config"
+        )
+    if data.streaming or data.crop_seconds is not None:
+        other = "streaming" if data.streaming else "crop_seconds"
+        raise ValueError(f"sections_column is of songs of a data set that is opened whole, and excludes {other}")

@@ -155,3 +155,21 @@ def test_gradient_accumulation_contrasts_within_the_micro_batch(pairs, processor
     trainer.train()
     assert losses(trainer) == [pytest.approx(np.mean(parts), abs=1e-3)]
     assert np.mean(parts) < whole - 0.3 and whole == pytest.approx(math.log(8), abs=1)
+
+
+def test_a_batch_may_tell_when_sentences_are_heard_and_which_order_is_wrong(pairs, tmp_path):
+    settings, rows = {"alignment": "monotone", "location_weight": 1.0}, pairs.select(range(4))
+    known = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]] * 4)
+    known[:, 0] = torch.nan
+    labels = {"return_loss": True, "sentence_spans": known, "sentence_orders": torch.tensor([[1, 0]] * 4)}
+    processor, found = tiny_processor("gpt2", **settings), []
+    rows = rows.map(lambda row: {"caption": f"a song. {row['caption']}"})
+    for told in (labels, {"return_loss": True}):
+        collate, model = collator(processor, **told), undropped_model(**settings)
+        trainer = make_trainer(model, rows, collate, tmp_path, max_steps=1, train_sampling_strategy="sequential")
+        with torch.no_grad():
+            expected = model(**collate(rows.to_list())).loss.item()
+        trainer.train()
+        found += losses(trainer)
+        assert found[-1] == pytest.approx(expected, abs=1e-3)
+    assert found[0] > found[1] + 0.5

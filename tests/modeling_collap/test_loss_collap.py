@@ -11,7 +11,7 @@ from tiny import REFERENCE, tiny_model, tiny_processor
 from torch.nn.parallel import DistributedDataParallel
 
 from modeling_collap import contrastive_loss
-from modeling_collap.loss_collap import gather_rows
+from modeling_collap.loss_collap import gather_rows, other_orders, split_orders
 
 DIRECTIONS = ("symmetric", "audio_to_text")
 SECONDS = (3.1, 1.2, 6.9, 2.5)  # of the four songs: the two of each process are padded to another number of segments
@@ -121,6 +121,48 @@ def test_false_negatives_count_in_no_sum(direction):
     torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-12)
     assert gradient[0, 2] == 0 and gradient[2, 0] == 0 and gradient[0, 1] != 0
     assert found < contrastive_loss(scores, direction)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_further_negatives_are_of_the_softmax_over_texts_alone(direction):
+    """Plain sums: text 2 has no other order, and that of text 2's song, 0, is none of a negative for audio 2."""
+    same = torch.tensor([[True, False, True], [False, True, False], [True, False, True]])
+    generator = torch.Generator().manual_seed(0)
+    scores = scores_of_three().requires_grad_()
+    further = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    further[:, 2] = -torch.inf
+    further.requires_grad_()
+
+    def of_texts() -> torch.Tensor:
+        losses = []
+        for i in range(3):
+            others = [scores[i, j].exp() for j in range(3) if j == i or not same[i, j]]
+            others += [further[i, j].exp() for j in range(2) if j == i or not same[i, j]]
+            losses.append(-(scores[i, i].exp() / sum(others)).log())
+        return sum(losses) / 3
+
+    found = contrastive_loss(scores, direction, same, further)
+    of_audios = 2 * contrastive_loss(scores, "symmetric", same) - contrastive_loss(scores, "audio_to_text", same)
+    naive = of_texts() if direction == "audio_to_text" else (of_texts() + of_audios) / 2
+    assert found.item() == pytest.approx(naive.item(), abs=1e-12)
+    gradients = torch.autograd.grad(found, [scores, further])
+    for gradient, expected in zip(gradients, torch.autograd.grad(naive, [scores, further]), strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-12)
+    assert gradients[1][0, 0] > 0 and gradients[1][2, 0] == 0 and not gradients[1][:, 2].any()
+
+
+def test_other_orders_are_of_the_same_sentences():
+    texts = torch.randn(3, 3, 4, generator=torch.Generator().manual_seed(0))
+    texts[1:, 2] = 0.0
+    orders = torch.tensor([[2, 0, 1], [1, 0, -1], [-1, -1, -1]])
+    found = other_orders(texts, orders)
+    assert torch.equal(found[0], texts[0][[2, 0, 1]]) and torch.equal(found[1], texts[1][[1, 0, 2]])
+    assert torch.equal(found[2], texts[2])
+    own, further = split_orders(torch.arange(12.0).view(2, 6), orders)
+    assert own.tolist() == [[0, 1, 2], [6, 7, 8]] and further.tolist() == [[3, 4, -torch.inf], [9, 10, -torch.inf]]
+    for texts_of_other_shape in (texts[:2], texts[:, :2], texts[:, 0]):
+        with pytest.raises(ValueError, match=r"expected sentence_orders \(B, Q\) of sentences \(B, Q, D\), found"):
+            other_orders(texts_of_other_shape, orders)
 
 
 def work(rank: int, folder: str):

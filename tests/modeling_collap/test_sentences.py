@@ -73,6 +73,24 @@ def test_only_the_monotone_score_tells_the_order_of_sentences():
 
 
 @torch.no_grad()
+def test_a_text_in_another_order_is_a_negative_as_if_it_were_given_besides():
+    """The scores of texts whose sentences are given in that order, in the softmax of each audio."""
+    model, texts = tiny_model(**SETTINGS), [SENTENCES, SENTENCES[:1], ["a choir", "a flute"]]
+    inputs = inputs_of(texts, songs(6.0, 4.0, 5.0))
+    found = model(**inputs, return_loss=True, sentence_orders=torch.tensor([[2, 1, 0], [-1] * 3, [1, 0, -1]]))
+    swapped = inputs_of([*texts, SENTENCES[::-1], ["a flute", "a choir"]], songs(6.0, 4.0, 5.0))
+    scores = model(**swapped).logits_per_audio
+    torch.testing.assert_close(found.logits_per_audio, scores[:, :3])
+    labels = torch.arange(3)
+    own = torch.nn.functional.cross_entropy(scores[:, :3].T, labels)
+    torch.testing.assert_close(found.loss, (torch.nn.functional.cross_entropy(scores, labels) + own) / 2)
+    assert found.loss > model(**inputs, return_loss=True).loss + 0.05
+    with pytest.raises(ValueError, match="sentence_orders need the alignment 'monotone', found 'free'"):
+        orders = torch.zeros(3, 3, dtype=torch.int64)
+        tiny_model(alignment="free")(**inputs, return_loss=True, sentence_orders=orders)
+
+
+@torch.no_grad()
 def test_texts_of_two_thousand_words_are_read_whole():
     text = " ".join(f"Here a {'slow' if n % 3 else 'loud'} piano plays with drums and strings." for n in range(250))
     changed = text.rsplit("slow", 1)[0] + "loud" + text.rsplit("slow", 1)[1]

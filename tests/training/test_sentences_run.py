@@ -5,25 +5,43 @@ import json
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from runs import evaluations, scalars, settings, train
 from sentence_transformers import SentenceTransformer
+from tiny import tiny_model, tiny_processor
 from transformers import AutoModel, AutoProcessor, pipeline
 
 from collap.cli import run_command
 from collap.hub.export import build_graphs, inputs_and_outputs, largest_difference, load_graph, write_graph
 from collap.models import load_model
-from collap.training.settings import parse_settings
+from collap.training.loaders import build_train_data
+from collap.training.settings import DataSettings, parse_settings
 
-CROPS = {"sections_column": "sections", "crop_sections": 2, "crop_epochs": 1, "drop_times": 0.5, "drop_sentences": 0.2}
+AUGMENTED = {
+    "sections_column": "sections",
+    "crop_sections": 2,
+    "crop_epochs": 1,
+    "drop_times": 0.5,
+    "drop_sentences": 0.2,
+    "exchange_sections": 0.6,
+    "order_negatives": True,
+}
 TEXT = "A soft piano opens the song. Then loud drums come in. A flute ends it."
+
+
+def augmented_settings(corpus, backbones) -> dict:
+    """All that training does with known sections."""
+    config = settings(corpus, backbones, **AUGMENTED)
+    config["model_config"] |= {"alignment": "monotone", "path_blank": True, "alignment_frame_seconds": 0.5}
+    config["model_config"]["location_weight"] = 0.5
+    return config
 
 
 @pytest.fixture(scope="module")
 def finished(corpus, backbones, tmp_path_factory):
     """A finished run of two epochs: of crops, and of whole songs."""
-    folder, config = tmp_path_factory.mktemp("sentences"), settings(corpus, backbones, **CROPS)
-    config["model_config"] |= {"alignment": "monotone", "path_blank": True, "alignment_frame_seconds": 0.5}
-    done = train(folder, config, micro_batch_size=2)
+    folder = tmp_path_factory.mktemp("sentences")
+    done = train(folder, augmented_settings(corpus, backbones), micro_batch_size=2)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder / "run"
 
@@ -42,13 +60,36 @@ def test_a_run_evaluates_and_shows_the_weights_of_all_scores(finished):
     assert model.config.alignment == "monotone" and model.score_parameters.blank.item() != 0
 
 
-def test_crops_from_the_command_line_are_refused_without_sections():
-    for arguments in (["--crop_sections", "2"], ["--sections_column", "sections"], ["--crop_epochs", "2"]):
-        with pytest.raises(ValueError, match="sections_column, crop_sections and"):
-            parse_settings(["--dataset", "songs", "--music", "beats", *arguments])
-    others = ["--sections_column", "sections", "--crop_sections", "2", "--crop_seconds", "10"]
-    with pytest.raises(ValueError, match="crop_sections cuts songs .* excludes crop_seconds"):
-        parse_settings(["--dataset", "songs", "--music", "beats", *others])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("--crop_sections 2", "crop_sections needs the sections of every song: name .* sections_column"),
+        ("--exchange_sections 0.5", "exchange_sections needs the sections of every song"),
+        ("--order_negatives", "order_negatives needs the sections of every song"),
+        ("--model_config {location_weight:\xa01}", "location_weight needs the sections of every song"),
+        ("--crop_epochs 2", "crop_epochs are those of crop_sections, which is not set, found crop_epochs=2"),
+        ("--sections_column sections", "sections_column is given and nothing reads it: set crop_sections, "),
+        ("--sections_column sections --exchange_sections 1.5", "exchange_sections must be a share .* found 1.5"),
+        (
+            "--sections_column sections --crop_sections 2 --crop_seconds 10",
+            "sections_column .* opened whole, and excludes crop_seconds",
+        ),
+        (
+            "--sections_column sections --order_negatives --streaming --steps_per_epoch 9",
+            "sections_column .* opened whole, and excludes streaming",
+        ),
+    ],
+)
+def test_settings_of_sections_that_do_not_go_together_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        parse_settings(
+            ["--dataset", "songs", "--music", "beats", *(one.replace("\xa0", " ") for one in arguments.split(" "))]
+        )
+
+
+def test_a_model_whose_own_settings_are_not_known_yet_may_read_sections():
+    """Of `--model`, which may have a location_weight."""
+    assert parse_settings(["--dataset", "songs", "--model", "collap", "--sections_column", "sections"])
 
 
 def test_the_pipeline_says_when_each_sentence_is_heard(finished, songs):
@@ -94,3 +135,34 @@ def test_the_graph_of_a_text_embeds_sentences_and_there_is_none_of_the_score(fin
     values = inputs_and_outputs(model, processor, [TEXT, "one", "slow piano. loud drums"], [1.0, 2.5])
     found = load_graph(tmp_path / "text.pt2")(**{key: values[key] for key in graphs["text"].inputs})
     assert len(found) == 6 and largest_difference(found.detach(), values["text_embeds"]) < 1e-4
+
+
+def test_two_processes_train_as_one_does_in_micro_batches(finished, corpus, backbones, tmp_path):
+    """Of crops, then of whole songs and exchanged ones, with the loss of places and other orders: step by step."""
+    done = train(tmp_path, augmented_settings(corpus, backbones), num_processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses = scalars(tmp_path / "run")["train/loss"]
+    assert len(losses) == 4 and scalars(finished)["train/loss"] == pytest.approx(losses, rel=2e-3)
+    assert AutoModel.from_pretrained(tmp_path / "run" / "best").config.location_weight == 0.5
+
+
+def test_batches_tell_places_and_orders_to_the_models_that_read_them(corpus, tmp_path):
+    places, orders = {"alignment": "free", "location_weight": 1.0}, {"alignment": "monotone"}
+    for config, order_negatives, expected in (
+        (places, False, {"sentence_spans"}),
+        (orders, True, {"sentence_orders"}),
+        (orders, False, set()),
+        (places | orders, True, {"sentence_spans", "sentence_orders"}),
+    ):
+        data = DataSettings(str(corpus), text_column="captions", sections_column="sections", num_workers=0)
+        data.order_negatives = order_negatives
+        parts = tiny_model(**config), tiny_processor(**config), Accelerator(cpu=True)
+        batch = next(build_train_data(data, 4, 0, *parts).batches(0, None))
+        assert batch.text.keys() == {"input_ids", "attention_mask"} | expected
+
+
+def test_negatives_in_another_order_need_a_score_that_sees_it(corpus, backbones, tmp_path):
+    config = settings(corpus, backbones, sections_column="sections", order_negatives=True)
+    done = train(tmp_path, config)
+    message = "error: order_negatives need the alignment 'monotone', found 'paper': leave them out"
+    assert done.returncode and message in done.stderr and "Traceback" not in done.stderr

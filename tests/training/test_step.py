@@ -22,6 +22,8 @@ KINDS = {
     "symmetric": {"loss_direction": "symmetric"},
     "audio_to_text": {"loss_direction": "audio_to_text"},
     "sentences": {"alignment": "monotone", "path_blank": True, "alignment_frame_seconds": 0.5},
+    "located": {"alignment": "monotone", "alignment_frame_seconds": 0.5, "location_weight": 3.0},
+    "ordered": {"alignment": "monotone", "alignment_frame_seconds": 0.5, "location_weight": 0.5},
 }
 # Of the eight songs: the micro-batches of each process are padded to other numbers of segments.
 SECONDS = (3.1, 1.2, 6.9, 2.5, 0.7, 4.4, 5.0, 2.1)
@@ -32,21 +34,49 @@ MICRO_BATCHES = {1: (None, 1, 3, 5), 2: (None, 1, 3), 4: (None, 1)}
 WIDTH, TOKENS = 32, 48  # D, and tokens of the longest song
 
 
+def sentence_spans() -> torch.Tensor:
+    """Half a song for each of two sentences; text 1 says nothing of its one, and a third sentence is of no place."""
+    spans = torch.full((len(TEXTS), 3, 2), torch.nan, dtype=torch.float64)
+    for song, seconds in enumerate(SECONDS):
+        spans[song, 0], spans[song, 1] = torch.tensor([[0.0, seconds / 2], [seconds / 2, seconds]])
+    spans[1] = torch.nan
+    for song in range(len(TEXTS)):
+        spans[song, 1 + MORE_LINES[song // 3].count("\n") :] = torch.nan
+    return spans
+
+
+def sentence_orders() -> torch.Tensor:
+    """The first two sentences exchanged, of texts that have them."""
+    lines = [1 + MORE_LINES[song // 3].count("\n") for song in range(len(TEXTS))]
+    return torch.tensor([{1: [-1] * 3, 2: [1, 0, -1], 3: [1, 0, 2]}[count] for count in lines])
+
+
+LABELS = {
+    "located": lambda: {"sentence_spans": sentence_spans()},
+    "ordered": lambda: {"sentence_spans": sentence_spans(), "sentence_orders": sentence_orders()},
+}
+
+
 class Batch:
     """What the step asks of a batch, in double precision."""
 
-    def __init__(self, processor, songs: slice):
+    def __init__(self, processor, songs: slice, kind: str = ""):
         generator = torch.Generator().manual_seed(0)
         waveforms = [torch.randn(round(16000 * seconds), generator=generator) * 0.1 for seconds in SECONDS]
         texts = [text + MORE_LINES[index // 3] for index, text in enumerate(TEXTS)] if processor.split_texts else TEXTS
         self.processor, self.texts, self.waveforms = processor, texts[songs], waveforms[songs]
+        self.labels = LABELS.get(kind, dict)()
+        self.labels = {name: values[songs] for name, values in self.labels.items()}
         self.song_ids = self.text_ids = None
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def text_inputs(self, part: slice, device) -> dict:
-        return {name: tensor[part] for name, tensor in self.processor(text=self.texts, device=device).items()}
+        inputs = dict(self.processor(text=self.texts, device=device))
+        for name, values in self.labels.items():  # of no more sentences than these texts have
+            inputs[name] = values[:, : inputs["input_ids"].shape[1]]
+        return {name: tensor[part] for name, tensor in inputs.items()}
 
     def audio_inputs(self, part: slice, device, feature_extractor) -> dict:
         inputs = feature_extractor(self.waveforms[part], sampling_rate=16000, device=device)
@@ -78,7 +108,7 @@ def gradients(model) -> dict[str, torch.Tensor]:
 def plain_loss_and_gradients(kind: str) -> dict[str, torch.Tensor]:
     """One process, one graph over the whole batch."""
     model, processor = double_model(kind), processor_of(kind)
-    batch, whole = Batch(processor, slice(None)), slice(None)
+    batch, whole = Batch(processor, slice(None), kind), slice(None)
     inputs = batch.text_inputs(whole, "cpu") | batch.audio_inputs(whole, "cpu", processor.feature_extractor)
     output = model(**inputs, return_loss=True)
     output.loss.backward()
@@ -90,7 +120,7 @@ def step_results(accelerator: Accelerator, kind: str, micro_batch_size: int | No
     prepared = accelerator.prepare(model)
     songs = len(TEXTS) // accelerator.num_processes
     start = accelerator.process_index * songs
-    batch = Batch(processor, slice(start, start + songs))
+    batch = Batch(processor, slice(start, start + songs), kind)
     for _ in range(2):  # the second would fail if the first had left DistributedDataParallel waiting
         model.zero_grad()
         step = take_step(accelerator, prepared, batch, processor.feature_extractor, micro_batch_size)
@@ -180,6 +210,8 @@ def test_the_batch_is_one_in_which_the_comparison_means_something(plain):
     for name in ("text_tower.projection.weight", "audio_tower.adapter.weight", "score_parameters.log_gamma_kernel"):
         assert plain["symmetric"][name].norm() > 1e-3
         assert (plain["symmetric"][name] - plain["audio_to_text"][name]).norm() > 1e-4
+    assert plain["located"]["loss"] > plain["sentences"]["loss"] + 1
+    assert plain["ordered"]["loss"] > plain["sentences"]["loss"] + 0.1
     for name in ("log_gamma_sentences", "log_gamma_path", "blank"):
         assert plain["sentences"][f"score_parameters.{name}"].norm() > 1e-3
 
