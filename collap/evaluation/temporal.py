@@ -13,7 +13,7 @@ Dimensions: `B` texts, `T` tokens, `D` shared width.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from collap.data.guarded_reading import header_seconds, load_audio
+from collap.data.guarded_reading import header_seconds
 from collap.data.rows import audio_source, check_column, named_audio, row_name, row_texts
 from collap.data.sections import section_sentences
 from collap.data.segment_files import read_segments
@@ -37,14 +37,13 @@ from .temporal_report import draw_song, to_markdown, write_temporal_report
 from .temporal_retrieval import Pool
 from .temporal_songs import (
     DETAILS,
-    RATE,
     SectionedSong,
     caption_lines,
     changed_versions,
     check_sections,
     compose_again,
     equal_versions,
-    join_sections,
+    joined_samples,
     of_equal_lengths,
     query_lines,
     song_versions,
@@ -55,10 +54,10 @@ CHANCE = 0.5  # of a choice between two
 
 
 @torch.no_grad()
-def score_texts(model, processor, texts: list[list[str]], song: tuple) -> np.ndarray:
-    """Score texts, each a list of lines, with one embedded song: (B,)."""
-    inputs = processor(text=texts, device=model.device)
-    return model.score(model.get_sentence_features(**inputs), *song)[0].float().cpu().numpy()
+def score_texts(model, processor, texts: list[list[str]], songs: Iterable[tuple]) -> np.ndarray:
+    """Score texts, each a list of lines, with embedded songs, texts embedded once: (A, B)."""
+    embeds = model.get_sentence_features(**processor(text=texts, device=model.device))  # (B, Q, D)
+    return torch.cat([model.score(embeds, *song) for song in songs]).float().cpu().numpy()  # (A, B)
 
 
 @torch.no_grad()
@@ -74,7 +73,7 @@ def measure_order(model, processor, index: int, song: SectionedSong, found: Meas
     embedded = {name: embed(model, processor, audio) for name, (_, audio) in versions.items()}
     for kind in song.kinds:
         texts = [caption_lines(song, order, kind) for order, _ in versions.values()]
-        scores = {name: score_texts(model, processor, texts, one) for name, one in embedded.items()}
+        scores = dict(zip(embedded, score_texts(model, processor, texts, embedded.values()), strict=True))
         for place, name in enumerate(versions):
             if name not in ("original", "shuffled again"):
                 right, wrong = (
@@ -87,7 +86,7 @@ def measure_order(model, processor, index: int, song: SectionedSong, found: Meas
         found.add(f"control: caption kept, songs shuffled, {kind}", index, third, CHANCE)
     orderless = caption_lines(song, song.own_order, song.kinds[-1])[-len(song.sections) :]
     orderless = [[orderless[i] for i in generator.permutation(len(orderless))]]
-    pair = [score_texts(model, processor, orderless, embedded[name]) for name in ("original", "shuffled")]
+    pair = score_texts(model, processor, orderless, [embedded["original"], embedded["shuffled"]])  # (2, 1)
     found.add("control: sentences in no order", index, order_correct(*pair), CHANCE)
     return embedded["original"]
 
@@ -98,7 +97,7 @@ def measure_equal_lengths(model, processor, index: int, song: SectionedSong, fou
     versions = equal_versions(song, np.random.default_rng((seed, index, 4)))
     embedded = [embed(model, processor, audio) for _, audio in versions.values()]
     texts = [caption_lines(song, order, "untimed") for order, _ in versions.values()]
-    scores = np.stack([score_texts(model, processor, texts, one) for one in embedded])  # (2 songs, 2 texts)
+    scores = score_texts(model, processor, texts, embedded)  # (2 songs, 2 texts)
     right = order_correct(np.diag(scores), np.diag(scores[::-1]))
     found.add("order, shuffled, untimed, sections of equal length", index, right, CHANCE)
 
@@ -110,7 +109,7 @@ def measure_detail(model, processor, index: int, song: SectionedSong, found: Mea
     kind = DETAILS[index % len(DETAILS)]
     versions = changed_versions(song, kind, np.random.default_rng((seed, index, 1)))
     texts = [lines for lines, _ in versions]
-    scores = np.stack([score_texts(model, processor, texts, embed(model, processor, audio)) for _, audio in versions])
+    scores = score_texts(model, processor, texts, [embed(model, processor, audio) for _, audio in versions])  # (2, 2)
     for name in ("detail, one section", f"detail, {kind} of one section"):
         found.add(name, index, order_correct(np.diag(scores), np.diag(scores[::-1])), CHANCE)
 
@@ -211,9 +210,7 @@ def picture(model, processor, song: SectionedSong, embedded) -> Places:
 
 def embed_joined(model, processor, song: SectionedSong) -> tuple[torch.Tensor, torch.Tensor]:
     """Embed a song that is cut at its sections and joined again as it was."""
-    return embed(
-        model, processor, wav_bytes(join_sections(load_audio(song.audio, RATE), song.sections, song.own_order))
-    )
+    return embed(model, processor, wav_bytes(joined_samples(song)))
 
 
 def measure(model, processor, opened: Sectioned, seed: int, parts: Sequence[str]) -> tuple[dict, dict, Places | None]:
@@ -244,8 +241,7 @@ def measure(model, processor, opened: Sectioned, seed: int, parts: Sequence[str]
             elif "place" in parts or pool:
                 embedded = embed_joined(model, processor, song)
             if "place" in parts:
-                samples = join_sections(load_audio(song.audio, RATE), song.sections, song.own_order)
-                measure_places(model, processor, index, song, embedded, samples, found, kept, seed)
+                measure_places(model, processor, index, song, embedded, joined_samples(song), found, kept, seed)
                 first = picture(model, processor, song, embedded) if first is None else first
             if "equal_lengths" in parts:
                 measure_equal_lengths(model, processor, index, song, found, seed)

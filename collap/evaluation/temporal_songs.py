@@ -7,6 +7,7 @@ Dimensions: `N` sections.
 """
 
 import dataclasses
+import functools
 import io
 import json
 from dataclasses import dataclass
@@ -192,6 +193,19 @@ def wav_bytes(samples: np.ndarray, rate: int = RATE) -> bytes:
     return file.getvalue()
 
 
+@functools.lru_cache(maxsize=1)
+def song_samples(audio: str | bytes) -> np.ndarray:
+    """Decode a song, (samples,), to be read only; it is kept until the next one is asked for."""
+    samples = load_audio(audio, RATE)
+    samples.flags.writeable = False
+    return samples
+
+
+def joined_samples(song: SectionedSong) -> np.ndarray:
+    """Return a song, cut at its sections and joined again as it was: (samples,)."""
+    return join_sections(song_samples(song.audio), song.sections, song.own_order)
+
+
 def song_versions(song: SectionedSong, generator: np.random.Generator) -> dict[str, tuple[list[int], bytes]]:
     """Return the original and its other orders, each with the order of its sections and its audio."""
     return _joined(song, {"original": song.own_order, **orders(len(song.sections), generator)})
@@ -203,7 +217,7 @@ def equal_versions(song: SectionedSong, generator: np.random.Generator) -> dict[
 
 
 def _joined(song: SectionedSong, drawn: dict[str, list[int]]) -> dict[str, tuple[list[int], bytes]]:
-    samples = load_audio(song.audio, RATE)
+    samples = song_samples(song.audio)
     return {name: (order, wav_bytes(join_sections(samples, song.sections, order))) for name, order in drawn.items()}
 
 

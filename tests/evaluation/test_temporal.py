@@ -166,7 +166,10 @@ def test_who_knows_the_truth_is_always_right_and_who_knows_nothing_is_not(songs,
         return np.array([digest[0] for digest in digests], np.float64)
 
     def figures(scorer):
-        monkeypatch.setattr(temporal, "score_texts", scorer)
+        def score_texts(model, processor, texts, audios):
+            return np.stack([scorer(model, processor, texts, audio) for audio in audios])
+
+        monkeypatch.setattr(temporal, "score_texts", score_texts)
         found = Measured()
         for seed, index in itertools.product(range(6), range(len(songs))):
             measure_order(index, None, index, songs[index], found, seed)
