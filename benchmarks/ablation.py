@@ -44,7 +44,8 @@ class Row:
     Attributes:
         name: of the row.
         settings: of train.py, that it changes; those of `model_config` are added to the shared ones.
-        seeds: so many runs, with seeds from 0 on; the median is reported.
+        seeds: so many runs, with seeds from 0 on; the median is reported. Rows of several are also measured on
+            longer songs and in a larger pool.
     """
 
     name: str
@@ -101,14 +102,19 @@ class Ablation:
         name = "".join(letter if letter.isalnum() else "-" for letter in row.name)
         return self.options.runs / f"{name}-{seed}"
 
-    def evaluate_command(self, row: Row, seed: int, dataset: str, part: str) -> list[str]:
-        """Return the command that measures a trained model on a data set."""
-        folder, shared = self.folder(row, seed), merged(self.settings, row.settings)
+    def evaluate_commands(self, row: Row, seed: int) -> dict[str, list[str]]:
+        """Return the commands that measure a trained model, by the part of the table that they are for."""
+        options, folder, shared = self.options, self.folder(row, seed), merged(self.settings, row.settings)
         command = [sys.executable, "-m", "collap", "evaluate", "--suite", "temporal", "--model", str(folder / "last")]
-        command += ["--dataset", dataset, "--split", self.options.split, "--output_dir", str(folder / part)]
-        command += ["--text_column", shared.get("text_column", "text"), "--parts", "order", "place", "retrieval"]
-        command += ["--sections_column", self.options.sections_column, "--songs", str(self.options.songs)]
-        return [*command, *(["--pool", str(self.options.pool)] if part == "measured" else [])]
+        command += ["--split", options.split, "--text_column", shared.get("text_column", "text")]
+        command += ["--sections_column", options.sections_column]
+        own, others = ["--dataset", shared["dataset"]], ["--parts", "order", "place", "retrieval"]
+        commands = {"measured": [*own, "--songs", str(options.songs), *others]}
+        if row.seeds > 1 and options.pool > options.songs:
+            commands["pool"] = [*own, "--songs", str(options.pool), "--parts", "retrieval"]
+        if row.seeds > 1 and options.long is not None:
+            commands["long"] = ["--dataset", options.long, *others]
+        return {part: [*command, *words, "--output_dir", str(folder / part)] for part, words in commands.items()}
 
     def measure(self, row: Row, seed: int) -> dict:
         """Train and measure one run; return its figures, and seconds of computing."""
@@ -117,12 +123,10 @@ class Ablation:
             return json.loads(done.read_text(encoding="utf-8"))
         log, found = self.folder(row, seed).with_suffix(".log"), {}
         found["seconds"] = run(self.train_command(row, seed), log, self.options.jobs)
-        places = {"measured": self.settings["dataset"], "long": self.options.long}
-        for part, dataset in places.items():
-            if dataset is not None:
-                run(self.evaluate_command(row, seed, dataset, part), log, self.options.jobs)
-                figures = json.loads((self.folder(row, seed) / part / "temporal.json").read_text(encoding="utf-8"))
-                found[part] = {name: one["mean"] for name, one in figures["figures"].items()}
+        for part, command in self.evaluate_commands(row, seed).items():
+            run(command, log, self.options.jobs)
+            figures = json.loads((self.folder(row, seed) / part / "temporal.json").read_text(encoding="utf-8"))
+            found[part] = {name: one["mean"] for name, one in figures["figures"].items()}
         write_json(done, found)
         print(f"{row.name}, seed {seed}: {summary(found)}", flush=True)
         return found
@@ -163,7 +167,9 @@ def summary(found: dict) -> str:
 
 def table(rows: list[Row], found: dict[str, list[dict]], part: str) -> list[str]:
     """Return lines of Markdown: the median of every figure over the seeds, with the lowest and highest."""
-    columns = [*FIGURES, *(["CPU s"] if part == "measured" else [])]
+    rows = [row for row in rows if part in found[row.name][0]]
+    columns = [name for name in FIGURES if any(name in values(one, part) for row in rows for one in found[row.name])]
+    columns += ["CPU s"] if part == "measured" else []
     lines = [f"| | seeds | {' | '.join(columns)} |", "|---|--:|" + "--:|" * len(columns)]
     for row in rows:
         runs = [values(one, part) | {"CPU s": one["seconds"]} for one in found[row.name]]
@@ -191,8 +197,8 @@ def parse(arguments: list[str] | None) -> Ablation:
     parser.add_argument("--split", default="test")
     parser.add_argument("--sections_column", default="sections")
     parser.add_argument("--songs", type=int, default=100, help="songs that are measured")
-    parser.add_argument("--pool", type=int, default=100, help="songs in which descriptions are searched")
-    parser.add_argument("--long", help="data set of longer songs that are measured, too")
+    parser.add_argument("--pool", type=int, default=500, help="songs of the larger pool")
+    parser.add_argument("--long", help="data set of longer songs")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--output_dir", type=Path, default=Path("results/ablation"))
     options, others = parser.parse_known_args(arguments)
@@ -219,9 +225,11 @@ def main(arguments: list[str] | None = None) -> None:
     found: dict[str, list[dict]] = {}
     for (row, _), one in zip(todo, results, strict=True):
         found.setdefault(row.name, []).append(one)
-    lines = ["# What each part is worth", "", *table(rows, found, "measured"), ""]
-    if options.long is not None:
-        lines += ["## Longer songs", "", *table(rows, found, "long"), ""]
+    titles = {"measured": "What each part is worth", "pool": "In a larger pool", "long": "Longer songs"}
+    lines = []
+    for part, title in titles.items():
+        if any(part in one[0] for one in found.values()):
+            lines += [f"# {title}", "", *table(rows, found, part), ""]
     options.output_dir.mkdir(parents=True, exist_ok=True)
     replace_text(options.output_dir / "ablation.md", "\n".join(lines))
     write_json(options.output_dir / "ablation.json", found)

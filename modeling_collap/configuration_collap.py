@@ -63,7 +63,8 @@ class CoLLAPConfig(CheckedConfig):
         score_reduction: `"mean"` (a score that does not grow with the song) or `"printed"` (Eqs. 5-6 to the letter).
         attention_temperature: divides the cosines inside both softmaxes (1.0 = Eqs. 3-4).
         learn_attention_temperature: whether training may change it.
-        gamma_init_sum: gamma_kernel + gamma_temporal at the start; each begins at half of it.
+        gamma_init_sum: gamma_kernel + gamma_temporal at the start; each begins at half of it. 1 / 0.07 by default, or 1
+            beside the scores of sentences, which find more: with equal weights the paper's would outvote those.
         gamma_max: neither grows beyond this (CLIP's bound of the logit scale).
         loss_direction: `"symmetric"` (mean of both directions) or `"audio_to_text"` (Eq. 8).
         text_pooling: `"first"`, `"last"` or `"mean"`; by default the paper's choice for GPT-2 and RoBERTa and
@@ -101,7 +102,7 @@ class CoLLAPConfig(CheckedConfig):
     score_reduction: Literal["mean", "printed"] = "mean"
     attention_temperature: float | int = positive(1.0, maximum=10**6)
     learn_attention_temperature: bool = False
-    gamma_init_sum: float | int = positive(1 / 0.07, maximum=10**6)
+    gamma_init_sum: float | int | None = positive(None, maximum=10**6)
     gamma_max: float | int = positive(100.0, maximum=10**6)
     loss_direction: Literal["symmetric", "audio_to_text"] = "symmetric"
     text_pooling: Literal["first", "last", "mean"] | None = None
@@ -110,7 +111,7 @@ class CoLLAPConfig(CheckedConfig):
     sentence_temperature: float | int = positive(0.1, maximum=10**6)
     path_temperature: float | int = positive(0.3, maximum=10**6)
     path_blank: bool = False
-    gamma_alignment_init: float | int = positive(1.5 / 0.07, maximum=10**6)
+    gamma_alignment_init: float | int = positive(2 / 0.07, maximum=10**6)
     location_weight: float | int = ranged(0.0, 0, 10**6)
     structure_layers: int = ranged(0, 0, MAX_LAYERS)
     structure_heads: int = positive(8, maximum=1024)
@@ -123,6 +124,8 @@ class CoLLAPConfig(CheckedConfig):
         self.text_config.use_cache = False  # a text is read once; a decoder's key-value cache would be waste
         if self.text_pooling is None:
             self.text_pooling = TEXT_POOLING.get(self.text_config.model_type, "mean")
+        if self.gamma_init_sum is None:
+            self.gamma_init_sum = 1 / 0.07 if self.alignment == "paper" else 1.0
         check_encoder("text_config", self.text_config)
         check_text_encoder(self.text_config)
         check_encoder("speech_config", self.speech_config)

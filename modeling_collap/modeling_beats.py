@@ -149,8 +149,16 @@ class BeatsPositionalConv(nn.Module):
         )
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        num_patches = hidden_states.shape[1]
-        positions = self.conv(hidden_states.transpose(1, 2))  # (N, hidden, P or P + 1)
+        num_patches, channels = hidden_states.shape[1], hidden_states.transpose(1, 2)  # (N, hidden, P)
+        on_cpu = hidden_states.device.type == "cpu"
+        if on_cpu and (hidden_states.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")):
+            # oneDNN's is wrong (by its own size) on CPUs with AMX, where a group has few channels.
+            weights = self.conv.weight.float(), self.conv.bias.float()
+            with torch.autocast("cpu", enabled=False):
+                found = F.conv1d(channels.float(), *weights, padding=self.conv.padding, groups=self.conv.groups)
+            positions = found.to(hidden_states.dtype)
+        else:
+            positions = self.conv(channels)  # (N, hidden, P or P + 1)
         return F.gelu(positions[..., :num_patches]).transpose(1, 2)  # (N, P, hidden)
 
 

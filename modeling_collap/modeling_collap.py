@@ -30,6 +30,8 @@ from .weighting_collap import ScoreParameters, score_embeddings
 
 RECORDED = ("output_hidden_states", "output_attentions")
 UNUSED = ("num_items_in_batch", "token_type_ids", "use_cache")  # of Trainer, BERT's tokenizer, and text generation
+# What docs/structure.md found best. A saved configuration that names no alignment is of before, and the paper's.
+NEW_MODELS = {"alignment": "monotone", "path_blank": True}
 
 
 @dataclass
@@ -120,7 +122,8 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
             music: folder or Hub id of a converted BEATs (`collap convert-beats`).
             speech: folder or Hub id of a Whisper model; only its encoder is kept, its positions sliced to
                 `segment_seconds`.
-            **config: settings of [`CoLLAPConfig`] other than those of the parts.
+            **config: settings of [`CoLLAPConfig`] other than those of the parts. Where they do not say which, the
+                alignment is the one that finds most, [`NEW_MODELS`]; `alignment="paper"` is the paper's model.
 
         Raises:
             ValueError: for a name that is no setting, or if a part lacks weights that CoLLAP needs; nothing pretrained
@@ -128,6 +131,8 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
             OSError: from transformers, if a folder or Hub id cannot be found.
         """
         check_settings(config)
+        if "alignment" not in config:
+            config = NEW_MODELS | config
         text_encoder = load_whole(AutoModel, text, unused=("pooler.",))
         beats = load_whole(BeatsModel, music)
         whisper = load_whole(WhisperModel, speech, unused=("decoder.",))

@@ -186,6 +186,13 @@ def test_bfloat16_is_within_two_percent_of_float32(reference, original, implemen
         assert (found.float() - expected).norm() / expected.norm() < 2e-2
 
 
+def test_autocast_is_within_two_percent_of_float32(reference, original):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = original(reference["fbank"][:1]).last_hidden_state
+    expected = reference["output_unpadded_first"]
+    assert (found.float() - expected).norm() / expected.norm() < 2e-2
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_agrees_with_a_naive_encoder(name):
     model, (fbank, frame_mask) = variant(name).double(), inputs()

@@ -272,7 +272,9 @@ def test_a_bad_song_to_evaluate_is_left_out_or_stops_the_run_by_its_name(corpus,
     done = train(tmp_path, config, num_processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("not evaluated: row 1 (validation-0002.flac)") == 1
-    assert evaluations(tmp_path / "run")[0]["eval/audio_to_text/R@5"] == 100.0  # of the songs that are left
+    assert (
+        evaluations(tmp_path / "run")[0]["eval/text_to_audio/mAP"] > 33.3
+    )  # the last of the three songs that are left
     stopped = train(tmp_path / "strict", {**config, "max_bad_share": 0.01})
     assert stopped.returncode == 1 and "Traceback" not in stopped.stderr
     assert "1 of 4 songs to evaluate cannot be read: row 1 (validation-0002.flac)" in stopped.stderr
