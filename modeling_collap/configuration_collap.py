@@ -75,8 +75,8 @@ class CoLLAPConfig(CheckedConfig):
         sentence_temperature, path_temperature: tau_S and tau_M of those scores.
         path_blank: whether a path may leave frames to no sentence, for captions that do not speak of the whole song.
         gamma_alignment_init: the sum of the weights of those scores at the start.
-        structure_layers: transformer layers over the whole song's tokens, with positions in seconds; 0 is the paper,
-            whose score does not see the order of a song's sections.
+        structure_layers: transformer layers over the frames of the whole song (of `alignment_frame_seconds`), with
+            positions relative to one another; 0 is the paper, whose score does not see the order of a song's sections.
         structure_heads: attention heads of those layers.
         initializer_range: standard deviation of the newly initialised projections.
 
