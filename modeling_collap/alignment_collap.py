@@ -22,7 +22,7 @@ before, between and after the sentences to nobody, so that a text may be silent 
     tensor([1.0000, 1.0000])
 
 Pure functions of embeddings. Dimensions: `A` audios, `B` texts, `Q` sentences of a text, `T` fused tokens of an audio,
-`W` frames, `D` shared width, `J` states of a path: Q, or 2 Q + 1 with blanks.
+`H` tokens of a frame, `W` frames, `D` shared width, `J` states of a path: Q, or 2 Q + 1 with blanks.
 """
 
 import torch
@@ -57,12 +57,58 @@ def pool_frames(
     Returns:
         (A, W, D), zeros where there is no frame; (A, W) bool.
     """
-    padding = frame_size - 1  # of which `unfold` leaves out what makes no frame
-    mask = F.pad(audio_token_mask, (0, padding)).unfold(1, frame_size, frame_size)  # (A, W, H)
-    tokens = audio_embeds.masked_fill(~audio_token_mask.unsqueeze(-1), 0.0)  # (A, T, D)
-    frames = F.pad(tokens, (0, 0, 0, padding)).unfold(1, frame_size, frame_size).sum(-1)  # (A, W, D)
-    counts = mask.sum(-1)  # (A, W)
-    return frames / counts.clamp(min=1).unsqueeze(-1), counts > 0
+    counts = _frame_counts(audio_token_mask, frame_size)  # (A, W)
+    means = _gathered_means if torch.compiler.is_exporting() else _FrameMeans.apply
+    return means(audio_embeds, audio_token_mask, frame_size), counts > 0
+
+
+def _frame_counts(audio_token_mask: torch.Tensor, frame_size: int) -> torch.Tensor:
+    """Count the real tokens of every frame: (A, T) bool, real tokens first -> (A, W)."""
+    starts = torch.arange(0, audio_token_mask.shape[1], frame_size, device=audio_token_mask.device)  # (W,)
+    return (audio_token_mask.sum(1, keepdim=True) - starts).clamp(0, frame_size)
+
+
+def _gathered_means(audio_embeds: torch.Tensor, audio_token_mask: torch.Tensor, frame_size: int) -> torch.Tensor:
+    """Do what [`_FrameMeans`] does in operations that hold for every T, as a graph needs them."""
+    counts = _frame_counts(audio_token_mask, frame_size).unsqueeze(-1)  # (A, W, 1)
+    place = torch.arange(counts.shape[1] * frame_size, device=audio_embeds.device)  # (W H,)
+    tokens = audio_embeds[:, place.clamp(max=audio_embeds.shape[1] - 1)]  # (A, W H, D)
+    is_padding = place >= audio_token_mask.sum(1, keepdim=True)  # (A, W H)
+    tokens = tokens.masked_fill(is_padding.unsqueeze(-1), 0.0)
+    return tokens.unflatten(1, (-1, frame_size)).sum(2) / counts.clamp(min=1)  # (A, W, D)
+
+
+class _FrameMeans(torch.autograd.Function):
+    """The frames of [`pool_frames`]. Tokens are read once, in place; the gradient is written once, where autograd would
+    go through a copy of all tokens for every step."""
+
+    @staticmethod
+    def forward(ctx, audio_embeds, audio_token_mask, frame_size: int):
+        ctx.save_for_backward(audio_token_mask)
+        ctx.frame_size = frame_size
+        counts = _frame_counts(audio_token_mask, frame_size).unsqueeze(-1)  # (A, W, 1)
+        whole = audio_embeds.shape[1] // frame_size
+        sums = audio_embeds[:, : whole * frame_size].unflatten(1, (whole, frame_size)).sum(2)  # (A, T // H, D)
+        sums = F.pad(sums, (0, 0, 0, counts.shape[1] - whole))  # (A, W, D)
+        # One frame of every audio, its last, may hold padding, or be cut.
+        tokens = audio_token_mask.sum(1, keepdim=True)  # (A, 1)
+        last = torch.div(tokens, frame_size, rounding_mode="floor")  # (A, 1)
+        place = last * frame_size + torch.arange(frame_size, device=tokens.device)  # (A, H)
+        index = place.clamp(max=audio_embeds.shape[1] - 1).unsqueeze(-1).expand(-1, -1, audio_embeds.shape[-1])
+        rest = audio_embeds.gather(1, index).masked_fill((place >= tokens).unsqueeze(-1), 0.0).sum(1)  # (A, D)
+        sums = torch.where(counts == frame_size, sums, rest.unsqueeze(1))  # (A, W, D)
+        return (sums / counts.clamp(min=1)).masked_fill(counts == 0, 0.0)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        (audio_token_mask,) = ctx.saved_tensors
+        counts = _frame_counts(audio_token_mask, ctx.frame_size).unsqueeze(-1)  # (A, W, 1)
+        shares = (gradient / counts.clamp(min=1)).unsqueeze(2)  # (A, W, 1, D)
+        starts = torch.arange(counts.shape[1] * ctx.frame_size, device=gradient.device)  # (W H,)
+        is_real = (starts < audio_token_mask.sum(1, keepdim=True)).unflatten(1, (-1, ctx.frame_size))  # (A, W, H)
+        spread = (shares * is_real.unsqueeze(-1)).flatten(1, 2)  # (A, W H, D)
+        return spread[:, : audio_token_mask.shape[1]], None, None
 
 
 def frame_cosines(

@@ -78,8 +78,8 @@ class CoLLAPConfig(CheckedConfig):
         gamma_alignment_init: the sum of the weights of those scores at the start.
         location_weight: of [`location_losses`], which training adds to its loss where it is told when sentences are
             heard; 0 for none.
-        structure_layers: transformer layers over the whole song's tokens, with positions in seconds; 0 is the paper,
-            whose score does not see the order of a song's sections.
+        structure_layers: transformer layers over the frames of the whole song (of `alignment_frame_seconds`), with
+            positions relative to one another; 0 is the paper, whose score does not see the order of a song's sections.
         structure_heads: attention heads of those layers.
         initializer_range: standard deviation of the newly initialised projections.
 

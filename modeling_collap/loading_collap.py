@@ -18,7 +18,6 @@ FORMER_PREFIXES = {
     "music_model.": "audio_tower.music.",
     "speech_model.": "audio_tower.speech.",
     "audio_adapter.": "audio_tower.adapter.",
-    "structure_layers.": "structure.layers.",
 }
 
 

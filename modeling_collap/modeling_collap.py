@@ -24,7 +24,7 @@ from .loading_collap import StrictLoading, load_speech_encoder, load_whole, with
 from .localization_collap import CoLLAPLocalization, localize_sentences, localize_texts, pair_location_losses
 from .loss_collap import contrastive_loss, gather_orders, gather_rows, gather_texts, other_orders, split_orders
 from .modeling_beats import BeatsModel
-from .structure_collap import StructureLayers, token_start_seconds
+from .structure_collap import StructureLayers, ZeroLinear, token_start_seconds
 from .towers_collap import AudioTower, SpeechEncoder, TextTower
 from .weighting_collap import ScoreParameters, score_embeddings
 
@@ -86,7 +86,7 @@ class CoLLAPPreTrainedModel(StrictLoading, PreTrainedModel):
 
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if isinstance(module, ScoreParameters):
+        if isinstance(module, (ScoreParameters, ZeroLinear)):
             module.initialise()
 
     def _gather_properties(self, parts: tuple[PreTrainedModel, ...]):

@@ -80,8 +80,8 @@ def embed_audio(
     """Embeds a file, or its bytes, without ever holding more than a few segments of audio or features.
 
     The numbers are those of `model.get_audio_features` on the whole file; only the embeddings grow with its length
-    (187 x 512 float32 per 30 s: 46 MB an hour), and with `structure_layers` the activations over all tokens. `read` is
-    that of [`feature_blocks`].
+    (187 x 512 float32 per 30 s: 46 MB an hour), and with `structure_layers` the activations of its 2,805 frames. `read`
+    is that of [`feature_blocks`].
 
     Raises:
         AudioFileError: names the file and says why it cannot be read or embedded.

@@ -102,10 +102,14 @@ def tiny_config(text: str = "gpt2", **overrides) -> CoLLAPConfig:
 
 
 def tiny_model(text: str = "gpt2", seed: int = 0, segment_batch_size: int = 8, **overrides) -> CoLLAPModel:
-    """Make a model of [`tiny_config`] in evaluation mode; the same seed gives the same weights."""
+    """Make a model of [`tiny_config`] in evaluation mode; the same seed gives the same weights. Its structure layers
+    have an effect, as after training."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = CoLLAPModel(tiny_config(text, **overrides)).eval()
+        for layer in model.structure.frame_layers:
+            for output in (layer.attention_out, layer.feed_forward[-1]):
+                torch.nn.init.normal_(output.weight, std=0.1)
     model.audio_tower.segment_batch_size = segment_batch_size
     return model
 

@@ -62,8 +62,9 @@ KEPT = {
     "text": (Kept(36.8, 8.0, 5.0, 1.3), Kept(24.4, 4.8, 5.3, 1.6)),
     "music": (Kept(42.0, 8.0, 22.4, 1.8, 4.0), Kept(29.1, 4.3, 19.0, 3.2, 2.0)),
     "speech": (Kept(32.0, 8.0, 28.0, 1.3), Kept(23.1, 4.3, 19.0, 1.3)),
-    "structure": (Kept(32.0, 8.0, 8.0, 1.4), Kept(20.0, 4.3, 12.0, 1.6)),
+    "structure": (Kept(32.0, 8.0, 0.0, 1.4), Kept(20.0, 4.3, 0.0, 1.6)),
 }
+TOKENS_KEEP = (8.0, 12.0)  # bytes for each token of a song and its width: what scaling it to unit norm keeps
 SCORE_KEEPS, SCORE_MOMENT = 16, 26  # bytes for each song, text, frame and token of the frame; always in float32
 
 
@@ -219,12 +220,12 @@ def activation_bytes(config: CoLLAPConfig, workload: Workload, parameters: dict[
     text, music, speech = config.text_config, config.music_config, config.speech_config
     structure = PreTrainedConfig(hidden_size=config.projection_dim, num_hidden_layers=config.structure_layers)
     structure.num_attention_heads, encoded = config.structure_heads, min(segments, workload.segment_batch_size)
-    # Configuration, tokens of one text, segment or song, how many of them, and how many at a time.
+    # Configuration, tokens of one text or segment or frames of a song, how many of them, and how many at a time.
     parts = {
         "text": (text, workload.text_tokens, songs, songs),
         "music": (music, tokens * music.frequency_patches, segments, encoded),
         "speech": (speech, speech.max_source_positions, segments, encoded),
-        "structure": (structure, longest * tokens, songs, songs),
+        "structure": (structure, math.ceil(longest * tokens / config.alignment_frame_size), songs, songs),
     }
     held, moment = {}, {}
     for name, (part, length, count, at_a_time) in parts.items():
@@ -240,6 +241,7 @@ def activation_bytes(config: CoLLAPConfig, workload: Workload, parameters: dict[
         held[name] = (count * (all_layers + around) + copies) * (trainable > 0)
         moment[name] = at_a_time * kept.moment * layer * (part.num_hidden_layers > 0)
     held["adapter"] = FLOAT32_BYTES * segments * tokens * (music.hidden_size + speech.d_model)
+    held["tokens"] = TOKENS_KEEP[is_half] * segments * tokens * config.projection_dim
     frames = max((longest * tokens - config.kernel_size) // config.stride + 1, 1)  # W
     grid = (songs, longest * tokens, config.kernel_size, config.stride)
     texts = min(workload.batch_size, texts_at_a_time(*grid))  # of more texts nothing is kept

@@ -144,7 +144,7 @@ def merge_lora(model: PreTrainedModel, state_dict: dict[str, torch.Tensor]) -> d
 
 def _modules_to_save(model: PreTrainedModel) -> list[str]:
     """Return the names of the parts that train in full: heads, and towers with neither LoRA nor frozen."""
-    layers = {f"structure.layers.{number}": layer for number, layer in enumerate(model.structure.layers)}
+    layers = {f"structure.frame_layers.{number}": layer for number, layer in enumerate(model.structure.frame_layers)}
     parts = layers | {"score_parameters": model.score_parameters}
     for name in ("text_tower", "audio_tower"):
         parts |= {f"{name}.{child}": part for child, part in getattr(model, name).named_children()}

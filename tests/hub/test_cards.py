@@ -264,7 +264,9 @@ def test_training_and_limits_are_those_of_this_model():
         assert cell in text
     assert '"output_dir": ".../runs"' in text and "Text beyond 128 tokens is cut" in text
     assert "segments of 2 s" in text and "does not see the order" in text
-    assert "does not see the order" not in make_card(config=tiny_config(structure_layers=1)).text
+    for settings in ({"structure_layers": 1}, {"alignment": "monotone"}):
+        assert "does not see the order" not in make_card(config=tiny_config(**settings)).text
+    assert "does not see the order" in make_card(config=tiny_config(alignment="free")).text
     assert "had not come to its end" in make_card(summary={**make_summary(), "finished": False}).text
 
 

@@ -56,7 +56,7 @@ def test_a_converted_folder_gives_the_numbers_of_the_code_that_wrote_it(converte
     assert_same_outputs(converted)
     names = load_file(converted / "model.safetensors").keys()
     assert len(names) == len(load_file(FORMER / "model.safetensors"))
-    assert {name.split(".")[0] for name in names} == {"text_tower", "audio_tower", "structure", "score_parameters"}
+    assert {name.split(".")[0] for name in names} == {"text_tower", "audio_tower", "score_parameters"}
     settings = json.loads((converted / "config.json").read_text())
     assert "config_version" not in settings and "segment_batch_size" not in settings
     assert settings["attention_temperature"] == 0.2
@@ -132,6 +132,18 @@ def lose_a_weight(folder):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def add_structure_layer(folder):
+    """As releases had it whose layers read tokens and seconds."""
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"structure_layers": 1, "structure_heads": 2}))
+    layer = tiny_model(structure_layers=1, projection_dim=settings["projection_dim"], structure_heads=2).structure
+    weights = {
+        f"structure_layers.{name.removeprefix('frame_layers.')}": one for name, one in layer.state_dict().items()
+    }
+    weights |= load_file(folder / "model.safetensors")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -141,6 +153,7 @@ def lose_a_weight(folder):
         (quantise, "is quantised"),
         (truncate, "model.safetensors: cannot be read"),
         (lose_a_weight, "lacks 1 weights of this configuration (text_tower.projection.weight)"),
+        (add_structure_layer, "and has 12 that it does not know (structure_layers.0.attention_norm.bias"),
         (lambda folder: (folder / "model.safetensors").unlink(), "only safetensors are converted"),
     ],
 )
@@ -176,7 +189,7 @@ def test_renaming_covers_every_weight_of_a_model(tmp_path):
     from collap.hub.convert_model import new_name
     from modeling_collap.loading_collap import FORMER_PREFIXES
 
-    present = tiny_model("roberta", structure_layers=1).state_dict().keys()
+    present = tiny_model("roberta").state_dict().keys()
     former = []
     for name in present:
         (prefix,) = [prefix for prefix in (*FORMER_PREFIXES.values(), "score_parameters.") if name.startswith(prefix)]

@@ -240,11 +240,11 @@ def test_a_folder_without_a_vocabulary(healthy, tmp_path, capsys, kind):
 def test_weights_that_are_unknown_or_no_numbers(patient, capsys):
     def change(weights: dict) -> None:
         weights["audio_tower.adapter.bias"][3] = torch.nan
-        weights["structure.layers.0.attention_out.weight"] = torch.ones(2, 2)
+        weights["structure.frame_layers.0.attention_out.weight"] = torch.ones(2, 2)
 
     edit_weights(patient, change)
     detail = examine(patient, capsys)[1]["weights"]["detail"]
-    assert "1 unknown to this configuration (structure.layers.0.attention_out.weight)" in detail
+    assert "1 unknown to this configuration (structure.frame_layers.0.attention_out.weight)" in detail
     assert "1 not finite (audio_tower.adapter.bias)" in detail
 
 

@@ -133,7 +133,7 @@ def test_text_tower_on_one_token_and_on_padding_on_either_side(case):
     check(case, "text", left, case["model"].get_text_features(**left))
 
 
-@pytest.mark.parametrize("seconds", [(2.0,), (0.1,), (1.3, 2.7), (7.9, 0.5, 4.0, 2.1)])
+@pytest.mark.parametrize("seconds", [(2.0,), (0.1,), (1.3, 2.7), (9.9, 5.0), (7.9, 0.5, 4.0, 2.1)])
 def test_audio_tower_and_score(case, seconds):
     model = case["model"]
     values = dict(case["processor"](text=[*TEXTS, "piano"], audio=noise(*seconds), sampling_rate=16_000))
@@ -165,16 +165,18 @@ def test_what_padded_segments_hold_does_not_matter(case):
     check(case, "audio", values, expected)
 
 
-def test_slices_of_the_segments_join_without_structure_layers(folder):
-    model, processor = build("roberta")
-    run = loaded(folder / "exported" / "roberta" / "audio.onnx")
+@pytest.mark.parametrize("variant", SETTINGS)
+def test_slices_of_the_segments_join_without_structure_layers(folder, variant):
+    model, processor = build(variant)
+    run = loaded(folder / "exported" / variant / "audio.onnx")
     values = dict(processor(audio=noise(5.0), sampling_rate=16_000))
     width = {key: model.config.tokens_per_segment if key == "audio_token_mask" else 1 for key in values}
     parts = [
         run(**{key: value[:, start * width[key] : end * width[key]] for key, value in values.items()})
         for start, end in ((0, 2), (2, 3))
     ]
-    assert torch.allclose(torch.cat(parts, dim=1), run(**values), atol=TOLERANCE)
+    joins = torch.allclose(torch.cat(parts, dim=1), run(**values), atol=TOLERANCE)
+    assert joins == (model.config.structure_layers == 0)
 
 
 def test_the_description_tells_what_the_graphs_want(case, folder):

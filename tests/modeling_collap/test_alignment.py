@@ -137,12 +137,25 @@ def test_order_changes_the_monotone_score_and_not_the_free_one():
     assert torch.allclose(free[0], free[1])
 
 
-def test_pool_frames_leaves_out_padding_and_keeps_a_part_of_a_frame():
-    audio = torch.arange(1.0, 8).view(1, 7, 1).expand(2, 7, 1).clone()
-    audio[1, 4:] = 99.0
-    frames, mask = pool_frames(audio, torch.arange(7) < torch.tensor([[7], [4]]), 3)
-    assert frames[0, :, 0].tolist() == [2.0, 5.0, 7.0] and mask[0].all()
-    assert frames[1, :, 0].tolist() == [2.0, 4.0, 0.0] and mask[1].tolist() == [True, True, False]
+@pytest.mark.parametrize("lengths", [(14, 5), (12, 8), (13, 1), (2, 1)])
+@pytest.mark.parametrize("frame_size", [1, 4, 20])
+def test_pool_frames_means_the_real_tokens_of_every_frame(lengths, frame_size):
+    tokens = max(lengths)
+    audio = torch.randn(2, tokens, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    mask = torch.arange(tokens) < torch.tensor(lengths)[:, None]
+    audio[~mask] = 99.0
+    audio.requires_grad_()
+    naive = torch.zeros(2, math.ceil(tokens / frame_size), 3, dtype=torch.float64)
+    for a, length in enumerate(lengths):
+        for w in range(math.ceil(length / frame_size)):
+            naive[a, w] = audio[a, w * frame_size : min((w + 1) * frame_size, length)].mean(0)
+    frames, frame_mask = pool_frames(audio, mask, frame_size)
+    torch.testing.assert_close(frames, naive)
+    assert frame_mask.sum(1).tolist() == [math.ceil(length / frame_size) for length in lengths]
+    weights = torch.linspace(-1, 2, naive.numel(), dtype=torch.float64).view_as(naive)
+    found, expected = (torch.autograd.grad((one * weights).sum(), audio)[0] for one in (frames, naive))
+    torch.testing.assert_close(found, expected)
+    assert not found[~mask].any() and found[mask].all()
 
 
 @BLANKS

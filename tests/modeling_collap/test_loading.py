@@ -41,10 +41,27 @@ def test_missing_weights_are_initialised_when_asked_for(folder):
     model, info = AutoModel.from_pretrained(
         folder, structure_layers=1, ignore_mismatched_sizes=True, output_loading_info=True
     )
-    assert info["missing_keys"] and all(key.startswith("structure.layers.") for key in info["missing_keys"])
+    assert info["missing_keys"] and all(key.startswith("structure.frame_layers.") for key in info["missing_keys"])
     assert torch.equal(model.audio_tower.adapter.weight, tiny_model("gpt2").audio_tower.adapter.weight)
-    with pytest.raises(ValueError, match="structure.layers"):
+    with pytest.raises(ValueError, match="structure.frame_layers"):
         AutoModel.from_pretrained(folder, structure_layers=1)
+
+
+def test_structure_layers_of_before_are_refused_and_can_be_left_out(tmp_path):
+    """They read tokens and seconds; their weights have the shapes of today's."""
+    model = tiny_model(structure_layers=1)
+    model.save_pretrained(tmp_path)
+    change_weights(
+        tmp_path,
+        lambda weights: [
+            weights.update({name.replace("frame_layers", "layers"): weights.pop(name)}) for name in [*weights]
+        ],
+    )
+    message = r"lacks 12 weights .*structure\.frame_layers\.0.* has 12 that it does not know .structure\.layers\.0"
+    with pytest.raises(ValueError, match=message):
+        AutoModel.from_pretrained(tmp_path)
+    started = AutoModel.from_pretrained(tmp_path, ignore_mismatched_sizes=True).structure.frame_layers[0]
+    assert not started.attention_out.weight.any() and started.query_key_value.weight.any()
 
 
 def test_weights_of_another_shape_are_an_error_unless_asked_for(folder, caplog, monkeypatch):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny import (
     REFERENCE,
     VOCABULARY,
+    tiny_beats_config,
     tiny_config,
     tiny_model,
     tiny_processor,
@@ -35,7 +36,6 @@ from transformers import (
 
 from collap.cli import main as collap
 from modeling_collap import BeatsModel, CoLLAPConfig, CoLLAPModel, attention_pooled_scores
-from modeling_collap.structure_collap import sinusoidal_positions
 from modeling_collap.towers_collap import fuse_segments, pool_text
 
 TEXT_TOWERS = ("gpt2", "roberta")
@@ -134,12 +134,6 @@ class TestTokenTimeline:
         assert (config.kernel_size, config.stride) == (62, 31)  # 187 * 10 / 30 = 62.3; 187 * 5 / 30 = 31.2
         short = tiny_config(kernel_seconds=0.01, stride_seconds=0.01)
         assert (short.kernel_size, short.stride) == (1, 1)
-
-    def test_positions_are_sines_and_cosines_of_seconds(self):
-        positions = sinusoidal_positions(torch.tensor([0.0, 0.25, 900.0]), 8)
-        assert positions[0].tolist() == [0.0] * 4 + [1.0] * 4
-        assert positions[1, [0, 4]].tolist() == pytest.approx([1.0, 0.0], abs=1e-5)  # a quarter of the first period
-        assert positions[2, [3, 7]].tolist() == pytest.approx([1.0, 0.0], abs=1e-4)  # a quarter of one hour
 
 
 class TestBatches:
@@ -295,15 +289,6 @@ class TestScore:
         else:
             assert difference < 1e-5
 
-    def test_structure_layers_know_seconds_not_segments(self):
-        # Four equal segments: without positions all tokens at the same place of a segment would be equal.
-        model = lively_model(structure_layers=1)
-        (second,) = songs(2.0)
-        with torch.no_grad():
-            embeds, _ = model.get_audio_features(**audio_inputs([second.repeat(4)]))
-        segments = embeds.view(4, TOKENS_PER_SEGMENT, -1)
-        assert (segments[0] - segments[1]).norm(dim=-1).min() > 1e-2
-
     def test_gammas_are_positive_bounded_and_start_at_the_inverse_of_007(self):
         parameters = tiny_model().score_parameters
         assert sum(parameters.gammas().values()).item() == pytest.approx(1 / 0.07, rel=1e-6)
@@ -399,7 +384,9 @@ class TestLocalize:
 
 class TestPrecision:
     def test_scores_of_a_bfloat16_model_are_float32(self, tmp_path):
-        tiny_model(structure_layers=1).save_pretrained(tmp_path)
+        # oneDNN's bfloat16 convolution is wrong for groups of 8 channels on some processors; those of BEATs have 48.
+        music = tiny_beats_config(conv_pos_groups=2)
+        tiny_model(structure_layers=1, music_config=music).save_pretrained(tmp_path)
         expected_model = CoLLAPModel.from_pretrained(tmp_path)
         model = CoLLAPModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
         assert {parameter.dtype for parameter in model.score_parameters.parameters()} == {torch.float32}
@@ -465,7 +452,7 @@ class TestTraining:
                 else model.text_tower.encoder.encoder.layer[1].output,
                 "music": model.audio_tower.music.layers[1].feed_forward,
                 "speech": model.audio_tower.speech.layers[1].fc1,
-                "structure": model.structure.layers[0].feed_forward,
+                "structure": model.structure.frame_layers[0].feed_forward,
             }
             counts = dict.fromkeys(blocks, 0)
 

@@ -68,7 +68,7 @@ for name, again, results in zip(*[iter(triples)] * 3):
     tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=True)
     for part in (config, model, processor, extractor):
         assert type(part).__module__.startswith("transformers_modules."), type(part)
-    assert config.model_type == "collap" and config.structure_layers == len(model.structure.layers) == 1
+    assert config.model_type == "collap" and config.structure_layers == len(model.structure.frame_layers) == 1
     assert extractor.to_dict() == processor.feature_extractor.to_dict()
     assert tokenizer(texts[0])["input_ids"] == processor.tokenizer(texts[0])["input_ids"]
     inputs = processor(text=texts, audio=waveforms, sampling_rate=22050)

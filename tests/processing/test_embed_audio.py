@@ -61,7 +61,7 @@ def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 torch.set_num_threads(1)
-model, extractor = tiny_model(projection_dim=256), tiny_processor().feature_extractor
+model, extractor = tiny_model(projection_dim=256, structure_layers=1), tiny_processor().feature_extractor
 embed_audio(model, extractor, sys.argv[1])
 before = peak()
 tokens, mask = embed_audio(model, extractor, sys.argv[2])
@@ -70,7 +70,7 @@ print((peak() - before) * 1024, tokens.numel() * 4)
 
 
 def test_an_hour_takes_little_more_memory_than_five_minutes(tmp_path):
-    """The growth is the embeddings (in a few copies), not the audio or the features."""
+    """The growth is the embeddings (in a few copies), not the audio, the features or what layers make of all tokens."""
     minute = (np.sin(np.arange(16000 * 60) * 0.05) * 8000).astype(np.int16)
     for name, minutes in (("short", 5), ("long", 60)):
         with soundfile.SoundFile(tmp_path / f"{name}.flac", "w", 16000, 1) as file:
@@ -80,7 +80,7 @@ def test_an_hour_takes_little_more_memory_than_five_minutes(tmp_path):
     output = subprocess.run(command, capture_output=True, text=True, check=True, env=_environment()).stdout
     growth, embeddings = map(int, output.split())
     features = 60 * 60 * 100 * (128 + 40) * 4
-    assert growth < 6 * embeddings + 30e6 < features
+    assert growth < 7 * embeddings + 30e6 < features
 
 
 def _environment() -> dict[str, str]:

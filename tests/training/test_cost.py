@@ -209,10 +209,10 @@ def test_the_longest_songs_decide_the_memory_and_the_mean_the_flops():
 def test_structure_layers_are_counted():
     flops = []
     for layers in (0, 1):
-        config = tiny_config(structure_layers=layers, structure_heads=4)
-        work = workload(config)  # of songs of 24 tokens
+        config = tiny_config(structure_layers=layers, structure_heads=4, alignment_frame_seconds=0.8)
+        work = workload(config)  # of songs of 24 tokens, 5 frames of 5 tokens
         flops.append(part_flops(build_meta_model(config, work), work)["structure"][0])
-    assert flops == [0, 24 * 24 * 32**2 + 4 * 24**2 * 32]
+    assert flops == [0, 5 * 24 * 32**2 + 4 * 5**2 * 32]
 
 
 @pytest.fixture(scope="module")

@@ -273,7 +273,7 @@ def test_parameter_groups_separate_rates_and_decay_of_what_trains():
     assert "audio_tower.music.layers.0.self_attn.gate_scale" in of["audio, no decay"]
     assert "audio_tower.speech.layers.1.fc1.lora_B.default.weight" in of["audio"]
     assert of["heads, no decay"] >= {"score_parameters.log_gamma_kernel", "text_tower.projection.bias"}
-    assert of["heads"] >= {"audio_tower.adapter.weight", "structure.layers.0.query_key_value.weight"}
+    assert of["heads"] >= {"audio_tower.adapter.weight", "structure.frame_layers.0.query_key_value.weight"}
 
     groups = {group["name"]: group for group in parameter_groups(tiny_model(), 1e-3, 0.1, text_learning_rate=2e-3)}
     assert {name: groups[name]["lr"] for name in ("text", "audio", "heads")} == {
@@ -315,7 +315,7 @@ class TestGradientCheckpointing:
             else model.text_tower.encoder.encoder.layer[1].output,
             "music": model.audio_tower.music.layers[1].feed_forward,
             "speech": model.audio_tower.speech.layers[1].self_attn,
-            "structure": model.structure.layers[0].feed_forward,
+            "structure": model.structure.frame_layers[0].feed_forward,
         }
 
     @pytest.mark.parametrize("text", TEXT_TOWERS)
