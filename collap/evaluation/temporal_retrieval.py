@@ -67,7 +67,8 @@ class Pool:
         self.model, self.kinds = model, score_kinds(model)
         spoiled = spoiled_descriptions(songs, seed)
         self.songs = {name: list(texts) for name, texts in spoiled.items()}
-        self.texts = {name: embed_texts(model, processor, list(texts.values())) for name, texts in spoiled.items()}
+        texts = [lines for one in spoiled.values() for lines in one.values()]
+        self.texts = embed_texts(model, processor, texts)  # (B, Q, D) of all kinds, the whole descriptions first
         self.rows: dict[tuple[str, str, str], list[np.ndarray]] = {}  # (score, part, text) -> for every song (B,)
 
     @torch.no_grad()
@@ -75,12 +76,12 @@ class Pool:
         """Score a song (1, T, D), and its beginnings; songs come in their order."""
         for part, seconds in PARTS.items():
             count = None if seconds is None else round(seconds / self.model.config.token_seconds)
-            for text, embeds in self.texts.items():
-                if seconds is not None and text != WHOLE:
-                    continue
-                for kind, score in self.kinds.items():
-                    row = score(self.model, embeds, tokens[:, :count], mask[:, :count])[0]
-                    self.rows.setdefault((kind, part, text), []).append(row.float().cpu().numpy())
+            names = list(self.songs) if seconds is None else [WHOLE]
+            sizes = [len(self.songs[name]) for name in names]
+            for kind, score in self.kinds.items():
+                row = score(self.model, self.texts[: sum(sizes)], tokens[:, :count], mask[:, :count])[0]
+                for name, scores in zip(names, row.float().cpu().split(sizes), strict=True):
+                    self.rows.setdefault((kind, part, name), []).append(scores.numpy())
 
     def measure(self, found: Measured) -> None:
         """Measure how often a description's own song is the first of the pool, or among the first five."""

@@ -339,8 +339,8 @@ def test_the_papers_term_is_the_score_of_the_paper():
         torch.nn.functional.normalize(torch.randn(shape, generator=generator), dim=-1)
         for shape in ((3, 1, 32), (1, 40, 32))
     )
-    mask, paper = torch.ones(1, 40, dtype=torch.bool), tiny_model()
-    monotone = tiny_model(alignment="monotone", alignment_frame_seconds=0.5)
+    mask, paper = torch.ones(1, 40, dtype=torch.bool), tiny_model(gamma_init_sum=1.0)
+    monotone = tiny_model(alignment="monotone", alignment_frame_seconds=0.5, gamma_init_sum=1.0)
     with torch.no_grad():
         assert torch.equal(paper_term(monotone, text, tokens, mask), paper.score(text[:, 0], tokens, mask))
         assert not torch.equal(monotone.score(text, tokens, mask), paper.score(text[:, 0], tokens, mask))
