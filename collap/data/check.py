@@ -147,7 +147,7 @@ def check_named(named: NamedSet, request: Request, against: Sequence[str]) -> tu
     checked, audio = look_at(record_items(records, folder), {record.part: columns for record in records})
     checked.problems, checked.get, checked.paper = folder.problems, named.get, named.paper
     checked.commands = [command for one in records if not one.files and (command := named.fetch(one))]
-    others = neighbours(named.name, folder.path) | named_sources(against)
+    others = neighbours(named.name, folder) | named_sources(against)
     checked.leaks = leaks_by_flag(named.name, records)
     checked.leaks += leaks_by_id(named.name, sources_by_part(records), others)
     return checked, audio

@@ -1,5 +1,6 @@
 """Find recordings that two data sets, or two parts of one, share: by where they are from, or by how they sound."""
 
+import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from .catalogue.named_sets import read_records
 from .fingerprints import RATE, FingerprintIndex, fingerprint
 from .guarded_reading import Source, load_audio
 from .records import Record
+from .set_folder import SetFolder
 
 Parts = dict[str, dict[str, str]]  # part of a data set -> source of each recording -> its id
 WITHOUT_IDS = ("wiki",)  # holds whatever has a column of texts: no neighbour to be compared with unasked
@@ -65,17 +67,14 @@ def leaks_by_flag(name: str, records: Iterable[Record]) -> list[Leak]:
     return [Leak((name, "AudioSet's training set"), "flag", ids)] if ids else []
 
 
-def neighbours(name: str, folder: str) -> dict[str, Parts]:
+def neighbours(name: str, folder: SetFolder) -> dict[str, Parts]:
     """Return the sources of other named data sets that lie in the same folder."""
     found = {}
     for other, named in SETS.items():
-        if other in (name, *WITHOUT_IDS):
-            continue
-        try:
-            _, records = read_records(named, Request(folder))
-        except FileNotFoundError:
-            continue
-        found[other] = sources_by_part(records)
+        if other not in (name, *WITHOUT_IDS) and named.tables(folder):
+            own = copy.copy(folder)
+            own.problems = []  # not those of the data set that was asked for
+            found[other] = sources_by_part(named.read(own, named.settings))
     return found
 
 

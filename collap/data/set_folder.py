@@ -4,7 +4,9 @@ The folder is walked once. What a table says of a file is looked up among the na
 other place.
 """
 
+import csv
 import fnmatch
+import json
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +22,7 @@ from .lengths import song_seconds
 from .places import ROOT_MARK
 from .rows import file_size, listed_texts
 from .tables import keep_table
-from .text_tables import read_text_table
+from .text_tables import DELIMITERS, read_text_table
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".mp4", ".webm", ".mka", ".wma")
 AUDIO_SUFFIXES += (".aif", ".aiff", ".caf", ".au", ".w64")
@@ -54,6 +56,7 @@ class SetFolder:
         self.path = os.path.abspath(path)
         self.names = sorted(_walk(self.path))
         self.problems: list[str] = []
+        self.headers: dict[str, frozenset[str]] = {}
         self.by_key: dict[str, list[str]] = {}
         for name in self.names:
             if os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES:
@@ -94,14 +97,13 @@ class SetFolder:
             yield dict(zip(columns, values, strict=True))
 
     def columns(self, name: str) -> frozenset[str]:
-        """Return the names of a table's columns; none of a file that is no table."""
-        path = self.file(name)
-        try:
-            if path.suffix.lower() == ".parquet":
-                return frozenset(pq.read_schema(path).names)
-            return frozenset(next(self.rows(name), {}))
-        except (ValueError, OSError):
-            return frozenset()
+        """Return the names of a table's columns, by its beginning; none of a file that is no table."""
+        if name not in self.headers:
+            try:
+                self.headers[name] = frozenset(_header(self.file(name)))
+            except (ValueError, OSError, pa.ArrowException):
+                self.headers[name] = frozenset()
+        return self.headers[name]
 
     def audio(self, name: str) -> str | None:
         """Find an audio file by its id or by a path that a table has for it, in any folder and of any kind.
@@ -178,6 +180,22 @@ def _walk(path: str) -> Iterator[str]:
         seen.add(real)
         inside = os.path.relpath(place, path)
         yield from (os.path.normpath(os.path.join(inside, name)) for name in files if not name.startswith("."))
+
+
+def _header(path: Path) -> Iterable[str]:
+    """Return the names of the columns of a table."""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return pq.read_schema(path).names
+    if suffix == ".json":
+        return read_text_table(path, (), lambda cell: False)
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        line = next((line for line in file if line.strip()), "")
+    if suffix == ".jsonl":
+        row = json.loads(line)
+        return row if isinstance(row, dict) else ()
+    cells = [next(csv.reader([line.rstrip()], delimiter=delimiter)) for delimiter in DELIMITERS]
+    return [cell.strip() for cell in max(cells, key=len)]
 
 
 def _form(name: str) -> str:

@@ -37,7 +37,7 @@ def read_records(named: NamedSet, request: Request) -> tuple[SetFolder, Iterator
         ValueError: a setting is unknown; while reading, a table is malformed.
     """
     place, settings = _place_and_settings(named, request.source)
-    if not Request(place).path.is_dir():
+    if not place or not Request(place).path.is_dir():
         raise FileNotFoundError(f"{place or named.name + ':'}: no such folder; expected one with {named.layout}")
     folder = SetFolder(place)
     if not named.tables(folder):
