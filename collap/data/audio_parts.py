@@ -43,7 +43,7 @@ def with_span(path: str, start: float, stop: float) -> str:
     return f"{path}#t={start:.10g},{stop:.10g}"
 
 
-def audio_part(source: bytes | str) -> AudioPart:
+def audio_part(source: bytes | str | os.PathLike) -> AudioPart:
     """Return what an audio source of a data set stands for.
 
     Raises:
@@ -51,6 +51,7 @@ def audio_part(source: bytes | str) -> AudioPart:
     """
     if isinstance(source, bytes):
         return AudioPart(source)
+    source = os.fspath(source)
     match = SPAN.fullmatch(source)
     if match is None or os.path.lexists(source):
         return AudioPart(_content(source))

@@ -95,8 +95,9 @@ class SplitReport:
         yield f"  texts: {found['texts']}, {found['mean_words']:.1f} words each; {found['pairs']} usable pairs of " + (
             "text and audio"
         )
-        yield from _some("  missing: ", self.totals.missing)
         yield from _some("  ", self.problems)
+        told = {problem.partition(": ")[0] for problem in self.problems}
+        yield from _some("  missing: ", [name for name in self.totals.missing if name not in told])
 
 
 @dataclass
