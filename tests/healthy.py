@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from tiny import tiny_model, tiny_processor
 
+from collap.evaluation.probes import SAMPLING_RATE, load_probes
 from collap.hub.golden import write_golden
-from collap.hub.probes import SAMPLING_RATE, load_probes
 from collap.models import save_model_folder
 
 STEPS = 60

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
-from torch.nn import functional as F
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from collap.evaluation.probes import load_probes
+from collap.evaluation.spread import spread_of
 from collap.files import flat
 from collap.hub.golden import GOLDEN_FILE, golden_drift, probe_vectors, read_golden
 from collap.hub.merge_cards import parse_card
-from collap.hub.probes import load_probes
 from collap.models import vocabulary_problem
 from modeling_collap.configuration_collap import TEXT_POOLING
 from modeling_collap.loading_collap import some_names
@@ -41,9 +41,6 @@ DEPENDS_ON = {
     "audio tower": ("audio front end",),
     "score": ("tokenizer", "text tower", "audio front end", "audio tower"),
 }
-# The demo's models have mean cosines of 0.06 to 0.33 between texts, and between clips, and effective ranks of 4.3 to
-# 5.3; the collapsed tower of a published model, in which jazz and heavy metal are one, has cosines of 0.999.
-MAX_COSINE, HIGH_COSINE, MIN_RANK = 0.99, 0.9, 1.1
 # Of the 40320 ways to give the clips the texts. The demo's models reach 0.0002; by chance 1 model in 100 is below.
 MAX_P = 0.01
 
@@ -68,25 +65,6 @@ def attempted(name: str, check: Callable, *arguments) -> list[Check]:
 
 # --------------------------------------------------------------------------------------------------------------------
 # Pure functions of what the built-in set gives
-
-
-def mean_cosine(embeds: torch.Tensor) -> float:
-    """Return the mean cosine of different rows of (N, D); 1 if a row is zero: it has no direction of its own."""
-    if (embeds.norm(dim=-1) < 1e-6).any():
-        return 1.0
-    cosines = F.normalize(embeds.double(), dim=-1) @ F.normalize(embeds.double(), dim=-1).T  # (N, N)
-    count = len(embeds)
-    return ((cosines.sum() - cosines.trace()) / (count * (count - 1))).item()
-
-
-def effective_rank(embeds: torch.Tensor) -> float:
-    """Return in how many directions the rows of (N, D) differ: exp of the entropy of the shares of the variance (Roy
-    and Vetterli, 2007); 0 if they do not differ."""
-    variances = torch.linalg.svdvals(embeds.double() - embeds.double().mean(0)).square()  # (min(N, D),)
-    if variances.sum() < 1e-12:
-        return 0.0
-    shares = variances / variances.sum()
-    return torch.special.entr(shares).sum().exp().item()
 
 
 def matching_p_value(scores: np.ndarray) -> float:
@@ -377,16 +355,8 @@ def check_spread(side: str, embeds: torch.Tensor) -> Check:
         side: "text" or "audio".
         embeds: (N, D).
     """
-    name = f"{side} tower spread"
-    if not embeds.isfinite().all():
-        return Check(name, "failed", "the embeddings are not finite numbers")
-    cosine, rank = mean_cosine(embeds), effective_rank(embeds)
-    found = f"mean cosine {cosine:.4f}, effective rank {rank:.2f} of {len(embeds)} vectors"
-    if cosine > MAX_COSINE or rank < MIN_RANK:
-        return Check(name, "failed", f"{found}: collapsed, all of them get about the same vector, or two opposite ones")
-    if cosine > HIGH_COSINE:
-        return Check(name, "warning", f"{found}: a narrow cone; a trained model is usually below {HIGH_COSINE}")
-    return Check(name, "ok", found)
+    found = spread_of(embeds)
+    return Check(f"{side} tower spread", found.status, found.detail)
 
 
 def check_chance(scores: np.ndarray) -> Check:

@@ -3,9 +3,9 @@
     collap doctor runs/demo/collap-gpt2/best
     collap doctor you/collap-gpt2 --revision v1.0 --json
 
-Everything is measured on a built-in set of eight clips with three texts each (`hub/probe_clips`) and takes seconds.
-Code in the folder never runs. Exit code: 0 healthy (there may be warnings), 1 a check failed, 2 there is no such model
-or the command is wrong.
+Everything is measured on a built-in set of eight clips with three texts each (`evaluation/probe_clips`) and takes
+seconds. Code in the folder never runs. Exit code: 0 healthy (there may be warnings), 1 a check failed, 2 there is no
+such model or the command is wrong.
 """
 
 import contextlib

@@ -17,9 +17,8 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+from collap.evaluation.probes import SAMPLING_RATE, load_probes, probe_digest
 from collap.files import replace_file
-
-from .probes import SAMPLING_RATE, load_probes, probe_digest
 
 GOLDEN_FILE = "golden.safetensors"
 GOLDEN_VERSION = 1  # raised when the vectors change their meaning

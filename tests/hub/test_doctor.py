@@ -18,9 +18,10 @@ from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModel, AutoProcessor, TorchAoConfig
 
 from collap.cli import run_command
-from collap.hub import checks, doctor, golden, render_probes
+from collap.evaluation import render_probes, spread
+from collap.evaluation.probes import PROBES_FOLDER, load_probes
+from collap.hub import checks, doctor, golden
 from collap.hub.golden import GOLDEN_FILE, probe_vectors, write_golden
-from collap.hub.probes import PROBES_FOLDER, load_probes
 from collap.models import load_model, save_model_folder
 from processing import load_audio
 
@@ -536,12 +537,12 @@ def test_p_values_of_noise_are_evenly_spread():
 
 def test_spread_of_known_vectors():
     vector = torch.randn(16, generator=torch.Generator().manual_seed(0))
-    assert checks.mean_cosine(vector.expand(4, 16)) == pytest.approx(1) and checks.mean_cosine(torch.zeros(4, 16)) == 1
-    assert checks.mean_cosine(torch.eye(4)) == pytest.approx(0) and checks.effective_rank(
+    assert spread.mean_cosine(vector.expand(4, 16)) == pytest.approx(1) and spread.mean_cosine(torch.zeros(4, 16)) == 1
+    assert spread.mean_cosine(torch.eye(4)) == pytest.approx(0) and spread.effective_rank(
         torch.eye(4)
     ) == pytest.approx(3)
     opposite = torch.stack([vector, -vector, vector, -vector])
-    assert checks.effective_rank(opposite) == pytest.approx(1) and checks.effective_rank(torch.ones(4, 16)) == 0
+    assert spread.effective_rank(opposite) == pytest.approx(1) and spread.effective_rank(torch.ones(4, 16)) == 0
     assert checks.check_spread("text", opposite).status == "failed"  # its mean cosine alone is below zero
     cone = torch.eye(8) + 1.5
     assert checks.check_spread("audio", cone).status == "warning"

@@ -1,6 +1,6 @@
 """Render the clips of the built-in set from the voices of the synthetic songs; `probes.py` reads them.
 
-    python -m collap.hub.render_probes FOLDER
+    python -m collap.evaluation.render_probes FOLDER
 
 Nothing here is needed to check a model: the clips come with the package. A change of a clip or of a text makes golden
 vectors stored earlier incomparable, which the doctor says.

@@ -40,6 +40,11 @@ def load_probes() -> tuple[Probe, ...]:
     )
 
 
+def probe_texts() -> list[str]:
+    """Return all texts, those of a clip one after the other."""
+    return [text for probe in load_probes() for text in probe.texts]
+
+
 @functools.cache
 def probe_digest() -> str:
     """Return SHA-256 of the samples and texts: golden vectors of one set say nothing about another."""

@@ -1,0 +1,182 @@
+"""What a model must do to be measured: embed texts, embed a song, and score them. CoLLAP and its controls do it here.
+
+Dimensions: `B` texts, `Q` sentences of a text, `M` samples, `T` tokens or windows of a song (1 for a single vector),
+`D` shared width.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers.utils import cached_file
+
+from collap.files import nearest
+from collap.models import load_model, weights_digest
+from modeling_collap import mean_pooled_scores
+from modeling_collap.alignment_collap import pool_sentences
+from processing.embed_audio import embed_segments, feature_blocks
+
+from .embedding import embed_texts
+from .probes import probe_texts
+from .spread import Spread, spread_of
+
+RANDOM = "random"
+PAPER_ROWS = {"gpt2": "CoLLAP (GPT-2)", "roberta": "CoLLAP (RoBERTa)"}  # by the text tower
+RANDOM_WIDTH = 512
+
+
+class Embedder:
+    """Embed texts and songs, and score them: subclass it for other towers, as docs/evaluation.md shows.
+
+    Attributes:
+        name: what its row is called.
+        weights: digest of its weights; embeddings are kept under it.
+        sampling_rate: of the samples that [`embed_audio`] takes; models of one rate share what is decoded.
+        settings: what else changes its embeddings, and `score`, what changes only its scores; both are in the manifest
+            of every figure.
+    """
+
+    name: str
+    weights: str
+    sampling_rate: int
+    settings: dict
+    score_settings: dict = {"score": "cosine"}
+    paper_row: str | None = None  # of the paper's tables, that it stands beside
+
+    def embed_texts(self, texts: list[str]) -> torch.Tensor:
+        """Embed texts: (B, D), or (B, Q, D) with zeros where a text has fewer sentences; float32."""
+        raise NotImplementedError
+
+    def embed_audio(self, samples: np.ndarray) -> torch.Tensor:
+        """Embed a song, mono float32 samples (M,) at `sampling_rate`: (T, D), or (1, D) for one vector; float32."""
+        raise NotImplementedError
+
+    def score(self, text_embeds: torch.Tensor, audio_embeds: torch.Tensor) -> torch.Tensor:
+        """Score a song (T, D) with texts (B, D): (B,), higher is better; here the cosine with the mean of the T."""
+        return F.normalize(text_embeds, dim=-1) @ F.normalize(audio_embeds.mean(0), dim=-1)
+
+    @torch.no_grad()
+    def text_spread(self) -> Spread:
+        """Say whether its text tower tells the texts of the built-in set apart, by the doctor's test."""
+        return spread_of(pool_sentences_of(self.embed_texts(probe_texts())))
+
+
+def pool_sentences_of(text_embeds: torch.Tensor) -> torch.Tensor:
+    """Return one vector of each text: (B, D) of (B, D) or (B, Q, D)."""
+    return pool_sentences(text_embeds) if text_embeds.ndim == 3 else text_embeds
+
+
+def blocks_of(samples: np.ndarray):
+    """Return what hands a song that is decoded already to `feature_blocks`, in the blocks in which a file is read."""
+
+    def read(source, rate: int, block_seconds: float):
+        size = round(block_seconds * rate)
+        return (samples[start : start + size] for start in range(0, max(len(samples), 1), size))
+
+    return read
+
+
+class CoLLAPEmbedder(Embedder):
+    """Embed with a CoLLAP model, all tokens of a song.
+
+    Args:
+        reading: `"attention"`: the model's score; `"mean"`: the cosine with the mean token, a control; `"music"`,
+            `"speech"`: the model's score with the inputs of the other encoder zeroed.
+    """
+
+    READINGS = ("attention", "mean", "music", "speech")
+
+    def __init__(self, name: str, reading: str = "attention", device: str = "cpu", dtype: str = "float32"):
+        self.model, self.processor = load_model(name, device, dtype)
+        self.name, self.reading, self.weights = shown(name, reading, self.READINGS), reading, weights_digest(name)
+        self.sampling_rate = self.processor.feature_extractor.sampling_rate
+        config, parameters = self.model.config, self.model.score_parameters
+        self.paper_row = PAPER_ROWS.get(config.text_config.model_type) if reading == "attention" else None
+        heard = reading if reading in ("music", "speech") else "both"
+        self.settings = {
+            "window": f"the whole song in segments of {config.segment_seconds:g} s",
+            "encoders": heard,
+            "text tokens": self.processor.max_text_tokens or self.processor.tokenizer.model_max_length,
+            "precision": dtype,
+        }
+        self.score_settings = (
+            {"score": "mean token"}
+            if reading == "mean"
+            else {
+                "score": f"attention, {config.alignment}",
+                "attention temperature": round(parameters.temperature().item(), 6),
+                "reduction": config.score_reduction,
+            }
+        )
+
+    @torch.no_grad()
+    def embed_texts(self, texts: list[str]) -> torch.Tensor:
+        return embed_texts(self.model, self.processor, texts)
+
+    @torch.no_grad()
+    def embed_audio(self, samples: np.ndarray) -> torch.Tensor:
+        extractor, segments = self.processor.feature_extractor, self.model.audio_tower.segment_batch_size
+        blocks = feature_blocks(extractor, self.name, segments, self.model.device, blocks_of(samples))
+        tokens, mask = embed_segments(self.model, map(self._silenced, blocks))
+        return tokens[0, mask[0]]  # (T, D)
+
+    def _silenced(self, block: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Zero the features of the encoder that is not to be heard."""
+        other = {"music": "speech_features", "speech": "music_features"}.get(self.reading)
+        return {name: torch.zeros_like(value) if name == other else value for name, value in block.items()}
+
+    @torch.no_grad()
+    def score(self, text_embeds: torch.Tensor, audio_embeds: torch.Tensor) -> torch.Tensor:
+        tokens = audio_embeds.to(self.model.device).unsqueeze(0)  # (1, T, D)
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)  # (1, T)
+        texts = text_embeds.to(tokens.device)
+        if self.reading == "mean":
+            return mean_pooled_scores(pool_sentences_of(texts), tokens, mask)[0].cpu()
+        return self.model.score(texts, tokens, mask)[0].cpu()
+
+
+class RandomVectors(Embedder):
+    """Give every text and every song a random unit vector, the same for the same content: a control at chance."""
+
+    def __init__(self, seed: int = 0):
+        self.name, self.weights, self.sampling_rate = RANDOM, f"seed-{seed}", 16_000
+        self.settings = {"window": "none", "precision": "float32", "seed of the vectors": seed}
+
+    def _vector(self, content: bytes) -> torch.Tensor:
+        digest = hashlib.blake2b(content, digest_size=8, key=self.weights.encode()).digest()
+        generator = np.random.default_rng(int.from_bytes(digest))
+        vector = generator.normal(size=RANDOM_WIDTH)
+        return torch.from_numpy(vector / np.linalg.norm(vector)).float()  # (D,)
+
+    def embed_texts(self, texts: list[str]) -> torch.Tensor:
+        return torch.stack([self._vector(text.encode()) for text in texts])  # (B, D)
+
+    def embed_audio(self, samples: np.ndarray) -> torch.Tensor:
+        return self._vector(np.ascontiguousarray(samples).tobytes()).unsqueeze(0)  # (1, D)
+
+
+def shown(name: str, reading: str, readings: tuple[str, ...]) -> str:
+    """Return what a model is called; a ValueError if it cannot read a song so."""
+    if reading not in readings:
+        raise ValueError(f"{name}@{reading}: {nearest(reading, readings)}")
+    return name if reading == readings[0] else f"{name}@{reading}"
+
+
+def files_digest(name: str) -> str:
+    """Hash the weights of a folder or of a Hub id in the cache: tensors of safetensors files, else the bytes of .bin.
+
+    Raises:
+        OSError, ValueError: there are none, or they are damaged.
+    """
+    folder = Path(cached_file(name, "config.json", local_files_only=True)).parent
+    if any(folder.glob("model*.safetensors")):
+        return weights_digest(name)
+    digest, files = hashlib.sha256(), sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise OSError(f"{name}: no weights, neither model*.safetensors nor pytorch_model*.bin")
+    for file in files:
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()

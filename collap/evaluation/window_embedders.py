@@ -1,0 +1,181 @@
+"""Models of short clips from transformers, CLAP and PE-A, on whole songs: by windows that are always the same ones.
+
+CLAP's own feature extractor crops at random what is longer than 10 s, so that one file has many embeddings; here it
+never sees more than a window. Windows follow each other without overlap; the last is as long as what is left, and is
+left out below a second unless it is all there is.
+
+Dimensions: `B` texts, `M` samples, `T` windows of a song, `D` shared width.
+"""
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import AutoModel, AutoProcessor, ClapModel
+
+from collap.models import naming_device
+from modeling_collap import CoLLAPConfig, attention_pooled_scores
+
+from .embedders import Embedder, files_digest, shown
+
+MIN_SECONDS = 1.0
+BATCH = 8
+TEXT_BATCH = 32
+
+
+def cut_windows(samples: np.ndarray, size: int, smallest: int) -> list[np.ndarray]:
+    """Cut samples (M,) into consecutive windows of `size`, and a last one of what is left if it has `smallest`."""
+    starts = range(0, len(samples), size)
+    return [samples[start : start + size] for start in starts if start == 0 or len(samples) - start >= smallest]
+
+
+class WindowEmbedder(Embedder):
+    """Embed songs by windows; subclasses say how one is embedded.
+
+    Args:
+        reading: `"mean"`: the mean of all windows, each by its length; `"first"`: the first window alone; `"tokens"`:
+            all windows, scored as the tokens of a song by CoLLAP's attention, with frames of its default length and
+            equal weights of both terms.
+    """
+
+    READINGS = ("mean", "first", "tokens")
+    WINDOW_SECONDS: float
+    UNIT = True  # whether its vectors are compared by their cosine, else by their product
+
+    def __init__(self, name: str, reading: str = "mean", device: str = "cpu", dtype: str = "float32"):
+        self.name, self.reading = shown(name, reading, self.READINGS), reading
+        self.weights = files_digest(name)
+        model = self.load(name, dtype)
+        with naming_device(device):
+            self.model = model.to(device).eval()
+        self.processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
+        self.sampling_rate = self.processor.feature_extractor.sampling_rate
+        self.window_seconds = self.WINDOW_SECONDS
+        window = f"{self.window_seconds:g} s"
+        self.settings = {
+            "window": f"the first {window}" if reading == "first" else f"all of {window}, the last one shorter",
+            "text tokens": self.max_text_tokens(),
+            "precision": dtype,
+        }
+        score = "cosine" if self.UNIT else "product"
+        self.score_settings = {"score": score if reading == "first" else f"{score} with the mean window by length"}
+        if reading == "tokens":
+            self.settings["windows as"] = "tokens"
+            self.score_settings = self._attention_settings()
+
+    def load(self, name: str, dtype: str):
+        """Load the model."""
+        return AutoModel.from_pretrained(name, dtype=dtype, trust_remote_code=False)
+
+    def max_text_tokens(self) -> int:
+        """Return how many tokens of a text are read."""
+        raise NotImplementedError
+
+    def encode_texts(self, inputs: dict) -> torch.Tensor:
+        """Encode tokenised texts: (B, D)."""
+        raise NotImplementedError
+
+    def encode_windows(self, windows: list[np.ndarray]) -> torch.Tensor:
+        """Encode windows of one length: (windows, D)."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def embed_texts(self, texts: list[str]) -> torch.Tensor:
+        found, limit = [], self.max_text_tokens()
+        for start in range(0, len(texts), TEXT_BATCH):
+            batch = texts[start : start + TEXT_BATCH]
+            inputs = self.processor.tokenizer(
+                batch, padding=True, truncation=True, max_length=limit, return_tensors="pt"
+            ).to(self.model.device)
+            found.append(self.encode_texts(inputs).float().cpu())
+        return torch.cat(found)  # (B, D)
+
+    @torch.no_grad()
+    def embed_audio(self, samples: np.ndarray) -> torch.Tensor:
+        size, smallest = (round(seconds * self.sampling_rate) for seconds in (self.window_seconds, MIN_SECONDS))
+        windows = cut_windows(samples, size, smallest)
+        if self.reading == "first":
+            windows = windows[:1]
+        whole = [window for window in windows if len(window) == size]
+        batches = [whole[start : start + BATCH] for start in range(0, len(whole), BATCH)]
+        batches += [windows[-1:]] if len(windows[-1]) < size else []
+        found = torch.cat([self.encode_windows(batch).float().cpu() for batch in batches])  # (T, D)
+        if self.reading == "tokens":
+            return F.normalize(found, dim=-1)
+        seconds = torch.tensor([len(window) for window in windows], dtype=torch.float32)
+        return (seconds / seconds.sum() @ found).unsqueeze(0)  # (1, D)
+
+    def score(self, text_embeds: torch.Tensor, audio_embeds: torch.Tensor) -> torch.Tensor:
+        if self.reading == "tokens":
+            mask = torch.ones(1, len(audio_embeds), dtype=torch.bool)
+            texts = F.normalize(text_embeds, dim=-1)
+            return attention_pooled_scores(texts, audio_embeds.unsqueeze(0), mask, **self._frames(), **GAMMAS)[0]
+        if self.UNIT:
+            return super().score(text_embeds, audio_embeds)
+        return text_embeds @ audio_embeds[0]
+
+    def _frames(self) -> dict[str, int]:
+        """Return frames of CoLLAP's default length, in windows; at least one."""
+        seconds = {"kernel_size": CoLLAPConfig.kernel_seconds, "stride": CoLLAPConfig.stride_seconds}
+        return {name: max(1, int(length / self.window_seconds)) for name, length in seconds.items()}
+
+    def _attention_settings(self) -> dict:
+        return {"score": "attention, paper", "attention temperature": 1.0, "reduction": "mean", **self._frames()}
+
+
+GAMMAS = {"gamma_kernel": 1.0, "gamma_temporal": 1.0, "attention_temperature": 1.0, "reduction": "mean"}
+
+
+class ClapEmbedder(WindowEmbedder):
+    """Embed with a `ClapModel` (HTSAT), fused or not; a fused one never sees its three random crops."""
+
+    WINDOW_SECONDS = 10.0
+
+    def __init__(self, name: str, *arguments):
+        super().__init__(name, *arguments)
+        if self.reading != "tokens":
+            self.paper_row = "Larger CLAP" if "larger_clap" in name else "HTSAT (RoBERTa)"
+
+    def load(self, name: str, dtype: str):
+        return ClapModel.from_pretrained(name, dtype=dtype, trust_remote_code=False)
+
+    def max_text_tokens(self) -> int:
+        positions = self.model.config.text_config.max_position_embeddings
+        return min(
+            self.processor.tokenizer.model_max_length, positions - self.model.config.text_config.pad_token_id - 1
+        )
+
+    def encode_texts(self, inputs: dict) -> torch.Tensor:
+        return self.model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
+
+    def encode_windows(self, windows: list[np.ndarray]) -> torch.Tensor:
+        state = np.random.get_state()  # it draws a clip that it says is longer, which is ignored
+        inputs = self.processor.feature_extractor(windows, sampling_rate=self.sampling_rate, return_tensors="pt")
+        np.random.set_state(state)
+        features = inputs["input_features"].to(self.model.device, self.model.dtype)  # (windows, 1 or 4, fbank, mel)
+        longer = torch.zeros(len(windows), 1, dtype=torch.bool, device=self.model.device)
+        return self.model.get_audio_features(features, is_longer=longer).pooler_output
+
+
+class PeAudioEmbedder(WindowEmbedder):
+    """Embed with a `PeAudioModel`, by windows as long as the clips it was trained on; compared by their product, as in
+    its own forward pass."""
+
+    WINDOW_SECONDS = 30.0
+    UNIT = False
+
+    def max_text_tokens(self) -> int:
+        return min(self.processor.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
+
+    def encode_texts(self, inputs: dict) -> torch.Tensor:
+        # Not get_text_audio_embeds: it does not ask for the hidden states that it reads.
+        arguments = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+        output = self.model.text_model(**arguments, output_hidden_states=True)
+        return self.model.text_audio_head(output.hidden_states[-1][:, 0])  # (B, D)
+
+    def encode_windows(self, windows: list[np.ndarray]) -> torch.Tensor:
+        inputs = self.processor.feature_extractor(windows, sampling_rate=self.sampling_rate, return_tensors="pt")
+        values = inputs["input_values"].to(self.model.device, self.model.dtype)  # (windows, 1, M)
+        return self.model.get_audio_embeds(values, inputs["padding_mask"].to(self.model.device))
+
+
+WINDOWED = {"clap": ClapEmbedder, "pe_audio": PeAudioEmbedder}
