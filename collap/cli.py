@@ -54,13 +54,19 @@ def _add_text_column(parser: Parser) -> None:
 
 
 def _evaluate(parser: Parser) -> None:
-    parser.add_argument("--model", required=True, help="folder or Hub id of a CoLLAP model")
-    parser.add_argument("--dataset", required=True, help=DATASET_HELP)
+    parser.add_argument("--model", help="folder or Hub id of a CoLLAP model")
+    parser.add_argument("--dataset", help=DATASET_HELP)
     parser.add_argument("--split", default="test")
     _add_data_options(parser)
     _add_text_column(parser)
     parser.add_argument("--song_column", help="rows with the same value are one song; default: every row is one")
-    parser.add_argument("--suite", default="retrieval", choices=("retrieval", "temporal"), help="what to measure")
+    parser.add_argument(
+        "--suite",
+        default="retrieval",
+        help="what to measure: retrieval, temporal, paper (the paper's tables), or a .yaml file of tables",
+    )
+    parser.add_argument("--models", nargs="+", help="with tables: models, such as runs/best laion/clap@first random")
+    parser.add_argument("--data_root", type=Path, help="with tables: folder in which the data sets lie")
     parser.add_argument("--songs", type=int, help="with --suite temporal: so many songs; default: all")
     parser.add_argument(
         "--pool", type=int, help="with --suite temporal: songs in which descriptions are searched; default: --songs"
@@ -83,6 +89,12 @@ def _evaluate(parser: Parser) -> None:
         "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the encoders"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+
+
+def _not_evaluated(options: argparse.Namespace) -> list[str]:
+    """Return which options are missing: tables are of several models, anything else is of one."""
+    needed = ("model", "dataset") if options.suite in ("retrieval", "temporal") else ("models", "data_root")
+    return [f"--{name}" for name in needed if getattr(options, name) is None]
 
 
 def _precompute(parser: Parser) -> None:
@@ -178,10 +190,13 @@ class Command:
     summary: str
     module: str
     add_arguments: Callable[[Parser], None]
+    missing: Callable[[argparse.Namespace], list[str]] = lambda options: []
 
 
 COMMANDS = {
-    "evaluate": Command("measure retrieval of a model on a data set", "collap.evaluation.retrieval", _evaluate),
+    "evaluate": Command(
+        "measure retrieval of a model on a data set", "collap.evaluation.retrieval", _evaluate, _not_evaluated
+    ),
     "precompute": Command(
         "store what the frozen audio encoders make of every song", "collap.data.precompute", _precompute
     ),
@@ -214,7 +229,11 @@ def parser_of(name: str) -> Parser:
 
 def parse(name: str, arguments: list[str]) -> argparse.Namespace:
     """Return the options of a command."""
-    return parser_of(name).parse_args(arguments)
+    parser = parser_of(name)
+    options = parser.parse_args(arguments)
+    if missing := COMMANDS[name].missing(options):
+        parser.error(f"the following arguments are required: {', '.join(missing)}")
+    return options
 
 
 def run_command(name: str, arguments: list[str]) -> int:

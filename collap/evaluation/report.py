@@ -101,11 +101,11 @@ def write_report(results: Results, folder: str | Path) -> dict[str, Path]:
     paths = {suffix: folder / f"results.{suffix}" for suffix in ("json", "md", "png")}
     replace_text(paths["json"], text)
     replace_text(paths["md"], markdown)
-    replace_file(paths["png"], lambda path: _save_figure(_recall_figure(plain), path))
+    replace_file(paths["png"], lambda path: save_figure(_recall_figure(plain), path))
     return paths
 
 
-def _save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Save as PNG on the Agg canvas of a bare Figure, without a version stamp: equal input gives equal bytes."""
     for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
         # A description may hold dollar signs, which are not formulas.
@@ -208,7 +208,7 @@ def plot_localization(
     figure.suptitle(textwrap.fill(title, 100))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda temporary: _save_figure(figure, temporary))
+    replace_file(path, lambda temporary: save_figure(figure, temporary))
 
 
 def _draw_sections(axes: Axes, sections: list[dict], colors: dict[str, str]) -> None:

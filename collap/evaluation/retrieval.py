@@ -28,10 +28,10 @@ from modeling_collap import mean_pooled_scores
 from modeling_collap.alignment_collap import pool_sentences
 
 from .embedding import embed_row, embed_texts
-from .metrics import ranks_of_correct, retrieval_metrics
+from .metrics import retrieval_metrics
 from .report import plot_localization, to_markdown, write_report
 from .results import Results, command_line
-from .songs import RetrievalSet, collect_songs, count_shared_texts
+from .songs import RetrievalSet, collect_songs, count_shared_texts, ranks_by_direction
 
 
 @torch.no_grad()
@@ -64,26 +64,14 @@ def score_songs(
 
 
 def retrieval_figures(scores: np.ndarray, songs: RetrievalSet, seed: int = 0, **settings) -> dict[str, dict]:
-    """Measure both directions; a text that describes several songs in the same words is correct for all of them.
+    """Measure both directions, see [`ranks_by_direction`].
 
     Args:
         scores: (A, B).
         seed, **settings: of `retrieval_metrics`.
     """
-    songs_of_texts = songs.songs_of_texts()
-    texts_of_songs = [[] for _ in songs.names]
-    for text, described in enumerate(songs_of_texts):
-        for song in described:
-            texts_of_songs[song].append(text)
-    text_names = [songs.names[song] for song in songs.song_of_text]
-    directions = {
-        "text_to_audio": (scores.T, songs_of_texts, text_names),
-        "audio_to_text": (scores, texts_of_songs, songs.names),
-    }
-    return {
-        name: retrieval_metrics(ranks_of_correct(matrix, correct), matrix.shape[1], groups, seed=seed, **settings)
-        for name, (matrix, correct, groups) in directions.items()
-    }
+    directions = ranks_by_direction(scores, songs)
+    return {name: retrieval_metrics(*ranked, seed=seed, **settings) for name, ranked in directions.items()}
 
 
 def make_results(figures: dict[str, dict], **facts: str | int | None) -> Results:
@@ -186,6 +174,10 @@ def run(options) -> int:
         from .temporal import run as run_temporal  # it brings mir_eval and scipy
 
         return run_temporal(options)
+    if options.suite != "retrieval":
+        from .suite import run as run_suite  # the models of others
+
+        return run_suite(options)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dataset, songs = open_songs(options)
     model, processor = load_model(options.model, device, options.dtype)

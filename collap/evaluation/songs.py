@@ -7,9 +7,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from datasets import Dataset
 
 from collap.data.rows import row_texts, song_name
+
+from .metrics import ranks_of_correct
 
 TEXTS_AT_A_TIME = 256  # tokenised
 
@@ -106,4 +109,24 @@ def count_shared_texts(songs: RetrievalSet, processor) -> dict[str, int]:
     return {
         "texts_of_several_songs": sum(len(own) > 1 for own in described),
         "texts_read_alike": sum(not alike[text] <= {*own} for text, own in zip(first, described, strict=True)),
+    }
+
+
+def ranks_by_direction(scores: np.ndarray, songs: RetrievalSet) -> dict[str, tuple[list[np.ndarray], int, list[str]]]:
+    """Return for both directions the ranks of each query's correct items, the size of the pool, and the query's song.
+
+    A text that describes several songs in the same words is correct for all of them.
+
+    Args:
+        scores: (A, B).
+    """
+    songs_of_texts = songs.songs_of_texts()
+    texts_of_songs = [[] for _ in songs.names]
+    for text, described in enumerate(songs_of_texts):
+        for song in described:
+            texts_of_songs[song].append(text)
+    text_names = [songs.names[song] for song in songs.song_of_text]
+    return {
+        "text_to_audio": (ranks_of_correct(scores.T, songs_of_texts), len(scores), text_names),
+        "audio_to_text": (ranks_of_correct(scores, texts_of_songs), scores.shape[1], songs.names),
     }

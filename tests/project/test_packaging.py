@@ -15,7 +15,7 @@ from hub_server import HubServer
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("modeling_collap", "processing", "collap")
-DATA = ("collap/hub/*.md", "collap/evaluation/probe_clips/*", "collap/hub/spaces/*/*")
+DATA = ("collap/hub/*.md", "collap/evaluation/probe_clips/*", "collap/evaluation/suites/*", "collap/hub/spaces/*/*")
 LEFT_OUT = (".*", "__pycache__", "*.egg-info", "build", "dist", "data", "runs", "results")
 # What an installed package does, run in one process: prints the exit code of every command.
 COMMANDS = """

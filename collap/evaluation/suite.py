@@ -1,0 +1,193 @@
+"""Measure several models on the pools of a suite, by one protocol: `collap evaluate --suite paper`.
+
+    collap evaluate --suite paper --data_root data --models runs/collap-gpt2/best laion/clap-htsat-unfused@first random
+
+A song is decoded once for all models of one sampling rate, embedded by each, scored with all texts of its pool, and
+forgotten; its embeddings are kept in `embeddings` below `--output_dir`, so that a run that was killed goes on. Writes
+results.json, results.md, results.tex and a PNG for each table.
+
+Dimensions: `A` songs, `B` texts, `Q` sentences of a text, `D` shared width.
+"""
+
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from collap.data.guarded_reading import load_audio
+from collap.data.rows import audio_source, naming_row
+from processing.embed_audio import check_samples
+
+from .comparison import compare_models, holm
+from .embedders import Embedder
+from .embedding_store import EmbeddingStore, audio_digest, texts_digest
+from .load_embedders import load_embedder
+from .metrics import retrieval_metrics
+from .results import DIRECTIONS, command_line
+from .songs import ranks_by_direction
+from .suite_data import NothingThere, OpenPool, open_pool
+from .suite_file import Pool, Suite, Table, read_suite
+from .suite_tables import write_tables
+
+LIBRARIES = ("torch", "torchaudio", "transformers", "datasets", "numpy", "soundfile", "av")
+
+
+def load_embedders(options) -> list[Embedder]:
+    """Load all models.
+
+    Raises:
+        OSError, ValueError: one of them cannot be; or two are the same.
+    """
+    embedders = [load_embedder(spec, options.device, options.dtype, options.seed) for spec in options.models]
+    names = [embedder.name for embedder in embedders]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--models: {max(names, key=names.count)} is named twice")
+    return embedders
+
+
+def score_pool(embedders: list[Embedder], stores: list[EmbeddingStore], pool: OpenPool, title: str) -> list[np.ndarray]:
+    """Score every song of a pool with all its texts, by every model: (A, B) float32 each.
+
+    Raises:
+        AudioFileError: a song cannot be read; names its row and file.
+        ValueError: what is kept of a song is of another width than the texts.
+    """
+    texts = pool.songs.texts
+    embeds = [
+        store.get(texts_digest(texts), lambda one=embedder: one.embed_texts(texts))
+        for embedder, store in zip(embedders, stores, strict=True)
+    ]
+    # Equal texts get equal scores, whatever the order in which a product is summed: each is scored once.
+    distinct = [torch.unique(one, dim=0, return_inverse=True) for one in embeds]  # (at most B, [Q,] D), (B,)
+    rows: list[list[np.ndarray]] = [[] for _ in embedders]
+    for row in tqdm(pool.songs.rows, desc=title, disable=None):
+        audio = pool.dataset[row]["audio"]
+        with naming_row(row, audio):
+            source = audio_source(audio)
+            digest, decoded = audio_digest(source), _decoded_once(source)
+            for place, (embedder, store) in enumerate(zip(embedders, stores, strict=True)):
+                found = store.get(digest, lambda one=embedder, read=decoded: one.embed_audio(read(one.sampling_rate)))
+                store.check_width(embeds[place], found, digest)
+                unique, inverse = distinct[place]
+                rows[place].append(embedder.score(unique, found).float().cpu()[inverse].numpy())  # (B,)
+    return [np.stack(one) for one in rows]
+
+
+def _decoded_once(source: bytes | str) -> Callable[[int], np.ndarray]:
+    """Return what decodes a song at a sampling rate, once for all who ask for that rate."""
+    found: dict[int, np.ndarray] = {}
+
+    def read(rate: int) -> np.ndarray:
+        if rate not in found:
+            found[rate] = load_audio(source, rate)
+            check_samples(found[rate], source, rate)
+        return found[rate]
+
+    return read
+
+
+def make_manifest(embedder: Embedder, pool: OpenPool, options) -> dict:
+    """Return what a figure depends on."""
+    device = torch.device(options.device)
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "model": embedder.name,
+        "weights": embedder.weights,
+        **pool.facts,
+        **embedder.settings,
+        **embedder.score_settings,
+        "seed": options.seed,
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "hardware": f"{device.type}: {hardware}",
+        "command": command_line(),
+    }
+
+
+def cutoffs_of(table: Table) -> tuple[int, ...]:
+    """Return k of every R@k of a table; one at least, for `retrieval_metrics`."""
+    return tuple(int(name[2:]) for name in table.metrics if name.startswith("R@")) or (1,)
+
+
+def measure_pool(embedders: list[Embedder], stores: list[EmbeddingStore], table: Table, pool: Pool, options) -> dict:
+    """Measure all models on a pool, and compare the first one with every other.
+
+    Returns:
+        What results.json holds of the pool: `rows` by model, each with its figures and its manifest, `comparisons`,
+        and `missing`, which says why there are none.
+    """
+    found = {"title": pool.title, "expected": pool.expected, "paper": pool.paper, "missing": None, "notes": []}
+    try:
+        opened = open_pool(pool, options.data_root)
+    except NothingThere as error:
+        return {**found, "missing": str(error), "rows": {}, "comparisons": []}
+    scores = score_pool(embedders, stores, opened, pool.title)
+    ranked = [ranks_by_direction(matrix, opened.songs) for matrix in scores]
+    settings = {"k": cutoffs_of(table), "seed": options.seed}
+    rows = {
+        embedder.name: {
+            "manifest": make_manifest(embedder, opened, options),
+            "figures": {name: retrieval_metrics(*one, **settings) for name, one in directions.items()},
+        }
+        for embedder, directions in zip(embedders, ranked, strict=True)
+    }
+    comparisons = [
+        {"first": embedders[0].name, "second": other.name, "direction": direction, "figure": name, **figures}
+        for other, directions in zip(embedders[1:], ranked[1:], strict=True)
+        for direction in DIRECTIONS
+        for name, figures in compare_models(
+            ranked[0][direction][0], directions[direction][0], *ranked[0][direction][1:], **settings
+        ).items()
+        if name in table.metrics
+    ]
+    return {**found, "notes": opened.notes, "rows": rows, "comparisons": comparisons}
+
+
+def adjust_p_values(pools: list[dict]) -> None:
+    """Add to every comparison of a table its p-value by Holm, for the number of them in the table."""
+    compared = [one for pool in pools for one in pool["comparisons"]]
+    for one, adjusted in zip(compared, holm([one["p"] for one in compared]), strict=True):
+        one["p_holm"] = float(adjusted)
+
+
+def measure_suite(suite: Suite, embedders: list[Embedder], options) -> dict:
+    """Measure a suite; what results.json holds."""
+    stores = [EmbeddingStore(options.output_dir / "embeddings", one.weights, one.settings) for one in embedders]
+    models = []
+    for embedder in embedders:
+        spread = embedder.text_spread()
+        flag = spread.detail if spread.status == "failed" else None
+        models.append({"name": embedder.name, "paper_row": embedder.paper_row, "collapsed": flag})
+        if flag:
+            print(f"warning: {embedder.name}: text tower: {flag}; its rows are marked", file=sys.stderr)
+    tables = []
+    for table in suite.tables:
+        pools = [measure_pool(embedders, stores, table, pool, options) for pool in table.pools]
+        for pool in pools:
+            if pool["missing"]:
+                print(f"{table.name}, {pool['title']}: not measured: {pool['missing']}", file=sys.stderr)
+        adjust_p_values(pools)
+        quoted = suite.quoted.get(table.quoted) if table.quoted else None
+        metrics = list(table.metrics)
+        tables.append({"name": table.name, "title": table.title, "metrics": metrics, "quoted": quoted, "pools": pools})
+    return {"suite": suite.name, "title": suite.title, "command": command_line(), "models": models, "tables": tables}
+
+
+def run(options) -> int:
+    """Do `collap evaluate --suite SUITE`; return its exit code, 1 if nothing could be measured."""
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    suite = read_suite(options.suite)
+    if not options.data_root.is_dir():
+        raise FileNotFoundError(
+            f"--data_root {options.data_root}: no such folder; expected one with a folder for each set"
+        )
+    results = measure_suite(suite, load_embedders(options), options)
+    if not any(pool["rows"] for table in results["tables"] for pool in table["pools"]):
+        raise ValueError(f"{options.data_root}: nothing of the suite can be measured; see above what is missing")
+    paths = write_tables(results, options.output_dir)
+    print(paths["md"].read_text(encoding="utf-8"))
+    print("\n".join(str(path) for path in paths.values()))
+    return 0
