@@ -154,7 +154,7 @@ def test_rows_of_the_ablation_are_settings_of_a_run(name, tmp_path):
         digests.add(json.dumps(own, sort_keys=True))
         for part in found.evaluate_commands(row, 2).values():
             assert part[part.index("--model") + 1] == str(Path(settings.output.output_dir) / "last")
-    assert len(digests) == len(rows) > 5  # no row is another one
+    assert len(digests) == len(rows) > 3  # no row is another one
 
 
 def test_a_row_is_like_another_and_the_table_has_medians(tmp_path):
