@@ -16,6 +16,7 @@ from collap.files import nearest
 TOKEN_DTYPES = ("float16", "int8")  # that stored tokens can have
 TEMPORAL_PARTS = ("order", "equal_lengths", "place", "detail", "retrieval")  # of the suite of time
 HELP = ("-h", "--help")
+DATASET_HELP = "local folder, table file or Hub id, or NAME:FOLDER such as musiccaps:data/musiccaps"
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,7 +44,7 @@ class Parser(argparse.ArgumentParser):
 
 def _add_data_options(parser: Parser) -> None:
     """Add the options that say where a data set lies and which columns to read, the same for every command."""
-    parser.add_argument("--dataset_config", help="configuration of a Hub data set")
+    parser.add_argument("--dataset_config", help="configuration of a Hub data set, or of a named one")
     parser.add_argument("--revision", help="revision of a Hub data set")
     parser.add_argument("--audio_column", default="audio")
 
@@ -54,7 +55,7 @@ def _add_text_column(parser: Parser) -> None:
 
 def _evaluate(parser: Parser) -> None:
     parser.add_argument("--model", required=True, help="folder or Hub id of a CoLLAP model")
-    parser.add_argument("--dataset", required=True, help="local folder, table file or Hub id")
+    parser.add_argument("--dataset", required=True, help=DATASET_HELP)
     parser.add_argument("--split", default="test")
     _add_data_options(parser)
     _add_text_column(parser)
@@ -85,7 +86,7 @@ def _evaluate(parser: Parser) -> None:
 
 
 def _precompute(parser: Parser) -> None:
-    parser.add_argument("--dataset", required=True, help="local folder, table file or Hub id")
+    parser.add_argument("--dataset", required=True, help=DATASET_HELP)
     _add_data_options(parser)
     parser.add_argument("--splits", nargs="+", default=["train", "validation"])
     parser.add_argument("--model", help="folder or Hub id of a CoLLAP model, for its encoders")
@@ -158,9 +159,15 @@ def _corpus(parser: Parser) -> None:
 
 
 def _data_check(parser: Parser) -> None:
-    parser.add_argument("dataset", help="local folder, table file or Hub id")
+    parser.add_argument("dataset", help="local folder, table file or Hub id; or a data set's name, such as musiccaps")
+    parser.add_argument("folder", nargs="?", help="with a name: where that data set lies; its layout is found")
     _add_data_options(parser)
     _add_text_column(parser)
+    parser.add_argument(
+        "--tokenizer", nargs="+", default=["roberta-base", "gpt2"], help="to count tokens, if they are on this machine"
+    )
+    parser.add_argument("--against", nargs="+", default=[], help="NAME:FOLDER of data sets, for ids in common")
+    parser.add_argument("--similar_to", nargs="+", default=[], help="data sets, for recordings that sound the same")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
 
 

@@ -21,6 +21,23 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def sounds(tmp_path_factory):
+    """Songs and sentences that data sets in their real layouts are made of."""
+    from real_sets import Sounds
+
+    return Sounds(tmp_path_factory.mktemp("sounds"))
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory, sounds):
+    """Name of a data set -> a folder in its real layout; not to be written to."""
+    from real_sets import WRITERS
+
+    folders = {name: tmp_path_factory.mktemp(name) for name in WRITERS}
+    return {name: write(folders[name], sounds) for name, write in WRITERS.items()}
+
+
+@pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
     """A tiny untrained CoLLAP (GPT-2) with its processor, as `save_pretrained` writes them."""
     from tiny import tiny_model, tiny_processor

@@ -1,55 +1,51 @@
-"""Say what a data set holds: splits, rows, columns, hours, texts, and what of it cannot be used."""
+"""Say what a data set holds: splits, hours, texts, what of it cannot be used, and what it shares with others.
 
+`pairs` counts texts with the audio that they describe; a recording with five captions gives five. Recordings are
+counted once, however many rows name them.
+"""
+
+import itertools
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import datasets
+from tqdm.auto import tqdm
 
-from collap.data.catalogue import Request, all_splits
-from collap.data.guarded_reading import header_seconds
-from collap.data.rows import audio_source, check_column, naming_row, row_texts
+from collap.data.catalogue import NAMES, Request, all_splits, find_entry
+from collap.data.catalogue.named import SETS
+from collap.data.catalogue.named_sets import read_records
+from collap.data.check_report import Checked, SplitReport, mean_tokens
+from collap.data.guarded_reading import Source, header_seconds
+from collap.data.leaks import leaks_by_audio, leaks_by_flag, leaks_by_id, named_sources, neighbours, sources_by_part
+from collap.data.records import SCHEMA, NamedSet, Record
+from collap.data.rows import audio_source, check_column, row_name, row_songs, row_texts
+from collap.data.set_folder import SetFolder
 from collap.data.sources import open_dataset
+from collap.files import nearest
 from processing.decode_audio import AudioFileError
 
-NAMES_SHOWN = 5  # of what cannot be used
+Audio = dict[str, tuple[str, tuple[Source, ...]]]  # recording -> its name, and its files
 
 
-@dataclass
-class SplitReport:
-    """Say what a split holds.
+@dataclass(frozen=True)
+class Item:
+    """Hold a row of a table, or a record of a named data set, as it is looked at.
 
     Attributes:
-        columns: name and type of each.
-        audio_found, audio_missing: rows whose audio says how long it is, and the others.
-        hours, mean_seconds: of the audio that was found.
-        pairs: usable pairs of a text and an audio.
-        texts, mean_words: of rows with a text, whether their audio was found or not.
-        problems: what cannot be used, by row.
+        part: the split that it is of.
+        recording: what its recording is told by.
+        name: for messages, and for the list of what is missing.
+        sources: its audio, one file after the other; none where it is missing.
+        problems: what is known to be wrong with it.
     """
 
-    rows: int
-    columns: dict[str, str]
-    audio_found: int = 0
-    audio_missing: int = 0
-    hours: float = 0.0
-    mean_seconds: float = 0.0
-    pairs: int = 0
-    texts: int = 0
-    mean_words: float = 0.0
-    problems: list[str] = field(default_factory=list)
-
-    def lines(self, name: str) -> Iterator[str]:
-        """Yield what the terminal shows of the split `name`."""
-        yield f"{name}: {self.rows} rows; columns: {', '.join(self.columns)}"
-        yield (
-            f"  audio: {self.audio_found} found, {self.audio_missing} missing or unreadable; {self.hours:.2f} hours, "
-            f"{self.mean_seconds:.1f} s each"
-        )
-        yield f"  texts: {self.texts}, {self.mean_words:.1f} words each; {self.pairs} usable pairs of text and audio"
-        yield from (f"  {problem}" for problem in self.problems[:NAMES_SHOWN])
-        if len(self.problems) > NAMES_SHOWN:
-            yield f"  and {len(self.problems) - NAMES_SHOWN} more; --json lists all"
+    part: str
+    recording: str
+    name: str
+    sources: tuple[Source, ...]
+    texts: list[str]
+    problems: tuple[str, ...] = ()
 
 
 def split_names(source: str, config_name: str | None = None, revision: str | None = None) -> list[str]:
@@ -61,45 +57,132 @@ def split_names(source: str, config_name: str | None = None, revision: str | Non
     """
     found = all_splits(Request(source, config_name=config_name, revision=revision))
     if not found:
-        raise ValueError(f"{source}: no data set; expected metadata.jsonl, parquet shards or a folder of save_to_disk")
+        raise ValueError(
+            f"{source}: no data set; expected metadata.jsonl, parquet shards or a folder of save_to_disk, "
+            "or song.txt beside song.mp3"
+        )
     return found
 
 
-def check_split(dataset: datasets.Dataset, audio_column: str, text_column: str) -> SplitReport:
-    """Look at every row of an opened split: at its texts, and at the header of its audio."""
-    report = SplitReport(len(dataset), {name: str(feature) for name, feature in dataset.features.items()})
-    seconds, words = [], []
+def row_items(dataset: datasets.Dataset, split: str, audio_column: str, text_column: str) -> Iterator[Item]:
+    """Yield every row of an opened split."""
+    recordings = row_songs(dataset, audio_column)
     for row, example in enumerate(dataset.select_columns([audio_column, text_column])):
-        texts = []
+        texts, problems, sources = [], [], ()
         try:
             texts = row_texts(example[text_column], row)
         except ValueError as error:
-            report.problems.append(str(error))
-        words += [len(text.split()) for text in texts]
+            problems.append(str(error))
+        name = row_name(row, example[audio_column])
         try:
-            with naming_row(row, example[audio_column]):
-                seconds.append(header_seconds(audio_source(example[audio_column])))
+            sources = (audio_source(example[audio_column]),)
         except AudioFileError as error:
-            report.problems.append(str(error))
-        else:
-            report.pairs += len(texts)
-    report.audio_found, report.audio_missing = len(seconds), len(dataset) - len(seconds)
-    report.hours, report.texts = round(sum(seconds) / 3600, 4), len(words)
-    report.mean_seconds = round(sum(seconds) / max(len(seconds), 1), 2)
-    report.mean_words = round(sum(words) / max(len(words), 1), 2)
-    return report
+            problems.append(f"{name}: {error}")
+        yield Item(split, recordings[row], name, sources, texts, tuple(problems))
+
+
+def record_items(records: Iterable[Record], folder: SetFolder) -> Iterator[Item]:
+    """Yield every record of a named data set."""
+    for record in records:
+        sources = tuple(map(folder.whole_path, record.files))
+        problems = () if record.texts else (f"{record.id}: has no text",)
+        yield Item(record.part, f"{record.part} {record.id} {record.audio}", record.id, sources, record.texts, problems)
+
+
+def look_at(items: Iterable[Item], columns: dict[str, dict[str, str]]) -> tuple[Checked, Audio]:
+    """Read the header of every recording once, and count.
+
+    Args:
+        columns: split -> name and type of each of its columns.
+
+    Returns:
+        What was found, and the name and audio of every recording that can be read.
+    """
+    checked = Checked({name: SplitReport(0, one) for name, one in columns.items()})
+    seconds: dict[str, float | str] = {}  # of every recording, or why it cannot be read
+    audio: Audio = {}
+    for item in tqdm(items, desc="rows", disable=None):
+        report = checked.splits[item.part]
+        is_new = item.recording not in seconds
+        if is_new:
+            seconds[item.recording] = _measure(item.sources)
+        length = seconds[item.recording]
+        is_found = isinstance(length, float)
+        if is_found:
+            audio.setdefault(item.recording, (item.name, item.sources))
+        report.rows += 1
+        report.problems += [*item.problems, *([f"{item.name}: {length}"] if not is_found and length else [])]
+        for totals in (report.totals, checked.totals):
+            totals.add(item.name, item.texts, length if is_found else None, is_new)
+    return checked, audio
+
+
+def _measure(sources: tuple[Source, ...]) -> float | str:
+    """Return the seconds of a recording; else why it cannot be read, nothing where there is no file."""
+    try:
+        return float(sum(map(header_seconds, sources))) if sources else ""
+    except AudioFileError as error:
+        return str(error)
+
+
+def check_rows(source: str, options) -> tuple[Checked, Audio]:
+    """Look at a data set of any kind but a named one."""
+    place = {"config_name": options.dataset_config, "revision": options.revision}
+    opened = {
+        name: open_dataset(source, name, options.audio_column, None, **place) for name in split_names(source, **place)
+    }
+    columns = {}
+    for name, dataset in opened.items():
+        check_column(dataset, options.text_column, source)
+        columns[name] = {column: str(feature) for column, feature in dataset.features.items()}
+    items = (row_items(dataset, name, options.audio_column, options.text_column) for name, dataset in opened.items())
+    return look_at(itertools.chain.from_iterable(items), columns)
+
+
+def check_named(named: NamedSet, request: Request, against: Sequence[str]) -> tuple[Checked, Audio]:
+    """Look at a named data set: also at what is missing, and at what it shares."""
+    folder, records = read_records(named, request)
+    records = list(records)
+    columns = {name: str(kind) for name, kind in datasets.Features.from_arrow_schema(SCHEMA).items()}
+    checked, audio = look_at(record_items(records, folder), {record.part: columns for record in records})
+    checked.problems, checked.get, checked.paper = folder.problems, named.get, named.paper
+    checked.commands = [command for one in records if not one.files and (command := named.fetch(one))]
+    others = neighbours(named.name, folder) | named_sources(against)
+    checked.leaks = leaks_by_flag(named.name, records)
+    checked.leaks += leaks_by_id(named.name, sources_by_part(records), others)
+    return checked, audio
+
+
+def check_source(source: str, options, against: Sequence[str] = ()) -> tuple[Checked, Audio]:
+    """Look at a data set, as `NAME:FOLDER` or without a name; `against` are named ones whose ids are compared."""
+    entry, request = find_entry(Request(source, config_name=options.dataset_config, revision=options.revision))
+    if entry.name in SETS:
+        return check_named(SETS[entry.name], request, against)
+    if against:
+        raise ValueError(f"--against: {source} has no ids to compare; use --similar_to, or name it as NAME:FOLDER")
+    return check_rows(source, options)
+
+
+def whole_source(options) -> str:
+    """Return the data set of `NAME FOLDER`, or of the one argument that was given.
+
+    Raises:
+        ValueError: there is no data set of that name.
+    """
+    if options.folder is None:
+        return options.dataset
+    if options.dataset not in NAMES:
+        raise ValueError(f"no data set is called {options.dataset!r}; {nearest(options.dataset, NAMES)}")
+    return f"{options.dataset}:{options.folder}"
 
 
 def run(options) -> int:
     """Do `collap data check`; return its exit code, 1 if no pair of text and audio can be used."""
-    place = {"config_name": options.dataset_config, "revision": options.revision}
-    reports = {}
-    for name in split_names(options.dataset, **place):
-        dataset = open_dataset(options.dataset, name, options.audio_column, None, **place)
-        check_column(dataset, options.text_column, options.dataset)
-        reports[name] = check_split(dataset, options.audio_column, options.text_column)
-    if options.json:
-        print(json.dumps({"dataset": options.dataset, "splits": {name: asdict(one) for name, one in reports.items()}}))
-    else:
-        print("\n".join(line for name, report in reports.items() for line in report.lines(name)))
-    return 0 if any(report.pairs for report in reports.values()) else 1
+    source = whole_source(options)
+    checked, audio = check_source(source, options, options.against)
+    for other in options.similar_to:
+        _, theirs = check_source(other, options)
+        checked.leaks += leaks_by_audio(source, audio.values(), other, theirs.values())
+    checked.tokens = {name: mean_tokens(name, checked.totals.usable) for name in options.tokenizer}
+    print(json.dumps({"dataset": source, **checked.as_dict()}) if options.json else "\n".join(checked.lines()))
+    return 0 if checked.totals.usable else 1

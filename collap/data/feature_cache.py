@@ -13,6 +13,7 @@ from processing.decode_audio import AudioFileError
 from processing.embed_audio import check_samples
 
 from .arrow_cache import map_once
+from .audio_parts import file_of
 from .guarded_reading import load_audio
 from .rows import audio_source
 
@@ -79,7 +80,7 @@ def audio_files_digest(dataset: datasets.Dataset, audio_column: str) -> str:
 
 def _file_stamp(path: str | None) -> tuple:
     try:
-        status = os.stat(path)
+        status = os.stat(file_of(path))
     except (OSError, TypeError, ValueError):  # named with its row when it is read
         return (path,)
     return path, status.st_size, status.st_mtime_ns, status.st_ctime_ns  # the last cannot be set

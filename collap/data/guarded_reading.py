@@ -20,7 +20,9 @@ from pathlib import Path
 import numpy as np
 
 import processing
-from processing.decode_audio import AudioFileError, source_name
+from processing.decode_audio import AudioFileError, crop_span, source_name
+
+from .audio_parts import audio_part
 
 Source = bytes | str
 
@@ -148,8 +150,13 @@ def stream_audio(
     stop: float | None = None,
     block_seconds: float = 30.0,
 ) -> Iterator[np.ndarray]:
-    """Read mono audio in blocks, see `processing.decode_audio.stream_audio`; the next one is decoded meanwhile."""
-    return _carry_out("stream_audio", source, sampling_rate, start, stop, block_seconds)
+    """Read mono audio in blocks, see `processing.decode_audio.stream_audio`; the next one is decoded meanwhile.
+
+    Here, and in the functions below, a path may also name a part of a file, see [`collap.data.audio_parts`]; `start`
+    and `stop` are seconds of that part.
+    """
+    part = audio_part(source)
+    return _carry_out("stream_audio", part.source, sampling_rate, *part.within(start, stop), block_seconds)
 
 
 def load_audio(
@@ -161,11 +168,20 @@ def load_audio(
 
 def load_crop(source: Source, crop_seconds: float, place: float) -> np.ndarray:
     """Read a crop of mono float32 samples (M,) at 16 kHz, see `processing.decode_audio.load_crop`."""
-    (samples,) = _carry_out("load_crop", source, crop_seconds, place)
-    return samples
+    part = audio_part(source)
+    if part.stop is None:
+        (samples,) = _carry_out("load_crop", part.source, crop_seconds, place)
+        return samples
+    start, stop = crop_span(header_seconds(source), crop_seconds, place)
+    return load_audio(source, start=start, stop=stop)
 
 
 def header_seconds(source: Source) -> float:
     """Return the length by the header or the packets, see `processing.decode_audio.header_seconds`."""
-    (seconds,) = _carry_out("header_seconds", source)
-    return seconds
+    part = audio_part(source)
+    (seconds,) = _carry_out("header_seconds", part.source)
+    if part.stop is None:
+        return seconds
+    if seconds <= part.start:
+        raise AudioFileError(f"{source_name(source)}: the file ends at {seconds:g} s; expected the whole recording")
+    return min(seconds, part.stop) - part.start

@@ -4,7 +4,6 @@ import ast
 import hashlib
 import io
 import json
-import os
 import tokenize
 import unicodedata
 import warnings
@@ -17,6 +16,8 @@ import pyarrow.compute as pc
 
 from collap.files import nearest
 from processing.decode_audio import AudioFileError
+
+from .audio_parts import part_size
 
 LISTED = 500  # characters of a message's list of columns
 TOLD_BYTES = 2**16  # at the beginning of an audio without a path, by which it is told from others of the same size
@@ -49,9 +50,9 @@ def content_digest(content: bytes) -> str:
 
 
 def file_size(path: str | Path | None) -> int | None:
-    """Return the bytes of a file; None where there is none, which is said with its row when it is read."""
+    """Return the bytes of a file or of an archive's member; None where there is none: said when its row is read."""
     try:
-        return os.stat(path).st_size
+        return part_size(path)
     except (OSError, TypeError, ValueError):
         return None
 

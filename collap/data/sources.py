@@ -1,10 +1,12 @@
-"""Open a data set of audio and text: a folder, a table, parquet shards, a folder of `save_to_disk`, a Hub id."""
+"""Open a data set of audio and text: a folder, a table, parquet shards, a folder of `save_to_disk`, a Hub id, or one
+of the data sets that have a name, such as MusicCaps."""
 
 import datasets
 import pyarrow as pa
 
 from .catalogue import Request, find_entry
 from .catalogue.hub import check_hub_id
+from .catalogue.named import SETS
 from .catalogue.shards import parquet_shards
 from .parquet_tables import ParquetShards
 from .places import Place
@@ -39,17 +41,23 @@ def open_dataset(
             - a folder in the layout of datasets' audiofolder: `metadata.jsonl`, `.csv` or `.parquet` beside the audio,
               its column `file_name` holding the paths; one sub-folder for each split, or a flat folder for `train`. One
               metadata file above sub-folders called `train`, `test`, ... gives each split the rows of its folder;
+            - a folder without metadata, in which `song.txt` beside `song.mp3` is its text; it is the split `train`;
             - a folder of parquet shards, audio as bytes or as paths in the folder of the shard:
               `train-00000-of-00008.parquet`, `data/train-*.parquet` or `train/*.parquet`; all of one set and no others;
             - a folder written by `save_to_disk`;
             - a .csv, .tsv, .json, .jsonl or .parquet file, its audio column holding bytes or paths in its folder; it is
               the split `train`;
             - a Hub id;
-            - the name of a kind in `collap.data.catalogue` before one of these: `hub:owner/songs`.
+            - the name of a kind in `collap.data.catalogue` before one of these: `hub:owner/songs`;
+            - the name of a data set in `collap.data.catalogue.named` before its folder: `musiccaps:FOLDER`, or with its
+              settings `musiccaps:FOLDER?full_tracks=true`. Its columns are `audio`, `text` (lists) and those of
+              `collap.data.records`; recordings without audio are left out, with a warning; the split `all` is all of
+              them.
         split: `"train"`, `"test[:100]"`, ...
         audio_column, text_column: their names; a `file_name` column becomes the audio column. No text column is looked
             for if that is None.
-        config_name, revision: of a Hub data set.
+        config_name: of a Hub data set, or of a named one.
+        revision: of a Hub data set.
 
     Raises:
         FileNotFoundError: if a source does not exist.
@@ -94,9 +102,12 @@ def open_stream(
         FileNotFoundError: if a source does not exist.
         ValueError: as [`open_dataset`]; while reading, if a path leads out of the data set's folder.
     """
-    _, request = find_entry(Request(source, split, audio_column, config_name, revision))
+    entry, request = find_entry(Request(source, split, audio_column, config_name, revision))
     path = request.path
     columns = list(dict.fromkeys(filter(None, (audio_column, text_column, song_column))))
+    if entry.name in SETS:
+        table = open_dataset(source, split, audio_column, text_column, config_name)
+        return TableRows(_with_columns(table, columns, source), columns)
     is_one_shard = path.suffix.lower() == ".parquet" and path.is_file() and split_name(split) == "train"
     shards = [path] if is_one_shard else parquet_shards(path, split)
     if path.exists() and not shards:

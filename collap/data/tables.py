@@ -77,7 +77,11 @@ def read_table(files: list[Path], audio_column: str) -> datasets.Dataset:
 def _read_text(path: Path, place: Place, audio_column: str) -> datasets.Dataset:
     columns = read_text_table(path, (audio_column, PATH_COLUMN), place.holds)
     table = pa.table({name: column_array(name, values, path) for name, values in columns.items()})
-    table = settle_table(table, place, audio_column, path)
+    return keep_table(settle_table(table, place, audio_column, path))
+
+
+def keep_table(table: pa.Table) -> datasets.Dataset:
+    """Map a table as a file in the cache of `datasets` that is called by its content."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)

@@ -27,6 +27,7 @@ from collap.files import replace_file
 from modeling_collap.configuration_collap import segment_tokens
 from processing.decode_audio import AudioFileError
 
+from .audio_parts import audio_part
 from .feature_cache import FEATURES_VERSION
 from .places import name_within
 from .rows import audio_source, content_digest, file_size, naming_row
@@ -112,6 +113,7 @@ def audio_identity(audio: dict | None) -> dict:
     identity = {"name": _name(audio and audio.get("path")), "bytes": None, "digest": None}
     try:
         source = audio_source(audio)
+        source = audio_part(source).source  # of a span of a file the whole file; the name says which span
         if not isinstance(source, bytes):
             with open(source, "rb") as file:
                 digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))

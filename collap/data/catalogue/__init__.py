@@ -1,15 +1,23 @@
-"""List the data sets that can be named: one entry for each kind, in the order in which they are tried.
+"""List the data sets that can be named: kinds of files here, sets such as MusicCaps in `named`.
 
-To add one, write a file like those beside this one, with its `ENTRY`, and put that entry into `ENTRIES`. A user names
-it as `NAME:PLACE`, such as `hub:owner/songs`; without a name the first entry that holds the place is taken.
+A user names one as `NAME:PLACE`, such as `hub:owner/songs` or `musiccaps:FOLDER`; without a name the first of `ENTRIES`
+that holds the place is taken. To add a kind, write a file like those beside this one, with its `ENTRY`, and put that
+entry into `ENTRIES`; to add a set, see `named`.
 """
 
 import dataclasses
+import re
+
+from collap.files import nearest
 
 from . import folder, hub, saved, shards, table
 from .entry import Entry, Request
+from .named import SETS
+from .named_sets import named_entry
 
 ENTRIES = (saved.ENTRY, shards.ENTRY, folder.ENTRY, table.ENTRY, hub.ENTRY)
+NAMES = {entry.name: entry for entry in (*ENTRIES, *map(named_entry, SETS.values()))}
+NAMED_PLACE = re.compile(r"(?P<name>[A-Za-z][\w-]+):(?!//|\\)(?P<place>.*)", re.DOTALL)  # no C:\songs, no address
 
 
 def find_entry(request: Request) -> tuple[Entry, Request]:
@@ -18,16 +26,21 @@ def find_entry(request: Request) -> tuple[Entry, Request]:
     A file or folder whose own name has a colon is taken as it is.
 
     Raises:
-        FileNotFoundError: there is no data set of the kind that was named.
+        FileNotFoundError: there is no data set of the kind that was named, or no such kind.
     """
-    name, colon, place = request.source.partition(":")
-    named = [entry for entry in ENTRIES if colon and entry.name == name and not request.path.exists()]
-    if named:
-        request = dataclasses.replace(request, source=place)
-    for entry in named or ENTRIES:
-        if entry.holds(request):
-            return entry, request
-    raise FileNotFoundError(f"{place}: expected {named[0].layout}")
+    named = None if request.path.exists() else NAMED_PLACE.fullmatch(request.source)
+    if named is None:
+        return next(entry for entry in ENTRIES if entry.holds(request)), request
+    entry = NAMES.get(named["name"])
+    if entry is None:
+        raise FileNotFoundError(
+            f"{request.source}: no such file or folder, and no data set is called {named['name']!r}; "
+            + nearest(named["name"], NAMES)
+        )
+    request = dataclasses.replace(request, source=named["place"])
+    if not entry.holds(request):
+        raise FileNotFoundError(f"{request.source}: expected {entry.layout}")
+    return entry, request
 
 
 def all_splits(request: Request) -> list[str]:

@@ -1,13 +1,17 @@
-"""Open a folder of audio files with their metadata, in the layout of datasets' audiofolder."""
+"""Open a folder of audio files: with their metadata, as datasets' audiofolder has it, or with a text beside each."""
 
 import warnings
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 import pyarrow.compute as pc
 
-from collap.data.places import name_within
-from collap.data.tables import read_table, split_name, take_split
+from collap.data.audio_column import settle_table
+from collap.data.places import Place, name_within
+from collap.data.set_folder import SetFolder
+from collap.data.tables import keep_table, read_table, split_name, take_split
+from collap.data.text_tables import decode_table
 
 from .entry import Entry, Request
 
@@ -32,7 +36,7 @@ def _read_root(request: Request) -> dict[str, datasets.Dataset]:
     """
     metadata = _metadata_in(request.path)
     if metadata is None:
-        return {}
+        return _read_text_files(request)
     rows = read_table([metadata], request.audio_column)
     if request.audio_column not in rows.column_names:
         return {"train": rows}
@@ -54,6 +58,30 @@ def _read_root(request: Request) -> dict[str, datasets.Dataset]:
     return {name: rows.select(chosen) for name, chosen in places.items()}
 
 
+def _read_text_files(request: Request) -> dict[str, datasets.Dataset]:
+    """Read a folder without metadata, in which `song.txt` beside `song.mp3` is its text; it is the split train."""
+    if any(request.path.glob("*/metadata.*")):
+        return {}
+    folder = SetFolder(request.path)
+    texts = {name.removesuffix(".txt"): name for name in folder.called("*.txt")}
+    audio = sorted(name for names in folder.by_key.values() for name in names)
+    pairs = {name: texts[name.rpartition(".")[0]] for name in audio if name.rpartition(".")[0] in texts}
+    if not pairs:
+        return {}
+    if len(pairs) < len(audio):
+        warnings.warn(
+            f"{request.path}: {len(audio) - len(pairs)} of {len(audio)} audio files have no text beside them, and are "
+            "left out",
+            stacklevel=2,
+        )
+    columns = {
+        request.audio_column: pa.array(list(pairs)),
+        "text": pa.array([decode_table(folder.file(text)).strip() for text in pairs.values()]),
+    }
+    table = settle_table(pa.table(columns), Place(request.path), request.audio_column, request.path)
+    return {"train": keep_table(table)}
+
+
 def _splits(request: Request) -> list[str]:
     return sorted({place.parent.name for place in request.path.glob("*/metadata.*")} | set(_read_root(request)))
 
@@ -67,9 +95,13 @@ def _open_folder(request: Request) -> datasets.Dataset:
     splits = _splits(request)
     raise ValueError(
         f"{request.path}: no metadata.jsonl, .csv or .parquet for the split {name!r}; "
-        + (f"the splits are {splits}" if splits else "expected one with the columns file_name and the text")
+        + (
+            f"the splits are {splits}"
+            if splits
+            else "expected one with the columns file_name and the text, or song.txt beside song.mp3"
+        )
     )
 
 
-LAYOUT = "a folder of audio files with metadata.jsonl, .csv or .parquet"
+LAYOUT = "a folder of audio files with metadata.jsonl, .csv or .parquet, or with song.txt beside song.mp3"
 ENTRY = Entry("folder", LAYOUT, lambda request: request.path.is_dir(), _splits, _open_folder)

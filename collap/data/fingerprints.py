@@ -1,0 +1,104 @@
+"""Tell whether two recordings have a passage in common, whatever their files: by fingerprints of their sound.
+
+Those of Haitsma and Kalker ("A Highly Robust Audio Fingerprinting System", ISMIR 2002): 32 bits for a frame, each the
+sign of how the difference of two neighbouring bands changes from one frame to the next. Two passages are the same where
+less than 35 % of their bits differ; chance is 50 %. Another codec, level or sampling rate changes few bits; another
+tempo or key changes them all.
+
+Dimensions: `F` frames of 23 ms, `N` samples, `C` bands.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+RATE = 5500  # Hz
+WINDOW, HOP = 2048, 128  # samples: 372 ms and 23 ms
+BANDS = np.geomspace(300, 2000, 34)  # Hz, edges of 33 bands
+MAX_ERROR = 0.35  # share of bits that differ
+MIN_FRAMES = round(3 * RATE / HOP)  # a passage of 3 s; shorter ones are alike by chance
+CANDIDATES = 5  # places of a pair of recordings that are compared bit by bit
+FRAMES_AT_A_TIME = 4096
+
+
+def fingerprint(samples: np.ndarray) -> np.ndarray:
+    """Return the fingerprint (F,) uint32 of samples (N,) at `RATE`; F is 0 for less than two windows' hop."""
+    starts = np.arange(0, len(samples) - WINDOW + 1, HOP)
+    bins = np.searchsorted(np.fft.rfftfreq(WINDOW, 1 / RATE), BANDS)
+    energies = [np.zeros((0, len(BANDS) - 1))]
+    for first in range(0, len(starts), FRAMES_AT_A_TIME):
+        frames = samples[starts[first : first + FRAMES_AT_A_TIME, None] + np.arange(WINDOW)]  # (F, WINDOW)
+        power = np.abs(np.fft.rfft(frames * np.hanning(WINDOW), axis=1)) ** 2
+        energies.append(np.add.reduceat(power, bins, axis=1)[:, :-1])  # (F, C)
+    slopes = np.diff(np.concatenate(energies), axis=1)  # (F, C - 1)
+    bits = np.diff(slopes, axis=0) > 0  # (F - 1, C - 1)
+    return np.packbits(bits, axis=1).view(np.uint32).ravel()  # (F - 1,)
+
+
+def bit_error(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the share of bits that differ between two fingerprints (F,) of the same frames."""
+    return float(np.unpackbits((one ^ other).view(np.uint8)).mean())
+
+
+@dataclass(frozen=True)
+class Match:
+    """Say that a recording has a passage of an indexed one.
+
+    Attributes:
+        name, other: the indexed recording, and the one that was compared with it.
+        start, other_start: seconds at which the passage begins in them.
+        error: share of bits that differ.
+    """
+
+    name: str
+    other: str
+    start: float
+    other_start: float
+    error: float
+
+
+class FingerprintIndex:
+    """Find passages of some recordings in others, which are read one at a time.
+
+    Args:
+        recordings: name and fingerprint (F,) of each.
+    """
+
+    def __init__(self, recordings: Iterable[tuple[str, np.ndarray]]):
+        recordings = list(recordings)
+        self.names = [name for name, _ in recordings]
+        self.prints = [bits for _, bits in recordings]
+        owners = np.repeat(np.arange(len(self.prints)), [len(bits) for bits in self.prints])
+        frames = np.concatenate([np.zeros(0, np.int64), *(np.arange(len(bits)) for bits in self.prints)])
+        values = np.concatenate([np.zeros(0, np.uint32), *self.prints])
+        loud = (values != 0) & (values != 2**32 - 1)  # silence is like silence
+        order = np.argsort(values[loud], kind="stable")
+        self.values, self.owners, self.frames = (array[loud][order] for array in (values, owners, frames))
+
+    def matches(self, other: str, bits: np.ndarray) -> Iterator[Match]:
+        """Yield the indexed recordings that have a passage of 3 s or more in common with a fingerprint (F,)."""
+        first, stop = (np.searchsorted(self.values, bits, side=side) for side in ("left", "right"))
+        counts = stop - first  # (F,) equal frames in the index
+        places = np.repeat(first, counts) + np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        offsets = np.repeat(np.arange(len(bits)), counts) - self.frames[places]
+        pairs, votes = np.unique(np.stack([self.owners[places], offsets]), axis=1, return_counts=True)
+        for owner in np.unique(pairs[0]):
+            own = np.flatnonzero(pairs[0] == owner)
+            best = own[np.argsort(-votes[own], kind="stable")[:CANDIDATES]]
+            found = [self._compared(int(owner), int(pairs[1, place]), other, bits) for place in best]
+            found = [match for match in found if match is not None]
+            if found:
+                yield min(found, key=lambda match: match.error)
+
+    def _compared(self, owner: int, offset: int, other: str, bits: np.ndarray) -> Match | None:
+        """Compare bit by bit where frame 0 of the indexed recording lies at frame `offset` of the other."""
+        own = self.prints[owner]
+        start, stop = max(0, -offset), min(len(own), len(bits) - offset)
+        if stop - start < MIN_FRAMES:
+            return None
+        error = bit_error(own[start:stop], bits[start + offset : stop + offset])
+        if error >= MAX_ERROR:
+            return None
+        seconds = (start * HOP / RATE, (start + offset) * HOP / RATE)
+        return Match(self.names[owner], other, *(round(one, 2) for one in seconds), round(error, 4))
