@@ -179,6 +179,21 @@ def test_slices_of_the_segments_join_without_structure_layers(folder, variant):
     assert joins == (model.config.structure_layers == 0)
 
 
+@pytest.mark.parametrize(("variant", "pooling"), [("gpt2", "last"), ("roberta", "mean")])
+def test_a_graph_reads_the_sentences_of_a_text_in_one_pass(tmp_path, variant, pooling):
+    settings = {**small(variant), "alignment": "free", "sentence_encoding": "joint", "text_pooling": pooling}
+    model, processor = tiny_model(variant, **settings), tiny_processor(variant, **settings)
+    graphs = build_graphs(model)
+    assert set(graphs) == {"text", "audio"} and graphs["text"].output == "sentence_embeds"
+    write_graph(graphs["text"], model.config, tmp_path / "text.pt2")
+    run = load_graph(tmp_path / "text.pt2")
+    for texts in (["piano"], [TEXTS, ["a choir"]], [["piano", "drums", "a loud guitar"]]):
+        inputs = processor(text=texts)
+        with torch.no_grad():
+            expected = model.get_sentence_features(**inputs)
+        torch.testing.assert_close(run(**inputs), expected, atol=1e-5, rtol=0)
+
+
 def test_the_description_tells_what_the_graphs_want(case, folder):
     written = folder / "exported" / case["name"]
     description = json.loads((written / "export.json").read_text())
