@@ -1,7 +1,8 @@
 """What each part of the score in time is worth: one training run for each row of a table, measured on held-out songs.
 
     python benchmarks/ablation.py configs/ablation_small.yaml  # two cores
-    python benchmarks/ablation.py configs/structure_gpt2.yaml --dataset FOLDER --music BEATS --jobs 1  # a GPU
+    python benchmarks/ablation.py configs/structure_gpt2.yaml configs/ablation_crops.yaml --dataset FOLDER \
+        --text_column captions --music BEATS --jobs 1  # a GPU
 
 Takes the settings files and options of train.py, which all rows share; configs/ablation.yaml holds the rows, each with
 what it changes. Every row is trained by train.py and measured by `collap evaluate --suite temporal`, `--jobs` at a

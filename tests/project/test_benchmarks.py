@@ -140,9 +140,11 @@ def test_export():
 
 
 @pytest.mark.parametrize("name", ["ablation.yaml", "ablation_more.yaml"])
-def test_rows_of_the_ablation_are_settings_of_a_run(name, tmp_path):
+@pytest.mark.parametrize("shared", [["ablation_small.yaml"], ["structure_gpt2.yaml", "ablation_crops.yaml"]])
+def test_rows_of_the_ablation_are_settings_of_a_run(name, shared, tmp_path):
     configs = Path(ablation.ROOT) / "configs"
-    base = [str(configs / "ablation_small.yaml"), "--rows_file", str(configs / name), "--runs", str(tmp_path)]
+    base = [*(str(configs / one) for one in shared), "--rows_file", str(configs / name), "--runs", str(tmp_path)]
+    base += ["--dataset", "data/ablation_songs"]
     found, digests = ablation.parse(base), set()
     rows = ablation.read_rows(found.options.rows_file, None)
     for row in rows:
