@@ -45,6 +45,7 @@ setup(
         "test": [
             "mteb>=2.26",
             "pytest>=8",
+            "pytrec-eval-terrier>=0.5",
             "pytest-xdist>=3.6",
             "ruff>=0.14",
             "trackio>=0.43",

@@ -1,4 +1,4 @@
-"""Retrieval figures with a bootstrap interval by song and the level of chance: R@k, median rank, mAP; pure functions.
+"""Retrieval figures with a bootstrap interval by song and the level of chance: R@k, ranks, mAP, nDCG; pure functions.
 
 A ranking is reduced to the ranks of its correct items (`ranks_of_correct`), and everything else is computed from those
 (`retrieval_metrics`): of a row of 10,000 scores only a few numbers are ever used. The metric on the Hub is generated
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+NDCG_CUTOFF = 10
 # Bounds the (R, Q) work arrays of the bootstrap to 32 MB each.
 MAX_BOOTSTRAP_CELLS = 4_000_000
 
@@ -42,11 +43,15 @@ MEASURES = (
         "median_rank", "median rank", "rank", 1, False, "median over queries of the rank of the first correct item"
     ),
     Measure("mAP", "mAP", "%", 1, True, "mean over queries of the average precision over the full ranking"),
+    Measure("MRR", "MRR", "%", 1, True, "mean over queries of 1 / rank of the first correct item"),
+    Measure(
+        "nDCG@10", "nDCG@10", "%", 1, True, "discounted gain of the first 10, relative to that of the best ranking"
+    ),
 )
 
 
 def measure_of(name: str) -> Measure:
-    """Return what the figure of this name is: "R@5", "median_rank" or "mAP".
+    """Return what the figure of this name is: "R@5", "median_rank", "mAP", "MRR" or "nDCG@10".
 
     Raises:
         KeyError: there is no such figure.
@@ -77,6 +82,24 @@ def chance_average_precision(gallery_size: int, num_correct: int) -> float:
     return (harmonic + (num_correct - 1) / (gallery_size - 1) * (gallery_size - harmonic)) / gallery_size
 
 
+def _chance_first_rank_above(gallery_size: int, num_correct: int) -> np.ndarray:
+    """Return `Pr(first correct rank > r) = binom(P - C, r) / binom(P, r)` of a random ranking, (P,) for r = 1..P."""
+    position = np.arange(gallery_size)
+    return np.cumprod(np.maximum(gallery_size - num_correct - position, 0) / (gallery_size - position))
+
+
+def chance_reciprocal_rank(gallery_size: int, num_correct: int) -> float:
+    """Return the expected 1 / rank of the first of C correct items in a random ranking of P items; exact."""
+    above = np.concatenate([[1.0], _chance_first_rank_above(gallery_size, num_correct)])  # (P + 1,)
+    return float((-np.diff(above) / np.arange(1, gallery_size + 1)).sum())
+
+
+def chance_discounted_gain(gallery_size: int, num_correct: int) -> float:
+    """Return the expected nDCG@10 of a random ranking of P items: each place holds a correct one with C/P; exact."""
+    discounts = _discounts(min(NDCG_CUTOFF, gallery_size))
+    return float(num_correct / gallery_size * discounts.sum() / discounts[:num_correct].sum())
+
+
 def chance_median_rank(gallery_size: int, num_correct: np.ndarray) -> float:
     """Return the median of the first correct item's rank when every query is ranked at random.
 
@@ -87,10 +110,8 @@ def chance_median_rank(gallery_size: int, num_correct: np.ndarray) -> float:
         num_correct: (Q,) correct items of each query.
     """
     above = np.zeros(gallery_size)  # (P,) Pr(rank > r), r = 1..P
-    position = np.arange(gallery_size)
     for count, num_queries in zip(*np.unique(num_correct, return_counts=True), strict=True):
-        still_wrong = np.maximum(gallery_size - count - position, 0) / (gallery_size - position)
-        above += num_queries / len(num_correct) * np.cumprod(still_wrong)
+        above += num_queries / len(num_correct) * _chance_first_rank_above(gallery_size, count)
     # The tolerance is for the rounding of the product: at one correct item and even P it must meet 1/2 exactly.
     lower = np.argmax(above <= 0.5 + 1e-9) + 1
     upper = np.argmax(above < 0.5 - 1e-9) + 1
@@ -98,14 +119,15 @@ def chance_median_rank(gallery_size: int, num_correct: np.ndarray) -> float:
 
 
 def chance_levels(gallery_size: int, num_correct: np.ndarray, cutoffs: Sequence[int]) -> dict[str, float]:
-    """Return what random scores give: R@k for each cut-off and mAP in percent, and the median rank.
+    """Return what random scores give, by the name of the figure; all in percent but the median rank.
 
     Args:
         num_correct: (Q,) correct items of each query.
     """
     counts, num_queries = np.unique(num_correct, return_counts=True)
     recalls = {f"R@{k}": [chance_recall(gallery_size, int(count), k) for count in counts] for k in cutoffs}
-    per_count = {**recalls, "mAP": [chance_average_precision(gallery_size, int(count)) for count in counts]}
+    means = {"mAP": chance_average_precision, "MRR": chance_reciprocal_rank, "nDCG@10": chance_discounted_gain}
+    per_count = recalls | {name: [mean(gallery_size, int(count)) for count in counts] for name, mean in means.items()}
     levels = {name: 100 * float(np.average(values, weights=num_queries)) for name, values in per_count.items()}
     return {**levels, "median_rank": chance_median_rank(gallery_size, num_correct)}
 
@@ -166,6 +188,32 @@ def average_precisions(ranks: Sequence[np.ndarray]) -> np.ndarray:
     return np.array([np.mean(np.arange(1, len(query) + 1) / query) for query in ranks])
 
 
+def _discounts(count: int) -> np.ndarray:
+    """Return what a correct item counts at the first `count` ranks: 1 / log2(rank + 1)."""
+    return 1 / np.log2(np.arange(2, count + 2))
+
+
+def discounted_gains(ranks: Sequence[np.ndarray]) -> np.ndarray:
+    """Return nDCG@10 (Q,): a correct item at rank r counts 1 / log2(r + 1), relative to the best order of as many
+    (Jarvelin and Kekalainen 2002, with gains of 0 and 1)."""
+    discounts = _discounts(NDCG_CUTOFF)
+    gains = [discounts[query[query <= NDCG_CUTOFF] - 1].sum() / discounts[: len(query)].sum() for query in ranks]
+    return np.array(gains)
+
+
+def query_values(ranks: Sequence[np.ndarray], cutoffs: Sequence[int]) -> dict[str, np.ndarray]:
+    """Return by name the figures that are means over queries, each as its (Q,) values in percent.
+
+    Args:
+        ranks: for each query the ascending ranks (C,) of its correct items.
+        cutoffs: k of each R@k.
+    """
+    first_ranks = np.array([query[0] for query in ranks])  # (Q,)
+    values = {f"R@{cutoff}": first_ranks <= cutoff for cutoff in cutoffs}
+    values |= {"mAP": average_precisions(ranks), "MRR": 1 / first_ranks, "nDCG@10": discounted_gains(ranks)}
+    return {name: 100 * one.astype(np.float64) for name, one in values.items()}
+
+
 def bootstrap_by_song(
     values: np.ndarray, first_ranks: np.ndarray, song_of_query: np.ndarray, num_bootstrap: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -213,10 +261,9 @@ def retrieval_metrics(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> dict:
-    """Measure R@k, median rank and mAP of Q queries against one gallery, with intervals by song and chance levels.
+    """Measure every figure of `MEASURES` of Q queries against one gallery, with intervals by song and chance levels.
 
-    R@k is the share of queries with a correct item among the first k; the median rank is that of the first correct
-    item. Intervals are the percentiles of `bootstrap_by_song`. With few songs they are too narrow, and of width zero
+    Intervals are the percentiles of `bootstrap_by_song`. With few songs they are too narrow, and of width zero
     when every song agrees (R@k of 0 or 100): then they say nothing about the next song.
 
     Args:
@@ -226,21 +273,21 @@ def retrieval_metrics(
         k: cut-offs; those above P are left out.
 
     Returns:
-        "R@k" for each k, "median_rank" and "mAP", each a dict with "value", "low", "high" (None if there is one song
-        only) and "chance", see `MEASURES`; "pool_size", "num_queries", "num_songs", "num_bootstrap", "seed" and
-        "confidence". Numbers are plain int and float.
+        "R@k" for each k, "median_rank", "mAP", "MRR" and "nDCG@10", each a dict with "value", "low", "high" (None if
+        there is one song only) and "chance", see `MEASURES`; "pool_size", "num_queries", "num_songs", "num_bootstrap",
+        "seed" and "confidence". Numbers are plain int and float.
 
     Raises:
         ValueError: there is no query, a query's ranks are not distinct integers in 1..P, `groups` does not give one
             label per query, or a setting is out of its range.
     """
     _check_settings(k, num_bootstrap, confidence)
-    ranks = [_checked_ranks(query, gallery_size, index) for index, query in enumerate(ranks)]
-    song_of_query, num_songs = _song_indices(groups, len(ranks))
+    ranks = [checked_ranks(query, gallery_size, index) for index, query in enumerate(ranks)]
+    song_of_query, num_songs = song_indices(groups, len(ranks))
     first_ranks = np.array([query[0] for query in ranks])  # (Q,)
     cutoffs = [int(cutoff) for cutoff in sorted(set(k)) if cutoff <= gallery_size]
-    values = [*(first_ranks <= cutoff for cutoff in cutoffs), average_precisions(ranks)]
-    values = 100 * np.stack(values, axis=1).astype(np.float64)  # (Q, V), percent
+    by_name = query_values(ranks, cutoffs)
+    values = np.stack([*by_name.values()], axis=1)  # (Q, V), percent
     points = [*values.mean(axis=0).tolist(), float(np.median(first_ranks))]
     lows = highs = [None] * len(points)
     if num_songs > 1:
@@ -249,8 +296,8 @@ def retrieval_metrics(
         lows, highs = np.quantile(resampled, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0).tolist()
     chances = chance_levels(gallery_size, np.array([len(query) for query in ranks]), cutoffs)
     figures = {
-        name: {"value": value, "low": low, "high": high, "chance": chance}
-        for (name, chance), value, low, high in zip(chances.items(), points, lows, highs, strict=True)
+        name: {"value": value, "low": low, "high": high, "chance": chances[name]}
+        for name, value, low, high in zip([*by_name, "median_rank"], points, lows, highs, strict=True)
     }
     sizes = {"pool_size": int(gallery_size), "num_queries": len(ranks), "num_songs": num_songs}
     return {**figures, **sizes, "num_bootstrap": int(num_bootstrap), "seed": int(seed), "confidence": confidence}
@@ -266,7 +313,7 @@ def _check_settings(k: Sequence[int], num_bootstrap: int, confidence: float) -> 
         raise ValueError(f"confidence must lie between 0 and 1, found {confidence}; 0.95 means 95 %.")
 
 
-def _checked_ranks(query: Sequence[int], gallery_size: int, index: int) -> np.ndarray:
+def checked_ranks(query: Sequence[int], gallery_size: int, index: int) -> np.ndarray:
     """Return the ascending ranks (C,) of one query; ValueError unless they are distinct whole numbers in 1..P."""
     given = np.asarray(query, dtype=np.float64)
     ranks = np.unique(given).astype(np.int64)
@@ -279,7 +326,7 @@ def _checked_ranks(query: Sequence[int], gallery_size: int, index: int) -> np.nd
     return ranks
 
 
-def _song_indices(groups: Sequence[Hashable], num_queries: int) -> tuple[np.ndarray, int]:
+def song_indices(groups: Sequence[Hashable], num_queries: int) -> tuple[np.ndarray, int]:
     """Return the song of each query as an index (Q,), and the number of songs G."""
     if num_queries == 0 or len(groups) != num_queries:
         raise ValueError(f"found {num_queries} queries and {len(groups)} groups: give one song label per query.")

@@ -15,6 +15,7 @@ from typing import NotRequired, TypedDict
 from .metrics import MEASURES, measure_of
 
 SIZES = ("pool_size", "num_queries", "num_songs", "num_bootstrap", "confidence")
+LATER_FIGURES = ("MRR", "nDCG@10")  # which the results of earlier releases lack
 FIGURE_KEYS = ("value", "low", "high", "chance")
 
 
@@ -77,9 +78,10 @@ REQUIRED = tuple(sorted(Results.__required_keys__))
 
 
 def figure_names(figures: dict) -> list[str]:
-    """Return the names of the figures in the order of `MEASURES`, R@k by k."""
+    """Return the names of the figures in the order of `MEASURES`, R@k by k, without later ones that are not there."""
     recalls = sorted((name for name in figures if name.startswith("R@")), key=lambda name: int(name[2:]))
-    return [name for measure in MEASURES for name in (recalls if measure.name == "R@k" else [measure.name])]
+    names = [name for measure in MEASURES for name in (recalls if measure.name == "R@k" else [measure.name])]
+    return [name for name in names if name in figures or name not in LATER_FIGURES]
 
 
 def show_interval(name: str, figure: Figure) -> str:

@@ -61,10 +61,11 @@ def table_rows(markdown: str, heading: str) -> list[list[str]]:
 def test_markdown_tables_hold_every_figure_with_interval_and_chance(results, direction, heading):
     header, *rows = table_rows(to_markdown(results), heading)
     recalls = ["R@1", "R@5", "R@10", "R@20"]
-    assert header == ["score", *recalls, "median rank", "mAP"]
+    assert header == ["score", *recalls, "median rank", "mAP", "MRR", "nDCG@10"]
     assert [row[0] for row in rows] == ["collap", "mean\\|pooled", "chance"]
     figures = results["scores"]["collap"][direction]
-    for name, cell, chance in zip([*recalls, "median_rank", "mAP"], rows[0][1:], rows[2][1:], strict=True):
+    names = [*recalls, "median_rank", "mAP", "MRR", "nDCG@10"]
+    for name, cell, chance in zip(names, rows[0][1:], rows[2][1:], strict=True):
         value, low, high = map(float, re.fullmatch(r"([\d.]+) \[([\d.]+), ([\d.]+)\]", cell).groups())
         expected = [figures[name][key] for key in ("value", "low", "high", "chance")]
         assert [value, low, high, float(chance)] == pytest.approx(expected, abs=0.05001), name
@@ -89,7 +90,7 @@ def test_small_chance_levels_do_not_print_as_zero(results):
 def test_interval_without_width_is_explained(results):
     for kind in results["scores"].values():
         for figures in kind.values():
-            for name in ("R@1", "R@5", "R@10", "R@20", "median_rank", "mAP"):
+            for name in ("R@1", "R@5", "R@10", "R@20", "median_rank", "mAP", "MRR", "nDCG@10"):
                 figures[name].update(value=2, low=1, high=3)
     assert "An interval without width" not in to_markdown(results)
     results["scores"]["collap"]["text_to_audio"]["R@20"].update(value=100, low=100, high=100)

@@ -9,16 +9,19 @@ from collap.evaluation.results import command_line, figure_names, measures_text,
 def test_the_table_has_every_figure_that_is_measured():
     figures = retrieval_metrics([[1], [2]], 10, ["a", "b"], k=(1, 5, 10))
     names = figure_names(figures)
-    assert names == ["R@1", "R@5", "R@10", "median_rank", "mAP"]
+    assert names == ["R@1", "R@5", "R@10", "median_rank", "mAP", "MRR", "nDCG@10"]
     assert {name for name, figure in figures.items() if isinstance(figure, dict)} == set(names)
-    assert [measure_of(name).title for name in names] == ["R@1", "R@5", "R@10", "median rank", "mAP"]
-    assert [measure_of(name).higher_is_better for name in names] == [True, True, True, False, True]
+    assert [measure_of(name).title for name in names] == ["R@1", "R@5", "R@10", "median rank", "mAP", "MRR", "nDCG@10"]
+    assert [measure_of(name).higher_is_better for name in names] == [True, True, True, False, True, True, True]
     with pytest.raises(KeyError):
         measure_of("accuracy")
     assert measures_text() == (
-        "R@k (%, higher is better), median rank (rank, lower is better), mAP (%, higher is better)"
+        "R@k (%, higher is better), median rank (rank, lower is better), mAP (%, higher is better), "
+        "MRR (%, higher is better), nDCG@10 (%, higher is better)"
     )
-    assert len(MEASURES) == 3
+    assert len(MEASURES) == 5
+    earlier = {name: figure for name, figure in figures.items() if name not in ("MRR", "nDCG@10")}
+    assert figure_names(earlier) == names[:-2]
 
 
 @pytest.mark.parametrize(
