@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny import tiny_config
+import torch
+from tiny import tiny_config, tiny_text_config
 
 from benchmarks import ablation, train_step
 from benchmarks.encode import take_turns
@@ -16,11 +17,13 @@ from benchmarks.gathering import measure_gathering
 from benchmarks.gpu import utilisation
 from benchmarks.loader import measure_loader, measure_wait_share
 from benchmarks.padding import measure_padding
+from benchmarks.sentences import measure as measure_sentences
 from benchmarks.steps import build_bench, measure_caching, measure_caching_memory, measure_plan, small_config
 from benchmarks.stored_tokens import build_demo, measure_song, measure_stored_tokens
 from collap.training.settings import parse_settings
 from modeling_collap.configuration_collap import check_settings
 
+TINY_SENTENCES = (2, 3, 5)  # texts, sentences, tokens
 TINY = {"song_seconds": 2.0, "width": 64, "layers": 1, "segment_seconds": 1.0}
 
 
@@ -185,3 +188,9 @@ def test_a_run_that_fails_names_its_log(tmp_path):
         ablation.run([sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "a.log", 1)
     assert ablation.run([sys.executable, "-c", "print('fine')"], tmp_path / "b.log", 1) > 0
     assert (tmp_path / "b.log").read_text() == "fine\n"
+
+
+def test_sentences_from_one_pass_are_timed_beside_those_of_many():
+    config = tiny_text_config("roberta")
+    found = measure_sentences(config, TINY_SENTENCES, torch.device("cpu"), repeats=1)
+    assert set(found) == {"separate", "joint"} and all(min(seconds) > 0 for seconds in found.values())
