@@ -26,7 +26,7 @@ def encodings(config: PreTrainedConfig, shape: tuple[int, int, int], device: tor
         AutoModel.from_config(config), nn.Linear(config.hidden_size, WIDTH), TEXT_POOLING[config.model_type]
     )
     tower = tower.to(device).eval()
-    input_ids = torch.randint(5, 50_000, shape, generator=torch.Generator().manual_seed(0)).to(device)
+    input_ids = torch.randint(5, config.vocab_size, shape, generator=torch.Generator().manual_seed(0)).to(device)
     mask = torch.ones_like(input_ids)
     return {
         "separate": lambda: tower(input_ids.flatten(0, 1), mask.flatten(0, 1)),

@@ -307,9 +307,12 @@ def test_an_empty_folder_behind_a_link_is_filled(tmp_path, no_graphs):
     assert not [name for name in found if name.startswith("unfinished")]
 
 
-def test_every_free_size_is_checked_below_and_above_the_traced_one(tmp_path, no_graphs):
-    model, processor = build("gpt2")
-    outputs = {"text": model.get_text_features, "audio": lambda **inputs: model.get_audio_features(**inputs)[0]}
+@pytest.mark.parametrize("settings", [{}, {"alignment": "monotone", "sentence_encoding": "joint"}])
+def test_every_free_size_is_checked_below_and_above_the_traced_one(tmp_path, no_graphs, settings):
+    settings = {**small("gpt2"), **settings}
+    model, processor = tiny_model(**settings), tiny_processor(**settings)
+    embed_text = model.get_sentence_features if "alignment" in settings else model.get_text_features
+    outputs = {"text": embed_text, "audio": lambda **inputs: model.get_audio_features(**inputs)[0]}
     traced = {name: size for name, (_, size) in free_dimensions(model.config).items()}
     graphs, directions = build_graphs(model), {}
 
@@ -326,7 +329,8 @@ def test_every_free_size_is_checked_below_and_above_the_traced_one(tmp_path, no_
 
     no_graphs(load)
     export_model(model, processor, tmp_path / "new", "torch_export")
-    assert {free for *_, free in directions} == set(traced)
+    unused = {"tokens"} if "alignment" in settings else {"sentences"}
+    assert {free for *_, free in directions} == set(traced) - unused
     assert set(map(frozenset, directions.values())) == {frozenset({-1, 1})}, directions
 
 

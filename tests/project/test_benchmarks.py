@@ -5,7 +5,8 @@ import math
 import time
 
 import pytest
-from tiny import tiny_config
+import torch
+from tiny import tiny_config, tiny_text_config
 
 from benchmarks import train_step
 from benchmarks.encode import take_turns
@@ -14,9 +15,11 @@ from benchmarks.gathering import measure_gathering
 from benchmarks.gpu import utilisation
 from benchmarks.loader import measure_loader, measure_wait_share
 from benchmarks.padding import measure_padding
+from benchmarks.sentences import measure as measure_sentences
 from benchmarks.steps import build_bench, measure_caching, measure_caching_memory, measure_plan, small_config
 from benchmarks.stored_tokens import build_demo, measure_song, measure_stored_tokens
 
+TINY_SENTENCES = (2, 3, 5)  # texts, sentences, tokens
 TINY = {"song_seconds": 2.0, "width": 64, "layers": 1, "segment_seconds": 1.0}
 
 
@@ -133,3 +136,9 @@ def test_export():
     (report,) = measure_export(tiny_config(), ["score"], repeats=1)
     assert report.pop("graph") == "score"
     check(report, "seconds", "over_model", "megabytes")
+
+
+def test_sentences_from_one_pass_are_timed_beside_those_of_many():
+    config = tiny_text_config("roberta")
+    found = measure_sentences(config, TINY_SENTENCES, torch.device("cpu"), repeats=1)
+    assert set(found) == {"separate", "joint"} and all(min(seconds) > 0 for seconds in found.values())
