@@ -23,8 +23,6 @@ ablation: $(ENV)
 	$(PYTHON) -m demo.small_backbones data/ablation_backbones --captions data/ablation_songs/train/metadata.jsonl
 	OMP_NUM_THREADS=1 $(PYTHON) -m demo.cache_features configs/ablation_small.yaml --num_workers 2
 	$(PYTHON) benchmarks/ablation.py configs/ablation_small.yaml --long data/ablation_long
-	$(PYTHON) benchmarks/ablation.py configs/ablation_small.yaml --text data/ablation_backbones/roberta --epochs 10 --crop_epochs 5 \
-	    --rows paper "monotone, blanks, crops" --seeds 1 --runs runs/ablation_roberta --output_dir results/ablation_roberta
 
 test: $(ENV)
 	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
