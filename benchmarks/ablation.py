@@ -1,7 +1,8 @@
 """What each part of the score in time is worth: one training run for each row of a table, measured on held-out songs.
 
     python benchmarks/ablation.py configs/ablation_small.yaml  # two cores
-    python benchmarks/ablation.py configs/structure_gpt2.yaml --dataset FOLDER --music BEATS --jobs 1  # a GPU
+    python benchmarks/ablation.py configs/structure_gpt2.yaml configs/ablation_crops.yaml --dataset FOLDER \
+        --text_column captions --music BEATS --jobs 1  # a GPU
 
 Takes the settings files and options of train.py, which all rows share; configs/ablation.yaml holds the rows, each with
 what it changes. Every row is trained by train.py and measured by `collap evaluate --suite temporal`, `--jobs` at a
@@ -34,6 +35,7 @@ FIGURES = {
     "two left": ("R@1, whole song, two sentences left",),
     "shuffled": ("R@1, whole song, sentences shuffled",),
     "untrue": ("R@1, whole song, one sentence untrue",),
+    "overview": ("R@1, whole song, overview alone",),
 }
 
 
@@ -53,8 +55,8 @@ class Row:
     seeds: int = 1
 
 
-def read_rows(path: Path, chosen: list[str] | None) -> list[Row]:
-    """Read rows from a YAML file: `name: {settings..., like: another row, seeds: 3}`.
+def read_rows(path: Path, chosen: list[str] | None, most_seeds: int | None = None) -> list[Row]:
+    """Read rows from a YAML file: `name: {settings..., like: another row, seeds: 3}`, with at most `most_seeds` seeds.
 
     Raises:
         ValueError: `chosen`, or a `like`, names a row that is not there.
@@ -65,6 +67,7 @@ def read_rows(path: Path, chosen: list[str] | None) -> list[Row]:
         like, seeds = changes.pop("like", None), changes.pop("seeds", 1)
         if like is not None and like not in rows:
             raise ValueError(f"{path}: {name!r} is like {like!r}, which is no row above it; {nearest(like, rows)}")
+        seeds = min(seeds, most_seeds or seeds)
         rows[name] = Row(name, merged(rows[like].settings if like else {}, changes), seeds)
     for name in chosen or ():
         if name not in rows:
@@ -193,6 +196,7 @@ def parse(arguments: list[str] | None) -> Ablation:
     parser.add_argument("files", nargs="*", help="settings files of train.py, shared by all rows")
     parser.add_argument("--rows_file", type=Path, default=ROOT / "configs/ablation.yaml")
     parser.add_argument("--rows", nargs="+", help="names of rows; default: all")
+    parser.add_argument("--seeds", type=int, help="of a row, at most; default: as many as it asks for")
     parser.add_argument("--jobs", type=int, default=2, help="rows at a time")
     parser.add_argument("--split", default="test")
     parser.add_argument("--sections_column", default="sections")
@@ -218,7 +222,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Train and measure all rows, and write the table."""
     ablation = parse(arguments)
     options = ablation.options
-    rows = read_rows(options.rows_file, options.rows)
+    rows = read_rows(options.rows_file, options.rows, options.seeds)
     todo = [(row, seed) for seed in range(max(row.seeds for row in rows)) for row in rows if seed < row.seeds]
     with ThreadPoolExecutor(options.jobs) as pool:
         results = list(pool.map(lambda job: ablation.measure(*job), todo))

@@ -72,6 +72,8 @@ class CoLLAPConfig(CheckedConfig):
         alignment: how sentences meet time: `"paper"` (one vector for the text, whose score does not see the order of a
             song's sections), `"free"` (a vector for each sentence, which attends where it likes) or `"monotone"` (and
             a sum over the ways to lay the sentences along the song in their order).
+        sentence_encoding: with an alignment, how the text encoder reads sentences: `"separate"` (each alone) or
+            `"joint"` (those of a text one after the other in one pass, so that each has a vector in its context).
         alignment_frame_seconds: length of the frames to which sentences are laid; they do not overlap.
         sentence_temperature, path_temperature: tau_S and tau_M of those scores.
         path_blank: whether a path may leave frames to no sentence, for captions that do not speak of the whole song.
@@ -107,6 +109,7 @@ class CoLLAPConfig(CheckedConfig):
     loss_direction: Literal["symmetric", "audio_to_text"] = "symmetric"
     text_pooling: Literal["first", "last", "mean"] | None = None
     alignment: Literal["paper", "free", "monotone"] = "paper"
+    sentence_encoding: Literal["separate", "joint"] = "separate"
     alignment_frame_seconds: float | int = positive(1.28, DAY)
     sentence_temperature: float | int = positive(0.1, maximum=10**6)
     path_temperature: float | int = positive(0.3, maximum=10**6)
@@ -188,11 +191,13 @@ class CoLLAPConfig(CheckedConfig):
             raise ValueError(f"gamma_max ({self.gamma_max}) is below the initial value {largest:.2f}")
 
     def validate_alignment(self):
-        """Refuse blanks where there are no paths, and places of sentences where there are no sentences."""
+        """Refuse blanks where there are no paths, and what is of sentences where texts have none."""
         if self.path_blank and self.alignment != "monotone":
             raise ValueError(f"path_blank is of the alignment 'monotone', found alignment {self.alignment!r}")
         if self.location_weight and self.alignment == "paper":
             raise ValueError("location_weight is of the alignments 'free' and 'monotone', found alignment 'paper'")
+        if self.sentence_encoding == "joint" and self.alignment == "paper":
+            raise ValueError("sentence_encoding 'joint' needs an alignment, found alignment 'paper'")
 
     def validate_structure(self):
         """Refuse structure layers whose heads do not share the width evenly."""

@@ -168,7 +168,7 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         return pool_sentences(self.get_sentence_features(input_ids, attention_mask))
 
     def get_sentence_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Embed every sentence of every text.
+        """Embed every sentence of every text, each alone or all of a text in one pass (`sentence_encoding`).
 
         Args:
             input_ids, attention_mask: (B, Q, L); the mask is 0 for what is no sentence. (B, L): one sentence each.
@@ -179,7 +179,10 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         if input_ids.ndim == 2:
             return self.text_tower(input_ids, attention_mask).unsqueeze(1)  # (B, 1, D)
         is_sentence = attention_mask.any(-1)  # (B, Q)
-        sentences = self.text_tower(input_ids[is_sentence], attention_mask[is_sentence])  # (all sentences, D)
+        if self.config.sentence_encoding == "joint":
+            sentences = self.text_tower.embed_jointly(input_ids, attention_mask)  # (all sentences, D)
+        else:
+            sentences = self.text_tower(input_ids[is_sentence], attention_mask[is_sentence])  # (all sentences, D)
         embeds = sentences.new_zeros(*is_sentence.shape, sentences.shape[-1])  # (B, Q, D)
         embeds[is_sentence.to(embeds.device)] = sentences
         return embeds

@@ -1,7 +1,8 @@
 """The towers of CoLLAP: a text becomes one unit vector, every 0.16 s of a song one vector of the same width.
 
-Dimensions: `B` texts, `L` text tokens, `N` real segments, `K` tokens of a segment, `M` music + speech hidden, `D`
-shared width.
+Dimensions: `B` texts, `Q` sentences of a text, `L` text tokens (of a sentence, where texts are given by sentences), `R`
+sequences that the text encoder reads, `P` tokens of the longest of these, `N` real segments, `K` tokens of a segment,
+`M` music + speech hidden, `D` shared width.
 """
 
 import torch
@@ -36,6 +37,47 @@ def pool_text(hidden_states: torch.Tensor, attention_mask: torch.Tensor, pooling
     order = positions if pooling == "last" else -positions
     chosen = order.expand(mask.shape).masked_fill(attention_mask == 0, -mask.shape[1]).argmax(-1)  # (B,)
     return hidden_states[torch.arange(chosen.shape[0], device=mask.device), chosen]  # (B, hidden)
+
+
+def pack_sentences(lengths: torch.Tensor, limit: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lay the sentences of every text one after the other; where one would pass the limit, a new sequence begins.
+
+    Args:
+        lengths: (B, Q) tokens of every sentence; 0 where a text has fewer.
+        limit: tokens of a sequence; None for no limit. A longer sentence has a sequence of its own.
+
+    Returns:
+        (B, Q) the sequence of every sentence, numbered from 0 over all texts, none of which has tokens of two texts;
+        (B, Q) the token in it at which the sentence starts.
+    """
+    sequences, starts = torch.zeros_like(lengths), torch.zeros_like(lengths)
+    number, used = torch.zeros_like(lengths[:, 0]), torch.zeros_like(lengths[:, 0])  # (B,)
+    for q, length in enumerate(lengths.unbind(1)):
+        if limit is not None:
+            is_full = (used > 0) & (used + length > limit)  # (B,)
+            number, used = number + is_full, used.masked_fill(is_full, 0)
+        sequences[:, q], starts[:, q] = number, used
+        used = used + length
+    counts = (number + 1) * lengths.any(1)  # (B,)
+    return sequences + (counts.cumsum(0) - counts).unsqueeze(1), starts
+
+
+def token_spans(
+    hidden_states: torch.Tensor, sequences: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor, longest: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cut the tokens of every sentence out of its sequence.
+
+    Args:
+        hidden_states: (R, P, hidden).
+        sequences, starts, lengths: (...,) of every sentence, as in [`pack_sentences`].
+        longest: L, the most tokens of a sentence.
+
+    Returns:
+        (..., L, hidden), what follows a shorter sentence may be anything; (..., L) bool, True = of the sentence.
+    """
+    place = torch.arange(longest, device=hidden_states.device)  # (L,)
+    columns = (starts.unsqueeze(-1) + place).clamp(max=hidden_states.shape[1] - 1)  # (..., L)
+    return hidden_states[sequences.unsqueeze(-1), columns], place < lengths.unsqueeze(-1)
 
 
 def fuse_segments(
@@ -97,7 +139,7 @@ class TextTower(nn.Module):
             ValueError: for more tokens than the encoder has positions for.
         """
         limit, length = text_positions(self.encoder.config), input_ids.shape[1]
-        if limit is not None and length > limit:
+        if limit is not None and not torch.compiler.is_exporting() and length > limit:
             raise ValueError(
                 f"found a text of {length} tokens; the text tower reads {limit}: shorten it, or let CoLLAPProcessor "
                 "cut it"
@@ -111,6 +153,33 @@ class TextTower(nn.Module):
         input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
         encoded = self.encoder(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **asked)
         return encoded, attention_mask
+
+    def embed_jointly(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Embed the sentences of texts in one pass over each text, or over parts of it if it is longer than the
+        encoder's positions; sentences are never cut.
+
+        Args:
+            input_ids, attention_mask: (B, Q, L), 1 = real token; all are 0 for what is no sentence.
+
+        Returns:
+            (all sentences, D) float32, unit norm, in the order of the texts.
+
+        Raises:
+            ValueError: for a sentence of more tokens than the encoder has positions for.
+        """
+        mask, device = attention_mask.bool(), input_ids.device
+        lengths = mask.sum(-1).cpu()  # (B, Q)
+        sequences, starts = pack_sentences(lengths, text_positions(self.encoder.config))  # (B, Q) each
+        is_sentence = lengths > 0  # (B, Q)
+        shape = int(sequences[is_sentence].max()) + 1, int((starts + lengths).max())  # R, P
+        rows, columns = sequences.to(device).unsqueeze(-1), starts.to(device).unsqueeze(-1) + mask.cumsum(-1) - 1
+        own = rows.expand_as(mask)[mask], columns[mask]  # (all tokens,) each
+        packed = input_ids.new_full(shape, getattr(self.encoder.config, "pad_token_id", None) or 0)  # (R, P)
+        packed_mask = torch.zeros_like(packed)
+        packed[own], packed_mask[own] = input_ids[mask], 1
+        encoded, _ = self.encode(packed, packed_mask)
+        spans = (one[is_sentence].to(device) for one in (sequences, starts, lengths))  # (all sentences,) each
+        return self.pool(*token_spans(encoded.last_hidden_state, *spans, int(lengths.max())))
 
     def pool(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Make one unit vector of the last hidden states (B, L, hidden) of each text: (B, D) float32."""

@@ -31,8 +31,16 @@ from processing.embed_audio import embed_audio
 
 from .results import command_line
 from .temporal_metrics import Measured, order_correct
-from .temporal_places import Kept, Places, by_paper_score, by_sentences, measure_chosen_level, measure_places
-from .temporal_places import sentence_embeds as embed_sentences
+from .temporal_places import (
+    Kept,
+    Places,
+    by_paper_score,
+    by_sentences,
+    measure_chosen_level,
+    measure_places,
+    sentence_embeds,
+    sentences_of,
+)
 from .temporal_report import draw_song, to_markdown, write_temporal_report
 from .temporal_retrieval import Pool
 from .temporal_songs import (
@@ -203,9 +211,9 @@ def open_sectioned_songs(options) -> Sectioned:
 def picture(model, processor, song: SectionedSong, embedded) -> Places:
     """Find the sentences of the song that is drawn."""
     if model.config.alignment == "paper":
-        return by_paper_score(model, embed_sentences(model, processor, query_lines(song)), embedded)
-    lines = caption_lines(song, song.own_order, "untimed")[-len(song.sections) :]
-    return by_sentences(model, embed_sentences(model, processor, lines), embedded)
+        return by_paper_score(model, sentence_embeds(model, processor, query_lines(song)), embedded)
+    lines = caption_lines(song, song.own_order, "untimed")
+    return by_sentences(model, sentences_of(model, processor, lines)[-len(song.sections) :], embedded)
 
 
 def embed_joined(model, processor, song: SectionedSong) -> tuple[torch.Tensor, torch.Tensor]:

@@ -56,6 +56,12 @@ def sentence_embeds(model, processor, lines: list[str]) -> torch.Tensor:
 
 
 @torch.no_grad()
+def sentences_of(model, processor, lines: list[str]) -> torch.Tensor:
+    """Embed the sentences of one caption, as the model reads captions: (Q, D)."""
+    return model.get_sentence_features(**processor(text=[lines], device=model.device))[0]
+
+
+@torch.no_grad()
 def by_paper_score(model, sentences: torch.Tensor, song: tuple) -> Places:
     """Find sentences (Q, D) by the terms of the paper's score over time."""
     result = model.localize(sentences, *song)
@@ -114,8 +120,8 @@ def measure_places(
     if model.config.alignment == "paper":
         named = {"a sentence alone": by_paper_score(model, alone, embedded)}
     else:
-        lines = caption_lines(song, song.own_order, "untimed")[-len(true) :]
-        whole = by_sentences(model, sentence_embeds(model, processor, lines), embedded)
+        lines = caption_lines(song, song.own_order, "untimed")
+        whole = by_sentences(model, sentences_of(model, processor, lines)[-len(true) :], embedded)
         named = {
             "a sentence alone": by_sentences(model, alone, embedded),
             "the paper's score": by_paper_score(model, alone, embedded),

@@ -29,6 +29,7 @@ from transformers.utils import cached_file
 from collap.models import load_model
 from modeling_collap.configuration_collap import CoLLAPConfig
 from modeling_collap.modeling_collap import CoLLAPModel, unit_tokens
+from modeling_collap.towers_collap import token_spans
 from modeling_collap.weighting_collap import score_embeddings
 from processing import CoLLAPProcessor
 
@@ -37,11 +38,30 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 EXPORT_FILE = "export.json"
 TOLERANCE = 1e-4  # of float32 in another runtime, relative to 1 + the size of the number
 # Texts, and lengths of noise in segments, on which a graph is compared to the model. Of every free dimension one case
-# has less and the other has more than the graph was traced with; texts, audios and whole segments are padded.
+# has less and the other has more than the graph was traced with; texts, sentences, audios, whole segments are padded.
 COMPARED = (
-    (["a", "piano", "loud guitar"], [3.4]),
+    (["a", "piano", "a\ndrum\nsolo"], [3.4]),
     (["a slow song with piano and drums, then a choir over strings, and at the end a loud guitar"], [1.3, 0.4, 0.7]),
 )
+
+
+class JointTextGraph(nn.Module):
+    """Compute `get_sentence_features` of a model that reads the sentences of a text in one pass: the same numbers, for
+    texts whose sentences, as many as there may be and each as long as the longest, are within the tower's positions."""
+
+    def __init__(self, model: CoLLAPModel):
+        super().__init__()
+        self.tower = model.text_tower
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Map (B, Q, L) and (B, Q, L) to (B, Q, D)."""
+        encoded, _ = self.tower.encode(input_ids.flatten(1), attention_mask.flatten(1))
+        lengths = attention_mask.sum(-1)  # (B, Q)
+        starts = lengths.cumsum(1) - lengths  # (B, Q)
+        texts = torch.arange(lengths.shape[0]).unsqueeze(1).expand_as(lengths)  # (B, Q)
+        spans = token_spans(encoded.last_hidden_state, texts, starts, lengths, input_ids.shape[2])
+        embeds = self.tower.pool(*(one.flatten(0, 1) for one in spans)).unflatten(0, lengths.shape)  # (B, Q, D)
+        return embeds.masked_fill((lengths == 0).unsqueeze(-1), 0.0)
 
 
 class AudioGraph(nn.Module):
@@ -115,6 +135,7 @@ def free_dimensions(config: CoLLAPConfig) -> dict[str, tuple[Dim, int]]:
     segments, per_segment = Dim("segments", min=1), config.tokens_per_segment
     return {
         "texts": (Dim("texts", min=1), 2),
+        "sentences": (Dim("sentences", min=1), 2),
         "text_tokens": (Dim("text_tokens", min=1, max=config.text_positions), 16),
         "audios": (Dim("audios", min=1), 2),
         "segments": (segments, 3),
@@ -126,8 +147,8 @@ def free_dimensions(config: CoLLAPConfig) -> dict[str, tuple[Dim, int]]:
 def build_graphs(model: CoLLAPModel) -> dict[str, Graph]:
     """Build the graphs `text`, `audio` and `score` of a model in evaluation mode.
 
-    Of a model that aligns sentences `text` embeds one sentence in each row, and there is no `score`: its paths are a
-    loop over the frames of a song, which no graph holds.
+    Of a model that aligns sentences `text` embeds one sentence in each row, or with `sentence_encoding` "joint" all
+    those of each text, and there is no `score`: its paths are a loop over the frames of a song, which no graph holds.
     """
     config = model.config
     width, frames = config.projection_dim, 2 * config.speech_config.max_source_positions
@@ -153,6 +174,10 @@ def build_graphs(model: CoLLAPModel) -> dict[str, Graph]:
     }
     if config.alignment != "paper":
         del graphs["score"]
+    if config.sentence_encoding == "joint":
+        by_sentences = dict.fromkeys(text_inputs, ("int64", ["texts", "sentences", "text_tokens"]))
+        output = "sentence_embeds", ["texts", "sentences", width]
+        graphs["text"] = Graph(JointTextGraph(model).eval(), by_sentences, *output)
     return graphs
 
 
@@ -219,7 +244,10 @@ def inputs_and_outputs(
     audio = [0.1 * torch.randn(length, generator=generator) for length in lengths]
     inputs = processor(text=texts, audio=audio, sampling_rate=rate)
     values = {**inputs, **model(**inputs)}
-    if model.config.alignment != "paper":  # the graph of a text embeds one sentence
+    config = model.config
+    if (
+        config.alignment != "paper" and config.sentence_encoding == "separate"
+    ):  # the graph of a text embeds one sentence
         real = inputs["attention_mask"].any(-1)  # (B, Q)
         sentences = {name: inputs[name][real] for name in ("input_ids", "attention_mask")}  # (sentences, L)
         values |= {**sentences, "text_embeds": model.get_text_features(**sentences)}

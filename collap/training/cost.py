@@ -79,7 +79,7 @@ class Workload:
     num_processes: int = 1
     micro_batch_size: int | None = None  # songs encoded at a time on a rank; None for all of them
     segment_batch_size: int = 8  # segments that pass the audio encoders at a time
-    text_tokens: int = 512  # L, that the texts of a batch are padded to
+    text_tokens: int = 512  # L, that the texts of a batch are padded to; of all sentences together
     epochs: int = 20
     mixed_precision: str = "no"  # or bf16 or fp16, by autocast; the weights stay float32
     frozen: tuple[str, ...] = ()  # names as in collap/training/trainable.py
@@ -194,7 +194,8 @@ def part_flops(model: CoLLAPModel, workload: Workload) -> dict[str, tuple[int, i
     hidden = torch.empty(1, tokens, config.projection_dim, device="meta", requires_grad=True)  # (1, T, D)
     embeds = torch.empty(1, config.projection_dim, device="meta", requires_grad=True)  # (1, D)
     mask = torch.ones(1, tokens, dtype=torch.bool, device="meta")  # (1, T)
-    input_ids = torch.zeros(1, workload.text_tokens, dtype=torch.long, device="meta")  # (1, L)
+    texts = math.ceil(workload.text_tokens / (config.text_positions or math.inf)) or 1  # more than 1 only by sentences
+    input_ids = torch.zeros(texts, math.ceil(workload.text_tokens / texts), dtype=torch.long, device="meta")  # (1, L)
     segment = segment_inputs(config, workload.precomputed_tokens)
     encode = model.audio_tower.adapter if workload.precomputed_tokens else model.audio_tower
     counted = {
@@ -267,6 +268,7 @@ def memory_bytes(config: CoLLAPConfig, workload: Workload, parameters: dict[str,
     (total, trainable), batch = parameters["whole"], workload.batch_size
     segments = workload.songs_at_a_time * workload.segments(config.segment_seconds)[1]
     features = sum(tensor.nbytes for tensor in segment_inputs(config, workload.precomputed_tokens))
+    embeds_and_scores = 2 * FLOAT32_BYTES * batch * (config.projection_dim + batch)  # and gradients
     return {
         "weights (float32)": FLOAT32_BYTES * total,
         "gradients": FLOAT32_BYTES * trainable,
@@ -274,10 +276,7 @@ def memory_bytes(config: CoLLAPConfig, workload: Workload, parameters: dict[str,
         "DDP buckets": FLOAT32_BYTES * trainable if workload.num_processes > 1 else 0,
         "features of a micro-batch": segments * features,
         "activations of a micro-batch": activation_bytes(config, workload, parameters),
-        "text embeddings, scores of the batch": 2
-        * FLOAT32_BYTES
-        * batch
-        * (config.projection_dim + batch),  # and gradients
+        "text embeddings, scores of the batch": embeds_and_scores,
     }
 
 
@@ -435,7 +434,8 @@ def planned_workload(settings: TrainSettings, config: CoLLAPConfig) -> Workload:
     sample = rows.select(range(min(PLANNED_TEXTS, len(rows))))[data.text_column]
     texts = [text for row, entry in enumerate(sample) for text in row_texts(entry, row)]
     longest = max(len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"])
-    chosen |= {"text_tokens": min(config.text_positions or math.inf, longest), "mixed_precision": precision or "no"}
+    limit = config.text_positions if config.alignment == "paper" else None  # longer texts are cut
+    chosen |= {"text_tokens": min(limit or math.inf, longest), "mixed_precision": precision or "no"}
     return Workload(len(rows), sum(seconds) / len(seconds), max(seconds), num_processes=processes, **chosen)
 
 

@@ -293,7 +293,8 @@ class Knowing:
 
 
 def test_who_hears_the_sections_places_them_all(songs, monkeypatch):
-    monkeypatch.setattr(temporal_places, "sentence_embeds", lambda model, processor, lines: torch.ones(len(lines), 4))
+    for name in ("sentence_embeds", "sentences_of"):
+        monkeypatch.setattr(temporal_places, name, lambda model, processor, lines: torch.ones(len(lines), 4))
     found, kept = Measured(), Kept()
     for index, song in enumerate(songs):
         samples = join_sections(load_audio(song.audio), song.sections, song.own_order)

@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 from huggingface_hub import EvalResult, ModelCard
-from tiny import tiny_config
+from tiny import tiny_config, tiny_model, tiny_processor
 
 from collap.cli import run_command
 from collap.corpora.synthetic import songs as synthetic_songs
@@ -17,6 +17,7 @@ from collap.hub.card_text import hub_id, without_local_paths
 from collap.hub.cards import ModelFacts, model_card
 from collap.hub.corpus import dataset_card, size_category
 from collap.hub.merge_cards import lost_sections, merge_cards, parse_card
+from collap.models import save_model_folder
 
 NAMES = {"R@1": 1, "R@5": 5, "R@10": 10, "median_rank": 50.5, "mAP": 5.1}  # and their chance levels
 COMMAND = "python evaluate_retrieval.py --model /home/alice/runs/best --dataset data/my_songs --split test"
@@ -267,6 +268,10 @@ def test_training_and_limits_are_those_of_this_model():
     for settings in ({"structure_layers": 1}, {"alignment": "monotone"}):
         assert "does not see the order" not in make_card(config=tiny_config(**settings)).text
     assert "does not see the order" in make_card(config=tiny_config(alignment="free")).text
+    text = make_card(config=tiny_config(alignment="monotone", path_blank=True)).text
+    assert "laid along the song in their order, and need not cover it (`alignment: monotone`)" in text
+    assert "A sentence beyond 128 tokens is cut" in text and "print(moments.path[0, 0])" in text
+    assert "moments.path" not in make_card().text and "(`alignment: paper`)" in make_card().text
     assert "had not come to its end" in make_card(summary={**make_summary(), "finished": False}).text
 
 
@@ -418,3 +423,13 @@ def test_a_damaged_corpus_is_refused(songs, tmp_path):
 )
 def test_size_categories(rows, category):
     assert size_category(rows) == category
+
+
+def test_the_usage_block_of_a_model_that_reads_sentences_runs(tmp_path, capsys):
+    settings = {"alignment": "monotone", "path_blank": True, "alignment_frame_seconds": 0.5}
+    save_model_folder(tiny_model(**settings), tiny_processor(**settings), tmp_path / "model")
+    text = make_card(config=tiny_config(**settings)).text
+    block = re.search(r"```python\n(.*?)```", text, re.S)[1]
+    exec(re.sub(r'name = "[^"]*"', f"name = {str(tmp_path / 'model')!r}", block), {})
+    *_, spans = capsys.readouterr().out.split("tensor(")
+    assert spans.count("[") == 3  # of two sentences

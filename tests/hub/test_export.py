@@ -179,6 +179,21 @@ def test_slices_of_the_segments_join_without_structure_layers(folder, variant):
     assert joins == (model.config.structure_layers == 0)
 
 
+@pytest.mark.parametrize(("variant", "pooling"), [("gpt2", "last"), ("roberta", "mean")])
+def test_a_graph_reads_the_sentences_of_a_text_in_one_pass(tmp_path, variant, pooling):
+    settings = {**small(variant), "alignment": "free", "sentence_encoding": "joint", "text_pooling": pooling}
+    model, processor = tiny_model(variant, **settings), tiny_processor(variant, **settings)
+    graphs = build_graphs(model)
+    assert set(graphs) == {"text", "audio"} and graphs["text"].output == "sentence_embeds"
+    write_graph(graphs["text"], model.config, tmp_path / "text.pt2")
+    run = load_graph(tmp_path / "text.pt2")
+    for texts in (["piano"], [TEXTS, ["a choir"]], [["piano", "drums", "a loud guitar"]]):
+        inputs = processor(text=texts)
+        with torch.no_grad():
+            expected = model.get_sentence_features(**inputs)
+        torch.testing.assert_close(run(**inputs), expected, atol=1e-5, rtol=0)
+
+
 def test_the_description_tells_what_the_graphs_want(case, folder):
     written = folder / "exported" / case["name"]
     description = json.loads((written / "export.json").read_text())
@@ -292,9 +307,12 @@ def test_an_empty_folder_behind_a_link_is_filled(tmp_path, no_graphs):
     assert not [name for name in found if name.startswith("unfinished")]
 
 
-def test_every_free_size_is_checked_below_and_above_the_traced_one(tmp_path, no_graphs):
-    model, processor = build("gpt2")
-    outputs = {"text": model.get_text_features, "audio": lambda **inputs: model.get_audio_features(**inputs)[0]}
+@pytest.mark.parametrize("settings", [{}, {"alignment": "monotone", "sentence_encoding": "joint"}])
+def test_every_free_size_is_checked_below_and_above_the_traced_one(tmp_path, no_graphs, settings):
+    settings = {**small("gpt2"), **settings}
+    model, processor = tiny_model(**settings), tiny_processor(**settings)
+    embed_text = model.get_sentence_features if "alignment" in settings else model.get_text_features
+    outputs = {"text": embed_text, "audio": lambda **inputs: model.get_audio_features(**inputs)[0]}
     traced = {name: size for name, (_, size) in free_dimensions(model.config).items()}
     graphs, directions = build_graphs(model), {}
 
@@ -311,7 +329,8 @@ def test_every_free_size_is_checked_below_and_above_the_traced_one(tmp_path, no_
 
     no_graphs(load)
     export_model(model, processor, tmp_path / "new", "torch_export")
-    assert {free for *_, free in directions} == set(traced)
+    unused = {"tokens"} if "alignment" in settings else {"sentences"}
+    assert {free for *_, free in directions} == set(traced) - unused
     assert set(map(frozenset, directions.values())) == {frozenset({-1, 1})}, directions
 
 

@@ -90,12 +90,13 @@ def test_a_text_in_another_order_is_a_negative_as_if_it_were_given_besides():
         tiny_model(alignment="free")(**inputs, return_loss=True, sentence_orders=orders)
 
 
+@pytest.mark.parametrize("sentence_encoding", ["separate", "joint"])
 @torch.no_grad()
-def test_texts_of_two_thousand_words_are_read_whole():
+def test_texts_of_two_thousand_words_are_read_whole(sentence_encoding):
     text = " ".join(f"Here a {'slow' if n % 3 else 'loud'} piano plays with drums and strings." for n in range(250))
     changed = text.rsplit("slow", 1)[0] + "loud" + text.rsplit("slow", 1)[1]
     assert len(text.split()) == 2250
-    model, audio = tiny_model("roberta", **SETTINGS), songs(4.0)
+    model, audio = tiny_model("roberta", **SETTINGS, sentence_encoding=sentence_encoding), songs(4.0)
     scores = model(**inputs_of([text, changed], audio, "roberta")).logits_per_audio[0]
     assert scores.isfinite().all() and scores[0] != scores[1]
 
@@ -137,6 +138,7 @@ def test_a_folder_keeps_its_alignment_and_one_of_before_is_the_papers(tmp_path):
     "settings, message",
     [
         ({"alignment": "backwards"}, "alignment must be one of paper, free, monotone, found 'backwards'"),
+        ({"sentence_encoding": "joint"}, "sentence_encoding 'joint' needs an alignment, found alignment 'paper'"),
         ({"path_blank": True}, "path_blank is of the alignment 'monotone', found alignment 'paper'"),
         ({"alignment_frame_seconds": 0.0}, "alignment_frame_seconds must be positive, found 0.0"),
         (

@@ -2,21 +2,28 @@
 
 import json
 import math
+import sys
 import time
+from pathlib import Path
 
 import pytest
-from tiny import tiny_config
+import torch
+from tiny import tiny_config, tiny_text_config
 
-from benchmarks import train_step
+from benchmarks import ablation, train_step
 from benchmarks.encode import take_turns
 from benchmarks.export import measure as measure_export
 from benchmarks.gathering import measure_gathering
 from benchmarks.gpu import utilisation
 from benchmarks.loader import measure_loader, measure_wait_share
 from benchmarks.padding import measure_padding
+from benchmarks.sentences import measure as measure_sentences
 from benchmarks.steps import build_bench, measure_caching, measure_caching_memory, measure_plan, small_config
 from benchmarks.stored_tokens import build_demo, measure_song, measure_stored_tokens
+from collap.training.settings import parse_settings
+from modeling_collap.configuration_collap import check_settings
 
+TINY_SENTENCES = (2, 3, 5)  # texts, sentences, tokens
 TINY = {"song_seconds": 2.0, "width": 64, "layers": 1, "segment_seconds": 1.0}
 
 
@@ -133,3 +140,57 @@ def test_export():
     (report,) = measure_export(tiny_config(), ["score"], repeats=1)
     assert report.pop("graph") == "score"
     check(report, "seconds", "over_model", "megabytes")
+
+
+@pytest.mark.parametrize("name", ["ablation.yaml", "ablation_more.yaml"])
+@pytest.mark.parametrize("shared", [["ablation_small.yaml"], ["structure_gpt2.yaml", "ablation_crops.yaml"]])
+def test_rows_of_the_ablation_are_settings_of_a_run(name, shared, tmp_path):
+    configs = Path(ablation.ROOT) / "configs"
+    base = [*(str(configs / one) for one in shared), "--rows_file", str(configs / name), "--runs", str(tmp_path)]
+    base += ["--dataset", "data/ablation_songs"]
+    found, digests = ablation.parse(base), set()
+    rows = ablation.read_rows(found.options.rows_file, None)
+    for row in rows:
+        command = found.train_command(row, 2)
+        settings = parse_settings([*command[2:-2], "--music", "beats"], "")
+        check_settings(settings.model.model_config)
+        assert settings.optimisation.seed == 2 and settings.data.dataset == "data/ablation_songs"
+        own = {**settings.flat(), "output_dir": None}
+        digests.add(json.dumps(own, sort_keys=True))
+        for part in found.evaluate_commands(row, 2).values():
+            assert part[part.index("--model") + 1] == str(Path(settings.output.output_dir) / "last")
+    assert len(digests) == len(rows) > 3  # no row is another one
+
+
+def test_a_row_is_like_another_and_the_table_has_medians(tmp_path):
+    path = tmp_path / "rows.yaml"
+    path.write_text("a: {epochs: 3, model_config: {x: 1}}\nb: {like: a, seeds: 3, model_config: {y: 2}}\n")
+    rows = ablation.read_rows(path, None)
+    assert rows[1].settings == {"epochs": 3, "model_config": {"x": 1, "y": 2}} and rows[1].seeds == 3
+    assert [row.name for row in ablation.read_rows(path, ["b"])] == ["b"]
+    with pytest.raises(ValueError, match="no row 'c'"):
+        ablation.read_rows(path, ["c"])
+    path.write_text("b: {like: a}\n")
+    with pytest.raises(ValueError, match="'b' is like 'a', which is no row above it"):
+        ablation.read_rows(path, None)
+
+    def run(order, seconds):
+        return {"measured": {"order, shuffled, untimed": order}, "seconds": seconds}
+
+    found = {"a": [run(50.0, 10.0)], "b": [run(90.0, 10.0), run(98.0, 30.0), run(97.0, 20.0)]}
+    lines = ablation.table(rows, found, "measured")
+    assert lines[0] == "| | seeds | order | CPU s |"
+    assert lines[2:] == ["| a | 1 | 50.0 | 10 |", "| b | 3 | 97.0 (90.0 to 98.0) | 20 (10 to 30) |"]
+
+
+def test_a_run_that_fails_names_its_log(tmp_path):
+    with pytest.raises(RuntimeError, match="says why"):
+        ablation.run([sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "a.log", 1)
+    assert ablation.run([sys.executable, "-c", "print('fine')"], tmp_path / "b.log", 1) > 0
+    assert (tmp_path / "b.log").read_text() == "fine\n"
+
+
+def test_sentences_from_one_pass_are_timed_beside_those_of_many():
+    config = tiny_text_config("roberta")
+    found = measure_sentences(config, TINY_SENTENCES, torch.device("cpu"), repeats=1)
+    assert set(found) == {"separate", "joint"} and all(min(seconds) > 0 for seconds in found.values())

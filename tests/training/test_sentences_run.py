@@ -163,6 +163,7 @@ def test_batches_tell_places_and_orders_to_the_models_that_read_them(corpus, tmp
 
 def test_negatives_in_another_order_need_a_score_that_sees_it(corpus, backbones, tmp_path):
     config = settings(corpus, backbones, sections_column="sections", order_negatives=True)
+    config["model_config"] = {**config["model_config"], "alignment": "paper"}
     done = train(tmp_path, config)
     message = "error: order_negatives need the alignment 'monotone', found 'paper': leave them out"
     assert done.returncode and message in done.stderr and "Traceback" not in done.stderr
