@@ -26,7 +26,7 @@ class CoLLAPLocalization(ModelOutput):
     Attributes:
         scores: (A, B, W) kernel-attended cosine of every frame, in [-1, 1]; 0 where `frame_mask` is False.
         frame_mask: (A, W) bool, True = a frame of this audio.
-        frame_seconds: (W, 2) start and end of every frame in seconds.
+        frame_seconds: (W, 2) start and end of every frame in seconds; the last one of a song may outlast it.
         curves: (A, B, Q, W) cosine of every sentence, averaged over 4 s; 0 where there is no frame or no sentence.
         spans: (A, B, Q, 2) start and end in seconds of each sentence by its curve alone: around its highest point, as
             far as it stays in the upper fifth of its range. NaN where there is no sentence.

@@ -55,6 +55,7 @@ from .temporal_songs import (
     of_equal_lengths,
     query_lines,
     song_versions,
+    true_spans,
     wav_bytes,
 )
 
@@ -210,10 +211,11 @@ def open_sectioned_songs(options) -> Sectioned:
 
 def picture(model, processor, song: SectionedSong, embedded) -> Places:
     """Find the sentences of the song that is drawn."""
+    end = true_spans(song)[-1, 1]
     if model.config.alignment == "paper":
-        return by_paper_score(model, sentence_embeds(model, processor, query_lines(song)), embedded)
+        return by_paper_score(model, sentence_embeds(model, processor, query_lines(song)), embedded, end)
     lines = caption_lines(song, song.own_order, "untimed")
-    return by_sentences(model, sentences_of(model, processor, lines)[-len(song.sections) :], embedded)
+    return by_sentences(model, sentences_of(model, processor, lines)[-len(song.sections) :], embedded, end)
 
 
 def embed_joined(model, processor, song: SectionedSong) -> tuple[torch.Tensor, torch.Tensor]:

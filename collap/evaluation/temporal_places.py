@@ -62,20 +62,21 @@ def sentences_of(model, processor, lines: list[str]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def by_paper_score(model, sentences: torch.Tensor, song: tuple) -> Places:
-    """Find sentences (Q, D) by the terms of the paper's score over time."""
+def by_paper_score(model, sentences: torch.Tensor, song: tuple, end: float) -> Places:
+    """Find sentences (Q, D) by the terms of the paper's score over time; the last frame ends with the song."""
     result = model.localize(sentences, *song)
     frames = result.frame_mask[0]  # (W,)
-    curves, times = result.scores[0][:, frames], result.frame_seconds[frames]  # (Q, W), (W, 2)
+    curves, times = result.scores[0][:, frames], result.frame_seconds[frames].clamp(max=end)  # (Q, W), (W, 2)
     return Places(curves.cpu().numpy(), times.cpu().numpy(), curve_spans(curves, times).cpu().numpy())
 
 
 @torch.no_grad()
-def by_sentences(model, sentences: torch.Tensor, song: tuple) -> Places:
-    """Find sentences (Q, D), each by its curve and all by the best path."""
+def by_sentences(model, sentences: torch.Tensor, song: tuple, end: float) -> Places:
+    """Find sentences (Q, D), each by its curve and all by the best path, in a song that ends at `end` seconds."""
     result = model.localize(sentences.unsqueeze(0), *song)
     frames = result.frame_mask[0]  # (W,)
-    found = result.curves[0, 0][:, frames], result.frame_seconds[frames], result.spans[0, 0], result.path[0, 0]
+    times, spans, path = result.frame_seconds[frames], result.spans[0, 0], result.path[0, 0]  # (W, 2), (Q, 2), (Q, 2)
+    found = result.curves[0, 0][:, frames], *(one.clamp(max=end) for one in (times, spans, path))
     return Places(*(one.cpu().numpy() for one in found))
 
 
@@ -118,13 +119,13 @@ def measure_places(
     alone = sentence_embeds(model, processor, query_lines(song))
     kept.true.append(true)
     if model.config.alignment == "paper":
-        named = {"a sentence alone": by_paper_score(model, alone, embedded)}
+        named = {"a sentence alone": by_paper_score(model, alone, embedded, true[-1, 1])}
     else:
         lines = caption_lines(song, song.own_order, "untimed")
-        whole = by_sentences(model, sentences_of(model, processor, lines)[-len(true) :], embedded)
+        whole = by_sentences(model, sentences_of(model, processor, lines)[-len(true) :], embedded, true[-1, 1])
         named = {
-            "a sentence alone": by_sentences(model, alone, embedded),
-            "the paper's score": by_paper_score(model, alone, embedded),
+            "a sentence alone": by_sentences(model, alone, embedded, true[-1, 1]),
+            "the paper's score": by_paper_score(model, alone, embedded, true[-1, 1]),
         }
         _measure_path(index, whole.path, true, shares, chance, found)
     for name, places in named.items():

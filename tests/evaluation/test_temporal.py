@@ -281,7 +281,7 @@ class Knowing:
 
     def localize(self, sentences, spans, mask):
         frames = torch.arange(0, float(spans[-1, 1]), 0.5, dtype=torch.float64)  # (W,)
-        times = torch.stack([frames, frames + 0.5], dim=1)
+        times = torch.stack([frames, frames + 0.5], dim=1).clamp(max=float(spans[-1, 1]))  # (W, 2)
         middles = times.mean(1)
         curves = torch.stack([(middles >= start) & (middles < end) for start, end in spans]).double()
         found = torch.from_numpy(spans)
@@ -307,6 +307,19 @@ def test_who_hears_the_sections_places_them_all(songs, monkeypatch):
     assert all(figures[name] > 85 for name in own)  # frames of 0.5 s do not end where sections of 2 s do
     control = figures["control: pointing, the paper's score"]
     assert control == pytest.approx(100 * np.mean([i == 0 for song in songs for i in song.own_order]))
+
+
+@pytest.mark.parametrize("find", [temporal_places.by_paper_score, temporal_places.by_sentences])
+def test_a_peak_in_the_last_frame_is_within_the_song_though_the_frame_is_not_filled(find):
+    curve, times = torch.tensor([[0.1, 0.9]]), torch.tensor([[0.0, 4.0], [4.0, 8.0]])
+    span = torch.tensor([[4.0, 5.02]])  # of a last token that the song does not fill
+    found = SimpleNamespace(
+        **{"curves": curve[None, None], "spans": span[None, None], "path": span[None, None], "scores": curve[None]},
+        **{"frame_mask": torch.ones(1, 2) > 0, "frame_seconds": times},
+    )
+    places = find(SimpleNamespace(localize=lambda *_: found), torch.ones(1, 4), (None, None), 5.0)
+    assert points_inside(places.curves[0], places.times, (4.0, 5.0))
+    assert places.spans[0].tolist() == [4.0, 5.0]
 
 
 def test_texts_are_embedded_once_and_ranked_as_one_by_one(songs):
