@@ -47,7 +47,7 @@ class EmbeddingStore:
     def __init__(self, root: Path, weights: str, settings: dict):
         about = {"version": VERSION, "weights": weights, "settings": settings}
         name = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=12).hexdigest()
-        self.folder = root / name
+        self.root, self.folder = root, root / name
         self.about = about
 
     def _path(self, digest: str) -> Path:
