@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from accelerate import PartialState
 
+SCORED, UNREADABLE = 1, 2  # of a song; 0 is neither
+
 
 class ScoreFiles:
     """Hold one score matrix (A, B) for each model, in files that go when they are read.
@@ -29,45 +31,50 @@ class ScoreFiles:
     def __init__(self, folder: Path, num_models: int, num_songs: int, num_texts: int):
         self.folder, self.state = folder, PartialState()
         self.paths = [folder / f"{place}.npy" for place in range(num_models)]
-        self.done_path = folder / "done.npy"  # (A,) which rows are written
+        self.status_path = folder / "status.npy"  # (A,)
         if self.state.is_main_process:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             for path in self.paths:
                 np.lib.format.open_memmap(path, "w+", np.float32, (num_songs, num_texts))
-            np.lib.format.open_memmap(self.done_path, "w+", bool, (num_songs,))
+            np.lib.format.open_memmap(self.status_path, "w+", np.uint8, (num_songs,))
         self.state.wait_for_everyone()
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder here; all processes must see the same --output_dir")
         self.matrices = [np.load(path, mmap_mode="r+") for path in self.paths]
-        self.done = np.load(self.done_path, mmap_mode="r+")
+        self.status = np.load(self.status_path, mmap_mode="r+")
 
     def own_songs(self) -> range:
         """Return the songs that this process scores."""
-        return range(self.state.process_index, len(self.done), self.state.num_processes)
+        return range(self.state.process_index, len(self.status), self.state.num_processes)
 
     def put(self, song: int, rows: list[np.ndarray]) -> None:
         """Write what every model gives a song: (B,) each."""
         for matrix, row in zip(self.matrices, rows, strict=True):
             matrix[song] = row
-        self.done[song] = True
+        self.status[song] = SCORED
 
-    def read(self) -> list[np.ndarray]:
-        """Return the matrices (A, B) when all processes have written theirs; the files go when nobody holds them.
+    def skip(self, song: int) -> None:
+        """Note that a song cannot be read."""
+        self.status[song] = UNREADABLE
+
+    def read(self) -> tuple[list[np.ndarray], list[int]]:
+        """Return the matrices (A, B), and which songs cannot be read, when all processes have written theirs; the files
+        go when nobody holds them.
 
         Raises:
             FileNotFoundError: rows are missing, because a process has written elsewhere.
         """
-        for matrix in (*self.matrices, self.done):
+        for matrix in (*self.matrices, self.status):
             matrix.flush()
         self.state.wait_for_everyone()
-        found, done = [np.load(path, mmap_mode="r") for path in self.paths], np.load(self.done_path)
+        found, status = [np.load(path, mmap_mode="r") for path in self.paths], np.load(self.status_path)
         self.state.wait_for_everyone()
         if self.state.is_main_process:
             shutil.rmtree(self.folder, ignore_errors=True)
-        if not done.all():
+        if elsewhere := int((status == 0).sum()):
             raise FileNotFoundError(
-                f"{self.folder}: {(~done).sum()} of {len(done)} songs were scored elsewhere; all processes must see "
-                "the same --output_dir"
+                f"{self.folder}: {elsewhere} of {len(status)} songs were scored elsewhere; all processes must see the "
+                "same --output_dir"
             )
-        return found
+        return found, np.flatnonzero(status == UNREADABLE).tolist()

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from collap.data.guarded_reading import load_audio
 from collap.data.rows import audio_source, naming_row
+from processing.decode_audio import AudioFileError
 from processing.embed_audio import check_samples
 
 from .comparison import compare_models, holm
@@ -33,12 +34,13 @@ from .metrics import retrieval_metrics
 from .results import DIRECTIONS, command_line
 from .score_files import ScoreFiles
 from .songs import ranks_by_direction
-from .suite_data import NothingThere, OpenPool, open_pool
+from .suite_data import NothingThere, OpenPool, find_pool, label_of, open_pool
 from .suite_file import Pool, Suite, Table, read_suite
 from .suite_tables import write_tables
 
 # Processes meet at the end of a pool, hours after one another where the songs are uneven.
 WAITING = timedelta(days=7)
+CUTOFFS = (1, 5, 10, 20, 100)
 LIBRARIES = ("torch", "torchaudio", "transformers", "datasets", "numpy", "soundfile", "av")
 
 
@@ -58,11 +60,11 @@ def load_embedders(options) -> list[Embedder]:
 def score_pool(embedders: list[Embedder], stores: list[EmbeddingStore], pool: OpenPool, title: str) -> list[np.ndarray]:
     """Score every song of a pool with all its texts, by every model: (A, B) float32 each, mapped from disk.
 
-    Processes that Accelerate has started share the songs out; each gets all scores.
+    Processes that Accelerate has started share the songs out; each gets all scores. A song that cannot be read leaves
+    the pool, with a warning and a note.
 
     Raises:
-        AudioFileError: a song cannot be read; names its row and file.
-        ValueError: what is kept of a song is of another width than the texts.
+        ValueError: what is kept of a song is of another width than the texts; or too few songs can be read.
     """
     texts, state = pool.songs.texts, PartialState()
     with state.main_process_first():  # the others read what it has kept
@@ -76,9 +78,19 @@ def score_pool(embedders: list[Embedder], stores: list[EmbeddingStore], pool: Op
     for song in tqdm(scores.own_songs(), desc=title, disable=None if state.is_main_process else True):
         row = pool.songs.rows[song]
         audio = pool.dataset[row]["audio"]
-        with naming_row(row, audio):
-            scores.put(song, list(_score_song(embedders, stores, distinct, audio_source(audio))))
-    return scores.read()
+        try:
+            with naming_row(row, audio):
+                scores.put(song, list(_score_song(embedders, stores, distinct, audio_source(audio))))
+        except AudioFileError as error:
+            print(f"warning: left out of {title}: {error}", file=sys.stderr)
+            scores.skip(song)
+    matrices, unreadable = scores.read()
+    if not unreadable:
+        return matrices
+    left = [song not in set(unreadable) for song in range(len(pool.songs.rows))]  # (A,)
+    texts_left = [left[song] for song in pool.songs.song_of_text]  # (B,)
+    pool.leave_out(unreadable)
+    return [matrix[left][:, texts_left] for matrix in matrices]
 
 
 def _score_song(embedders: list[Embedder], stores: list[EmbeddingStore], distinct: list[tuple], source: bytes | str):
@@ -107,6 +119,11 @@ def _decoded_once(source: bytes | str) -> Callable[[int], np.ndarray]:
     return read
 
 
+def library_versions() -> dict[str, str]:
+    """Return the versions of what embeds, decodes and counts."""
+    return {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
 def make_manifest(embedder: Embedder, pool: OpenPool, options) -> dict:
     """Return what a figure depends on."""
     device = torch.device(options.device)
@@ -118,15 +135,15 @@ def make_manifest(embedder: Embedder, pool: OpenPool, options) -> dict:
         **embedder.settings,
         **embedder.score_settings,
         "seed": options.seed,
-        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "libraries": library_versions(),
         "hardware": f"{device.type}: {hardware}",
         "command": command_line(),
     }
 
 
 def cutoffs_of(table: Table) -> tuple[int, ...]:
-    """Return k of every R@k of a table; one at least, for `retrieval_metrics`."""
-    return tuple(int(name[2:]) for name in table.metrics if name.startswith("R@")) or (1,)
+    """Return k of every R@k that is measured: the usual ones, and those of the table."""
+    return tuple(sorted({*CUTOFFS, *(int(name[2:]) for name in table.metrics if name.startswith("R@"))}))
 
 
 def measure_pool(embedders: list[Embedder], stores: list[EmbeddingStore], table: Table, pool: Pool, options) -> dict:
@@ -137,6 +154,7 @@ def measure_pool(embedders: list[Embedder], stores: list[EmbeddingStore], table:
         and `missing`, which says why there are none. Of several processes the first alone has figures.
     """
     found = {"title": pool.title, "expected": pool.expected, "paper": pool.paper, "missing": None, "notes": []}
+    found |= {"dataset": label_of(pool), "data": None}
     nothing = {"rows": {}, "comparisons": []}
     with PartialState().main_process_first():  # what it decodes, the others find done
         try:
@@ -166,7 +184,23 @@ def measure_pool(embedders: list[Embedder], stores: list[EmbeddingStore], table:
         ).items()
         if name in table.metrics
     ]
-    return {**found, "notes": opened.notes, "rows": rows, "comparisons": comparisons}
+    notes = [*opened.size_note(), *opened.notes]
+    return {**found, "data": opened.totals, "notes": notes, "rows": rows, "comparisons": comparisons}
+
+
+def count_data_sets(suite: Suite, options) -> list[dict]:
+    """Count the data sets that a suite does not measure, for the paper's Table I; what results.json holds of them."""
+    counted = []
+    for one in suite.data_sets:
+        found = {"title": one.title, "dataset": label_of(one), "paper_row": one.statistics}
+        found |= {"missing": None, "data": None}
+        try:
+            found["data"] = find_pool(one, options.data_root).checked.totals.figures()
+        except NothingThere as error:
+            found["missing"] = str(error)
+            _say(f"Table I, {one.title}: not counted: {error}")
+        counted.append(found)
+    return counted
 
 
 def adjust_p_values(pools: list[dict]) -> None:
@@ -196,7 +230,9 @@ def measure_suite(suite: Suite, embedders: list[Embedder], options) -> dict:
         quoted = suite.quoted.get(table.quoted) if table.quoted else None
         metrics = list(table.metrics)
         tables.append({"name": table.name, "title": table.title, "metrics": metrics, "quoted": quoted, "pools": pools})
-    return {"suite": suite.name, "title": suite.title, "command": command_line(), "models": models, "tables": tables}
+    facts = {"suite": suite.name, "title": suite.title, "command": command_line(), "libraries": library_versions()}
+    data_sets = count_data_sets(suite, options) if PartialState().is_main_process else []
+    return {**facts, "models": models, "data_sets": data_sets, "tables": tables}
 
 
 def _say(text: str) -> None:

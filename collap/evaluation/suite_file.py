@@ -8,11 +8,13 @@ from pathlib import Path
 import yaml
 
 from collap.data.catalogue.named import SETS
+from collap.data.check_report import TABLE_ONE
 from collap.files import nearest
 
 from .results import DIRECTIONS
 
 SUITES = Path(__file__).with_name("suites")
+FOLDER = "folder"  # any audio folder, instead of a named data set
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Pool:
         text_column, song_column: of a `folder`.
         expected: size of the gallery it is to be compared with.
         paper: direction -> column of the table that is quoted.
+        statistics: of `data_sets`: the row of the paper's Table I that it stands beside.
     """
 
     title: str
@@ -52,6 +55,7 @@ class Pool:
     song_column: str | None = None
     expected: int | None = None
     paper: dict = field(default_factory=dict)
+    statistics: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,18 @@ class Table:
 
 @dataclass(frozen=True)
 class Suite:
-    """Hold a suite; `quoted` is what its file of quoted tables holds."""
+    """Hold a suite.
+
+    Attributes:
+        tables: of figures.
+        data_sets: that are not measured, but counted beside the paper's Table I.
+        quoted: what its file of quoted tables holds.
+    """
 
     name: str
     title: str
     tables: tuple[Table, ...]
+    data_sets: tuple[Pool, ...] = ()
     quoted: dict = field(default_factory=dict)
 
 
@@ -104,7 +115,8 @@ def read_suite(name: str) -> Suite:
     tables = tuple(_table(table, quoted, f"{path}: tables[{i}]") for i, table in enumerate(content["tables"]))
     if not tables or len({table.name for table in tables}) < len(tables):
         raise ValueError(f"{path}: expected tables with names of their own")
-    return Suite(path.stem, content["title"], tables, quoted)
+    data_sets = tuple(_data_set(one, f"{path}: data_sets[{i}]") for i, one in enumerate(content.get("data_sets", ())))
+    return Suite(path.stem, content["title"], tables, data_sets, quoted)
 
 
 def _checked(content, kind: type, place: str | Path, given: tuple[str, ...] = ()) -> dict:
@@ -147,9 +159,17 @@ def _is_recall(name: str) -> bool:
     return isinstance(name, str) and name.startswith("R@") and name[2:].isdigit() and int(name[2:]) > 0
 
 
+def _data_set(content, place: str) -> Pool:
+    """Return a data set that is counted; a ValueError unless it names a row of Table I."""
+    pool = _pool(content, place)
+    if pool.statistics not in TABLE_ONE:
+        raise ValueError(f"{place}: statistics: {pool.statistics!r}; {nearest(str(pool.statistics), TABLE_ONE)}")
+    return pool
+
+
 def _pool(content, place: str) -> Pool:
     content = dict(_checked(content, Pool, place))
-    names = [*SETS, "folder"]
+    names = [*SETS, FOLDER]
     if content["dataset"] not in names:
         raise ValueError(f"{place}: no data set is called {content['dataset']!r}; {nearest(content['dataset'], names)}")
     if content.get("captions") is not None:
