@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import types
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,8 +112,8 @@ def read_suite(name: str) -> Suite:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-    content = _checked(content, Suite, path, ("name",))
-    quoted = json.loads((path.parent / content["quoted"]).read_text("utf-8")) if content.get("quoted") else {}
+    content = _checked(content, Suite, path, ("name",), quoted=str | None)  # there the name of a file
+    quoted = _quoted(path.parent / content["quoted"]) if content.get("quoted") else {}
     tables = tuple(_table(table, quoted, f"{path}: tables[{i}]") for i, table in enumerate(content["tables"]))
     if not tables or len({table.name for table in tables}) < len(tables):
         raise ValueError(f"{path}: expected tables with names of their own")
@@ -119,19 +121,49 @@ def read_suite(name: str) -> Suite:
     return Suite(path.stem, content["title"], tables, data_sets, quoted)
 
 
-def _checked(content, kind: type, place: str | Path, given: tuple[str, ...] = ()) -> dict:
-    """Return a mapping of YAML; a ValueError that begins with `place` unless it has the fields of a dataclass."""
+def _quoted(path: Path) -> dict:
+    """Read a file of quoted tables: name of a table -> `columns`, and row -> figure -> its value in each column."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # among them those of JSON and Unicode
+        raise ValueError(f"{path}: not JSON ({error})") from error
+
+
+def _checked(content, kind: type, place: str | Path, given: tuple[str, ...] = (), **kinds) -> dict:
+    """Return a mapping of YAML; a ValueError that begins with `place` unless it has the fields of a dataclass, of their
+    kinds or of those in `kinds`."""
     fields = {one.name: one for one in dataclasses.fields(kind) if one.name not in given}
     if not isinstance(content, dict):
         raise ValueError(f"{place}: expected a mapping of {', '.join(fields)}; found {content!r}")
     for name in content:
         if name not in fields:
             raise ValueError(f"{place}: unknown key {name!r}; {nearest(str(name), fields)}")
+        kind = kinds.get(name, fields[name].type)
+        if not _fits(content[name], kind):
+            raise ValueError(f"{place}: {name}: {content[name]!r}; expected {_kind(kind)}")
     empty = dataclasses.MISSING
     needed = [name for name, one in fields.items() if one.default is empty and one.default_factory is empty]
     if missing := [name for name in needed if name not in content]:
         raise ValueError(f"{place}: lacks {', '.join(missing)}")
     return content
+
+
+def _fits(value, kind) -> bool:
+    """Tell whether a value of YAML can be that of a field; a dataclass is a mapping there, a tuple a list."""
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, list)
+    return isinstance(value, kind) or (isinstance(value, dict) and any(map(dataclasses.is_dataclass, _kinds_of(kind))))
+
+
+def _kind(kind) -> str:
+    """Return what a field is to be, as one says it of YAML."""
+    names = {str: "a text", int: "a number", dict: "a mapping", type(None): "nothing"}
+    return " or ".join(names.get(one, "a list" if kind is one else "a mapping") for one in _kinds_of(kind))
+
+
+def _kinds_of(kind) -> tuple:
+    """Return the kinds of a union, or the one that it is."""
+    return typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
 
 
 def _table(content, quoted: dict, place: str) -> Table:

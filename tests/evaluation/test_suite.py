@@ -191,6 +191,10 @@ def write_suite(path, **pool):
         ({"dataset": "wiki", "captions": {"dataset": "futgaa"}}, "did you mean 'futga'?"),
         ({"dataset": "song_describer", "folder": "wiki_sd"}, "holds no song_describer; .*it looks like"),
         ({"dataset": "song_describer", "captions": {"dataset": "wiki", "folder": "wiki_sd"}}, "nothing of the suite"),
+        ({"dataset": "wiki", "settings": 3}, r"pools\[0\]: settings: 3; expected a mapping"),
+        ({"dataset": "wiki", "expected": "706"}, r"expected: '706'; expected a number or nothing"),
+        ({"dataset": "wiki", "captions": ["futga"]}, r"captions: \['futga'\]; expected a mapping or nothing"),
+        ({"dataset": "wiki", "folder": "wiki_sd", "split": "tset"}, "nothing of the suite"),
         ({"dataset": "vctk", "settings": {"sentence": 2}, "folder": "wiki_sd"}, "no setting 'sentence'"),
     ],
 )
@@ -200,9 +204,75 @@ def test_a_bad_suite_is_one_line(pool, message, root, tmp_path, capsys):
     assert re.search(message, line), line
 
 
-def test_other_bad_input_is_one_line(root, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("title: x\ntables: 3\n", "tables: 3; expected a list"),
+        ("title: x\ntables: [3]\n", r"tables\[0\]: expected a mapping of name, title, pools"),
+        ("title: x\ntables: []\n", "expected tables with names of their own"),
+        ("title: x\n", "lacks tables"),
+        ("- 1\n", "expected a mapping of title, tables"),
+        ("title: [\n", "not YAML"),
+        ("title: x\nquoted: none.json\ntables: []\n", "none.json"),
+        ("title: x\nquoted: suite.yaml\ntables: []\n", "suite.yaml: not JSON"),
+        ("title: x\ndata_sets: [{title: a, dataset: wiki, statistics: CoLAP}]\ntables: [a]\n", "expected a mapping"),
+    ],
+)
+def test_a_malformed_suite_is_one_line(text, message, root, tmp_path, capsys):
+    (tmp_path / "suite.yaml").write_text(text)
+    rest = ("--data_root", root, "--models", "random", "--output_dir", tmp_path / "o")
+    line = evaluate(capsys, "--suite", tmp_path / "suite.yaml", *rest)
+    assert re.search(message, line), line
+
+
+def test_what_a_pool_lacks_is_said_and_does_not_stop_the_others(root, sounds, tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("song_describer", "wiki_sd"):
+        (data / name).symlink_to(root / name)
+    real_sets.harmonixset(data / "harmonixset", sounds)
+    real_sets.write_csv(data / "futga" / "Harmonixset.csv", [["index", "caption"], ["0009_other", "Another song."]])
+    out = tmp_path / "out"
+    rest = ("--data_root", data, "--models", "random", "--output_dir", out)
+    assert run_command("evaluate", [str(one) for one in ("--suite", "paper", *rest)]) == 0
+    error = capsys.readouterr().err
+    assert re.search("SongDescriber: not measured: .*futga: no config 'SongDescriber'.*; get hf download", error)
+    assert "HarmonixSet: not measured: audio without captions: futga has no text about any recording" in error
+    assert "Table I, AudioCaps: not counted: no folder" in error
+    results = json.loads((out / "results.json").read_text())
+    assert results["tables"][2]["pools"][0]["rows"]
+    suite = write_suite(tmp_path / "s.yaml", dataset="wiki", folder="wiki_sd", split="tset")
+    assert run_command("evaluate", [str(one) for one in ("--suite", suite, *rest)]) == 1
+    assert "no recording of split 'tset'" in capsys.readouterr().err
+
+
+def test_a_song_that_is_damaged_in_its_middle_leaves_the_pool(root, sounds, tmp_path, capsys):
+    songs = tmp_path / "data" / "songs"
+    rows = [["file_name", "text"], *([f"{index}.flac", f"song {index}"] for index in range(3))]
+    real_sets.write_csv(songs / "metadata.csv", rows)
+    for index in range(3):
+        sounds.put(f"clip{index}.wav", songs / f"{index}.flac")
+    suite = write_suite(tmp_path / "s.yaml", dataset="folder", folder="songs", split="train")
+    rest = ("--suite", suite, "--data_root", tmp_path / "data", "--models", "random", "--output_dir", tmp_path / "out")
+    whole = (songs / "1.flac").read_bytes()
+    (songs / "1.flac").write_bytes(whole[: len(whole) // 2])
+    assert run_command("evaluate", [str(one) for one in rest]) == 0
+    assert re.search(r"warning: left out of P: row 1.*1\.flac: truncated or damaged", capsys.readouterr().err)
+    pool = json.loads((tmp_path / "out" / "results.json").read_text())["tables"][0]["pools"][0]
+    assert pool["notes"] == ["1 cannot be read (row 1)"]
+    row = pool["rows"]["random"]
+    assert row["manifest"]["pool"] == 2 and row["figures"]["text_to_audio"]["num_queries"] == 2
+    (songs / "0.flac").write_bytes(whole[: len(whole) // 2])
+    assert "2 of 3 songs cannot be read" in evaluate(capsys, *rest)
+
+
+def test_other_bad_input_is_one_line(root, models, tmp_path, capsys):
     out = ("--output_dir", tmp_path / "out")
     rest = ("--data_root", root, *out)
+    assert "no such folder, and no model that can be read" in evaluate(
+        capsys, "--suite", "paper", "--models", tmp_path / "nothing", *rest
+    )
+    assert "@meen: did you mean 'mean'?" in evaluate(capsys, "--suite", "paper", "--models", f"{models[0]}@meen", *rest)
     assert "did you mean 'paper'?" in evaluate(capsys, "--suite", "papr", "--models", "random", *rest)
     assert "named twice" in evaluate(capsys, "--suite", "paper", "--models", "random", "random", *rest)
     assert "no such folder" in evaluate(
