@@ -36,7 +36,7 @@ from .score_files import ScoreFiles
 from .songs import ranks_by_direction
 from .suite_data import NothingThere, OpenPool, find_pool, label_of, open_pool
 from .suite_file import Pool, Suite, Table, read_suite
-from .suite_tables import write_tables
+from .suite_tables import markdown_tables, write_tables
 
 # Processes meet at the end of a pool, hours after one another where the songs are uneven.
 WAITING = timedelta(days=7)
@@ -268,6 +268,6 @@ def run(options) -> int:
     if not any(pool["rows"] for table in results["tables"] for pool in table["pools"]):
         raise ValueError(f"{options.data_root}: nothing of the suite can be measured; see above what is missing")
     paths = write_tables(results, options.output_dir)
-    print(paths["md"].read_text(encoding="utf-8"))
+    print(markdown_tables(results))
     print("\n".join(str(path) for path in paths.values()))
     return 0

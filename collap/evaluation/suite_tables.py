@@ -84,7 +84,7 @@ def beside_paper(figure: dict, paper: float) -> str:
 
 
 def table_blocks(results: dict, table: dict) -> Iterator[Block]:
-    """Yield the blocks of a table, also of pools that were not measured.
+    """Yield the blocks of a table, also of pools that were not measured: the figures, and how the models differ.
 
     Raises:
         ValueError: a figure has no manifest.
@@ -95,6 +95,7 @@ def table_blocks(results: dict, table: dict) -> Iterator[Block]:
             check_manifest(row, f"{table['name']}, {pool['title']}, {name}")
         for direction in DIRECTIONS:
             yield _block(table, pool, direction, models)
+            yield from _comparison(table, pool, direction)
 
 
 def _block(table: dict, pool: dict, direction: str, models: dict[str, dict]) -> Block:
@@ -124,7 +125,7 @@ def _block(table: dict, pool: dict, direction: str, models: dict[str, dict]) -> 
     title = (
         f"{heading}: {measured['num_queries']} {names['queries']}, {measured['pool_size']} {names['pool']}{expected}"
     )
-    notes = (*pool["notes"], *sorted(marks), *_compared(pool, direction))
+    notes = (*pool["notes"], *sorted(marks))
     return Block(title, ("model", *table["metrics"]), (*rows, Row("chance", tuple(chance)), *quoted), notes)
 
 
@@ -145,7 +146,7 @@ def _paper_row(table: dict, pool: dict, direction: str, row: str | None, figures
         beside_paper(figures[metric], paper) if paper is not None and metric in figures else ""
         for metric, paper in papers.items()
     )
-    return [Row(f"its difference from the paper's {row}", tuple(cells))]
+    return [Row(f"the paper's {row} (ours minus it)", tuple(cells))]
 
 
 def _quoted_rows(table: dict, pool: dict, direction: str) -> list[Row]:
@@ -159,13 +160,23 @@ def _quoted_rows(table: dict, pool: dict, direction: str) -> list[Row]:
     return found
 
 
-def _compared(pool: dict, direction: str) -> Iterator[str]:
-    """Yield what the paired tests say of the first model and every other."""
-    for one in pool["comparisons"]:
-        if one["direction"] == direction:
-            interval = "" if one["low"] is None else f" [{one['low']:.1f}, {one['high']:.1f}]"
-            text = f"{one['figure']}: {one['first']} - {one['second']} = {one['difference']:.1f}{interval}"
-            yield f"{text}, p = {one['p']:.2g}, by Holm over the table {one['p_holm']:.2g}."
+def _comparison(table: dict, pool: dict, direction: str) -> Iterator[Block]:
+    """Yield what the paired tests say of the first model and every other; nothing if there is no other."""
+    found = {(one["second"], one["figure"]): one for one in pool["comparisons"] if one["direction"] == direction}
+    if not found:
+        return
+    rows = []
+    for name in dict.fromkeys(second for second, _ in found):
+        cells = (found.get((name, metric)) for metric in table["metrics"])
+        rows.append(Row(f"minus {name}", tuple("" if one is None else _difference(one) for one in cells)))
+    first = next(iter(found.values()))["first"]
+    title = f"{pool['title']}, {DIRECTIONS[direction]['title'].lower()}: {first} minus the others"
+    yield Block(title, ("difference", *table["metrics"]), tuple(rows), ())
+
+
+def _difference(one: dict) -> str:
+    interval = "" if one["low"] is None else f" [{one['low']:.1f}, {one['high']:.1f}]"
+    return f"{one['difference']:+.1f}{interval}, p {one['p_holm']:.2g}"
 
 
 def statistics_block(results: dict) -> Block | None:
@@ -201,13 +212,16 @@ def headed_blocks(results: dict) -> Iterator[tuple[str, list[Block]]]:
         yield table["title"], list(table_blocks(results, table))
 
 
-def to_markdown(results: dict) -> str:
-    """Return all tables and, at the end, the manifest of every row."""
+def markdown_tables(results: dict) -> str:
+    """Return all tables, without the manifests.
+
+    Raises:
+        ValueError: a figure has no manifest.
+    """
     collapsed = [one for one in results["models"] if one["collapsed"]]
     lines = [f"# {results['title']}", "", "```bash", results["command"], "```", ""]
     lines += [
-        "In brackets: 95 % bootstrap interval by song. A p-value is that of a paired permutation test by song.",
-        "In parentheses beside a figure of the paper: ours minus it, and whether our interval covers it.",
+        "In brackets: 95 % bootstrap interval by song. p: a paired permutation test by song, by Holm over the table.",
         "",
         *(f"- {COLLAPSED} {one['name']}: text tower: {one['collapsed']}" for one in collapsed),
         *([""] if collapsed else []),
@@ -218,7 +232,12 @@ def to_markdown(results: dict) -> str:
             lines += [f"### {block.title}", "", _line(block.columns), "|---" * len(block.columns) + "|"]
             lines += [_line((row.label, *row.cells)) for row in block.rows]
             lines += ["", *(f"- {note}" for note in block.notes), *([""] if block.notes else [])]
-    lines += ["## Manifests", ""]
+    return "\n".join(lines) + "\n"
+
+
+def to_markdown(results: dict) -> str:
+    """Return all tables and, at the end, the manifest of every row."""
+    lines = [markdown_tables(results), "## Manifests", ""]
     lines += [f"- Table I, {one['title']}: dataset: {one['dataset']}" for one in results["data_sets"] if one["data"]]
     for table in results["tables"]:
         for pool in table["pools"]:
