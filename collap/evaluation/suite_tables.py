@@ -181,7 +181,9 @@ def _difference(one: dict) -> str:
 
 def statistics_block(results: dict) -> Block | None:
     """Return the data sets at hand as the paper's Table I has its own: those that are counted, each above the paper's
-    row, and the pools that were measured; None if there is nothing to count."""
+    row, and the pools that were measured; None if the suite counts none."""
+    if not results["data_sets"]:
+        return None
     rows, notes, pools = [], [], [pool for table in results["tables"] for pool in table["pools"]]
     for one in [*results["data_sets"], *pools]:
         if one["data"] is not None:
@@ -194,8 +196,6 @@ def statistics_block(results: dict) -> Block | None:
         if "paper_row" in one:
             quoted = ("" if value is None else str(value) for value in TABLE_ONE[one["paper_row"]])
             rows.append(Row(f"{one['paper_row']} (quoted from the paper)", (*quoted, "")))
-    if not rows:
-        return None
     columns = ("data set", *(name.replace("_", " ") for name in TABLE_COLUMNS), "without audio")
     return Block("Pairs of text and audio that is there", columns, tuple(rows), tuple(notes))
 
@@ -289,7 +289,8 @@ def draw_table(results: dict, table: dict) -> Figure | None:
         name: {"color": COLORS[index % len(COLORS)], "hatch": HATCHES[index // len(COLORS) % len(HATCHES)]}
         for index, name in enumerate(models)
     }
-    labels = [textwrap.fill(name, LABEL_LETTERS, break_on_hyphens=False) for name in [*models, *DRAWN_MARKS]]
+    marks = {name: mark for name, mark in DRAWN_MARKS.items() if name == "chance" or table["quoted"]}
+    labels = [textwrap.fill(name, LABEL_LETTERS, break_on_hyphens=False) for name in [*models, *marks]]
     columns = max(1, min(3, LABEL_LETTERS // max(map(len, labels))))
     rows = -(-len(labels) // columns) + sum(label.count("\n") for label in labels)
     figure = Figure(figsize=(11, 3.2 * len(pools) + 0.6 + 0.22 * rows), layout="constrained")
@@ -298,7 +299,7 @@ def draw_table(results: dict, table: dict) -> Figure | None:
         for axes, direction in zip(axes_row, DIRECTIONS, strict=True):
             _draw_panel(axes, table, pool, direction, metrics, models, styles)
     bars = [Patch(facecolor=style["color"], hatch=style["hatch"], edgecolor="white") for style in styles.values()]
-    handles = [*bars, *(Line2D([], [], **mark) for mark in DRAWN_MARKS.values())]
+    handles = [*bars, *(Line2D([], [], **mark) for mark in marks.values())]
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     figure.suptitle(table["title"])
     return figure

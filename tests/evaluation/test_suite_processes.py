@@ -86,3 +86,17 @@ def test_scores_that_were_written_elsewhere_are_missed(tmp_path):
     scores.skip(2)
     with pytest.raises(FileNotFoundError, match="1 of 3 songs were scored elsewhere; .* the same --output_dir"):
         scores.read()
+
+
+def test_the_suite_of_the_demo_measures_its_test_set(corpus, model_folder, tmp_path, capsys):
+    (tmp_path / "demo_songs").symlink_to(corpus)
+    suite = runs.REPOSITORY / "demo" / "suite.yaml"
+    arguments = ["evaluate", "--suite", str(suite), "--data_root", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    assert main([*arguments, "--models", str(model_folder), "random"]) == 0
+    printed = capsys.readouterr().out
+    assert "### demo songs, text to audio: 12 texts, 4 songs" in printed and "| minus random |" in printed
+    assert "Table I" not in printed and "libraries" not in printed  # manifests stand in the files
+    (pool,) = json.loads((tmp_path / "out" / "results.json").read_text())["tables"][0]["pools"]
+    assert [*pool["rows"]] == [str(model_folder), "random"]
+    assert "libraries: torch" in (tmp_path / "out" / "results.md").read_text()
+    assert (tmp_path / "out" / "songs.png").stat().st_size > 1000
