@@ -29,14 +29,12 @@ def temporal_rows(found: dict[str, dict]) -> list[str]:
 
 def main():
     folder = Path(sys.argv[1])
-    found = {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("collap-*/results.json"))}
-    temporal = {
-        path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("collap-*/temporal.json"))
-    }
-    songs = next(iter(temporal.values()))["songs"]
-    print(
-        f"\nWhat they know of the order within {songs} of the held-out songs, in %; a guess is right in 50 % of the orders"
+    found, temporal = (
+        {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob(f"collap-*/{name}.json"))}
+        for name in ("results", "temporal")
     )
+    songs = next(iter(temporal.values()))["songs"]
+    print(f"\nWhat they know of the order within {songs} of these songs, in %; a guess is right in 50 % of the orders")
     print("\n".join(temporal_rows(temporal)))
     for variant, results in found.items():
         print(f"\n{variant}")
