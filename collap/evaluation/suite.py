@@ -13,7 +13,7 @@ Dimensions: `A` songs, `B` texts, `Q` sentences of a text, `D` shared width.
 import importlib.metadata
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import numpy as np
@@ -80,7 +80,9 @@ def score_pool(embedders: list[Embedder], stores: list[EmbeddingStore], pool: Op
         audio = pool.dataset[row]["audio"]
         try:
             with naming_row(row, audio):
-                scores.put(song, list(_score_song(embedders, stores, distinct, audio_source(audio))))
+                scores.put(
+                    song, list(_score_song(embedders, stores, distinct, audio_source(audio), pool.window_seconds))
+                )
         except AudioFileError as error:
             print(f"warning: left out of {title}: {error}", file=sys.stderr)
             scores.skip(song)
@@ -93,26 +95,32 @@ def score_pool(embedders: list[Embedder], stores: list[EmbeddingStore], pool: Op
     return [matrix[left][:, texts_left] for matrix in matrices]
 
 
-def _score_song(embedders: list[Embedder], stores: list[EmbeddingStore], distinct: list[tuple], source: bytes | str):
+def _score_song(
+    embedders: list[Embedder],
+    stores: list[EmbeddingStore],
+    distinct: list[tuple],
+    source: bytes | str,
+    window_seconds: float | None,
+) -> Iterator[np.ndarray]:
     """Yield the scores (B,) of a song with all texts, by every model.
 
     Args:
         distinct: for each model the embeddings of the texts that differ, and which of them each text is (B,).
     """
-    digest, decoded = audio_digest(source), _decoded_once(source)
+    digest, decoded = audio_digest(source, window_seconds), _decoded_once(source, window_seconds)
     for embedder, store, (unique, inverse) in zip(embedders, stores, distinct, strict=True):
         found = store.get(digest, lambda one=embedder: one.embed_audio(decoded(one.sampling_rate)))
         store.check_width(unique, found, digest)
         yield embedder.score(unique, found).float().cpu()[inverse].numpy()  # (B,)
 
 
-def _decoded_once(source: bytes | str) -> Callable[[int], np.ndarray]:
+def _decoded_once(source: bytes | str, window_seconds: float | None) -> Callable[[int], np.ndarray]:
     """Return what decodes a song at a sampling rate, once for all who ask for that rate."""
     found: dict[int, np.ndarray] = {}
 
     def read(rate: int) -> np.ndarray:
         if rate not in found:
-            found[rate] = load_audio(source, rate)
+            found[rate] = load_audio(source, rate, stop=window_seconds)
             check_samples(found[rate], source, rate)
         return found[rate]
 

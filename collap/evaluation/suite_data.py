@@ -39,6 +39,7 @@ class OpenPool:
         totals: its pairs, hours and words, see [`Totals.figures`].
         notes: what people should know of it.
         expected: the size that the pool is to have.
+        window_seconds: of each recording so many from its beginning are heard; None for all.
     """
 
     dataset: Dataset
@@ -47,6 +48,7 @@ class OpenPool:
     totals: dict
     notes: list[str] = field(default_factory=list)
     expected: int | None = None
+    window_seconds: float | None = None
 
     def leave_out(self, songs: Sequence[int]) -> None:
         """Leave out songs that turn out to be unreadable.
@@ -107,11 +109,13 @@ def open_pool(pool: Pool, root: Path) -> OpenPool:
         "dataset": label_of(pool),
         "dataset digest": rows_digest(dataset, "audio", columns),
         "captions": captions,
+        "audio": f"the first {pool.window_seconds:g} s" if pool.window_seconds else "whole recordings",
         "pool": len(songs.rows),
         "texts": len(songs.texts),
     }
     notes = [f"{len(ids)} without {what} ({_shown(ids)})" for what, ids in found.missing.items() if ids]
-    return OpenPool(dataset, songs, facts, found.checked.totals.figures(), notes, pool.expected)
+    totals = found.checked.totals.figures()
+    return OpenPool(dataset, songs, facts, totals, notes, pool.expected, pool.window_seconds)
 
 
 def find_pool(pool: Pool, root: Path) -> Found:

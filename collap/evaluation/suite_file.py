@@ -41,6 +41,7 @@ class Pool:
         split, config, settings: as `collap evaluate` takes them.
         captions: whose texts are used; None for its own.
         text_column, song_column: of a `folder`.
+        window_seconds: of each recording so many from its beginning are heard; None for all.
         expected: size of the gallery it is to be compared with.
         paper: direction -> column of the table that is quoted.
         statistics: of `data_sets`: the row of the paper's Table I that it stands beside.
@@ -55,6 +56,7 @@ class Pool:
     captions: Captions | None = None
     text_column: str = "text"
     song_column: str | None = None
+    window_seconds: int | float | None = None
     expected: int | None = None
     paper: dict = field(default_factory=dict)
     statistics: str | None = None
@@ -157,8 +159,9 @@ def _fits(value, kind) -> bool:
 
 def _kind(kind) -> str:
     """Return what a field is to be, as one says it of YAML."""
-    names = {str: "a text", int: "a number", dict: "a mapping", type(None): "nothing"}
-    return " or ".join(names.get(one, "a list" if kind is one else "a mapping") for one in _kinds_of(kind))
+    names = {str: "a text", int: "a number", float: "a number", dict: "a mapping", type(None): "nothing"}
+    found = (names.get(one, "a list" if kind is one else "a mapping") for one in _kinds_of(kind))
+    return " or ".join(dict.fromkeys(found))
 
 
 def _kinds_of(kind) -> tuple:
@@ -210,4 +213,7 @@ def _pool(content, place: str) -> Pool:
             nearest_name = nearest(captions["dataset"], SETS)
             raise ValueError(f"{place}.captions: no data set is called {captions['dataset']!r}; {nearest_name}")
         content["captions"] = Captions(**captions)
+    window = content.get("window_seconds")
+    if window is not None and not window >= 1:
+        raise ValueError(f"{place}: window_seconds: {window!r}; expected 1 or more, or to leave it out")
     return Pool(**content)

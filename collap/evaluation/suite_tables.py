@@ -22,9 +22,9 @@ from .metrics import measure_of
 from .report import COLORS, save_figure
 from .results import DIRECTIONS, show_interval
 
-MANIFEST = ("model", "weights", "dataset", "dataset digest", "captions", "pool", "window", "precision", "score", "seed")
-MANIFEST += ("libraries", "hardware", "command")
-SHARED = ("dataset", "dataset digest", "captions", "pool", "precision", "seed", "libraries", "hardware")
+DATA = ("dataset", "dataset digest", "captions", "audio", "pool")
+MANIFEST = ("model", "weights", *DATA, "window", "precision", "score", "seed", "libraries", "hardware", "command")
+SHARED = (*DATA, "precision", "seed", "libraries", "hardware")
 COLLAPSED, OTHER = "†", "‡"
 SIGNS = {sign: f"\\{sign}" for sign in "{}$&#%_"}
 SIGNS |= {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}", COLLAPSED: r"\dag{}", OTHER: r"\ddag{}"}

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import real_sets
+import soundfile
 import torch
 import yaml
 from other_models import tiny_clap_folder
@@ -130,7 +131,9 @@ def test_a_killed_run_goes_on_and_gives_the_same(measured, models, root, tmp_pat
         return embed(self, samples)
 
     monkeypatch.setattr(CoLLAPEmbedder, "embed_audio", embed_until_killed)
-    monkeypatch.setattr(suite_module, "load_audio", lambda source, rate: decoded.append(rate) or load(source, rate))
+    monkeypatch.setattr(
+        suite_module, "load_audio", lambda source, rate, **span: decoded.append(rate) or load(source, rate, **span)
+    )
     assert run_command("evaluate", arguments) == 130
     assert run_command("evaluate", arguments) == 0
     assert len(made) == 5  # four songs, of which the second was begun twice; none for `@mean`
@@ -191,6 +194,8 @@ def write_suite(path, **pool):
         ({"dataset": "wiki", "captions": {"dataset": "futgaa"}}, "did you mean 'futga'?"),
         ({"dataset": "song_describer", "folder": "wiki_sd"}, "holds no song_describer; .*it looks like"),
         ({"dataset": "song_describer", "captions": {"dataset": "wiki", "folder": "wiki_sd"}}, "nothing of the suite"),
+        ({"dataset": "wiki", "window_seconds": 0}, "window_seconds: 0; expected 1 or more"),
+        ({"dataset": "wiki", "window_seconds": "10 s"}, "window_seconds: '10 s'; expected a number or nothing"),
         ({"dataset": "wiki", "settings": 3}, r"pools\[0\]: settings: 3; expected a mapping"),
         ({"dataset": "wiki", "expected": "706"}, r"expected: '706'; expected a number or nothing"),
         ({"dataset": "wiki", "captions": ["futga"]}, r"captions: \['futga'\]; expected a mapping or nothing"),
@@ -264,6 +269,26 @@ def test_a_song_that_is_damaged_in_its_middle_leaves_the_pool(root, sounds, tmp_
     assert row["manifest"]["pool"] == 2 and row["figures"]["text_to_audio"]["num_queries"] == 2
     (songs / "0.flac").write_bytes(whole[: len(whole) // 2])
     assert "2 of 3 songs cannot be read" in evaluate(capsys, *rest)
+
+
+def test_a_window_is_the_same_as_files_that_are_cut_there(corpus, tmp_path):
+    files = sorted((corpus / "test").glob("*.flac"))
+    for name, seconds in (("whole", None), ("cut", 4)):
+        rows = [["file_name", "text"], *([file.name, f"song {file.stem}"] for file in files)]
+        real_sets.write_csv(tmp_path / name / "metadata.csv", rows)
+        for file in files:
+            samples, rate = soundfile.read(file)
+            soundfile.write(tmp_path / name / file.name, samples[: seconds * rate] if seconds else samples, rate)
+    found = {}
+    for name, window in (("whole", None), ("whole", 4), ("whole", 3600), ("cut", None)):
+        pool = {"dataset": "folder", "folder": name, "split": "train", "window_seconds": window}
+        suite, out = write_suite(tmp_path / "s.yaml", **pool), tmp_path / "out"
+        arguments = ["--suite", suite, "--data_root", tmp_path, "--models", "random", "--output_dir", out]
+        assert run_command("evaluate", [str(one) for one in arguments]) == 0
+        (row,) = json.loads((out / "results.json").read_text())["tables"][0]["pools"][0]["rows"].values()
+        found[name, window] = row["figures"], row["manifest"]["audio"]
+    assert found["whole", 4][0] == found["cut", None][0] != found["whole", None][0] == found["whole", 3600][0]
+    assert found["whole", 4][1] == "the first 4 s" and found["whole", None][1] == "whole recordings"
 
 
 def test_other_bad_input_is_one_line(root, models, tmp_path, capsys):
