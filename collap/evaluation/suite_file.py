@@ -114,7 +114,7 @@ def read_suite(name: str) -> Suite:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-    content = _checked(content, Suite, path, ("name",), quoted=str | None)  # there the name of a file
+    content = _typed(content, Suite, path, ("name",), quoted=str | None)  # there the name of a file
     quoted = _quoted(path.parent / content["quoted"]) if content.get("quoted") else {}
     tables = tuple(_table(table, quoted, f"{path}: tables[{i}]") for i, table in enumerate(content["tables"]))
     if not tables or len({table.name for table in tables}) < len(tables):
@@ -131,22 +131,27 @@ def _quoted(path: Path) -> dict:
         raise ValueError(f"{path}: not JSON ({error})") from error
 
 
-def _checked(content, kind: type, place: str | Path, given: tuple[str, ...] = (), **kinds) -> dict:
-    """Return a mapping of YAML; a ValueError that begins with `place` unless it has the fields of a dataclass, of their
-    kinds or of those in `kinds`."""
+def _checked(content, kind: type, place: str | Path, given: tuple[str, ...] = ()) -> dict:
+    """Return a mapping of YAML; a ValueError that begins with `place` unless it has the fields of a dataclass."""
     fields = {one.name: one for one in dataclasses.fields(kind) if one.name not in given}
     if not isinstance(content, dict):
         raise ValueError(f"{place}: expected a mapping of {', '.join(fields)}; found {content!r}")
     for name in content:
         if name not in fields:
             raise ValueError(f"{place}: unknown key {name!r}; {nearest(str(name), fields)}")
-        kind = kinds.get(name, fields[name].type)
-        if not _fits(content[name], kind):
-            raise ValueError(f"{place}: {name}: {content[name]!r}; expected {_kind(kind)}")
     empty = dataclasses.MISSING
     needed = [name for name, one in fields.items() if one.default is empty and one.default_factory is empty]
     if missing := [name for name in needed if name not in content]:
         raise ValueError(f"{place}: lacks {', '.join(missing)}")
+    return content
+
+
+def _typed(content, kind: type, place: str | Path, given: tuple[str, ...] = (), **kinds) -> dict:
+    """Return a mapping as [`_checked`] does, with values of the kinds of its fields, or of those in `kinds`."""
+    kinds = {one.name: one.type for one in dataclasses.fields(kind)} | kinds
+    for name, value in _checked(content, kind, place, given).items():
+        if not _fits(value, kinds[name]):
+            raise ValueError(f"{place}: {name}: {value!r}; expected {_kind(kinds[name])}")
     return content
 
 
@@ -170,7 +175,7 @@ def _kinds_of(kind) -> tuple:
 
 
 def _table(content, quoted: dict, place: str) -> Table:
-    content = dict(_checked(content, Table, place))
+    content = dict(_typed(content, Table, place))
     pools = tuple(_pool(pool, f"{place}.pools[{i}]") for i, pool in enumerate(content["pools"]))
     metrics = tuple(content.get("metrics", Table.metrics))
     bad = [name for name in metrics if name not in ("median_rank", "mAP", "MRR", "nDCG@10") and not _is_recall(name)]
@@ -203,12 +208,12 @@ def _data_set(content, place: str) -> Pool:
 
 
 def _pool(content, place: str) -> Pool:
-    content = dict(_checked(content, Pool, place))
+    content = dict(_typed(content, Pool, place))
     names = [*SETS, FOLDER]
     if content["dataset"] not in names:
         raise ValueError(f"{place}: no data set is called {content['dataset']!r}; {nearest(content['dataset'], names)}")
     if content.get("captions") is not None:
-        captions = _checked(content["captions"], Captions, f"{place}.captions")
+        captions = _typed(content["captions"], Captions, f"{place}.captions")
         if captions["dataset"] not in SETS:
             nearest_name = nearest(captions["dataset"], SETS)
             raise ValueError(f"{place}.captions: no data set is called {captions['dataset']!r}; {nearest_name}")
