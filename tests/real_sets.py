@@ -355,3 +355,36 @@ WRITERS = {
         *(laion_audio, allmusiccaps, folder),
     )
 }
+
+
+def paper_root(root: Path, sounds: Sounds) -> Path:
+    """All data sets of the paper's suite below one folder, each as above, and two songs at least for every pool;
+    one recording is no audio."""
+    for name, write in WRITERS.items():
+        (root / name).mkdir(parents=True)
+        write(root / name, sounds)
+    for name in ("wiki_sd", "wiki_mc"):
+        (root / name).mkdir()
+        wiki(root / name, sounds)
+    tables = {
+        "SongDescriber": {214: "Guitars and drums.", 1100099: "A choir."},
+        "MusicCaps": {"rOOBAGxxjBk": PERCENT, "--dead_link": "Gone.", "empty__file": "Nothing."},
+        "AudioSet-Eval": {"-0RWZT-miFs": PERCENT, "oGZoVPACLvc": BARE, "gone_gone_g": "Gone."},
+        "AudioSet-Train": {"rOOBAGxxjBk": PERCENT},
+        "Harmonixset": {"0539_youandi": PERCENT, "1001_gone": "Gone."},
+    }
+    for name, captions in tables.items():
+        with open(root / "futga" / f"{name}.csv", "a", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows(captions.items())
+    with open(root / "audioset" / "eval_segments.csv", "a", encoding="utf-8") as file:
+        file.write('oGZoVPACLvc, 30.000, 40.000, "/m/04rlf"\n')
+    sounds.put("clip1.wav", root / "audioset" / "full" / "oGZoVPACLvc.wav")
+    (root / "harmonixset" / "audio" / "1001_gone.mp3").write_bytes(b"404 not found")
+    corpus = root / "vctk" / "VCTK-Corpus-0.92"
+    for speaker in ("p225", "p226"):
+        (corpus / "txt" / speaker).mkdir(exist_ok=True)
+        for number in range(3, 80):
+            name = f"{speaker}_{number:03}"
+            (corpus / "txt" / speaker / f"{name}.txt").write_text(f"Sentence {number} of {speaker}.\n")
+            sounds.put("speech0.flac", corpus / "wav48_silence_trimmed" / speaker / f"{name}_mic2.flac")
+    return root

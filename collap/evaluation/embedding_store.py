@@ -23,10 +23,12 @@ from collap.files import replace_file
 VERSION = 1
 
 
-def audio_digest(source: bytes | str) -> str:
-    """Return what an audio is known by: its bytes, and the span of them that is heard."""
+def audio_digest(source: bytes | str, window_seconds: float | None = None) -> str:
+    """Return what an audio is known by: its bytes, and the span of them that is heard, from its beginning at most
+    `window_seconds`."""
     part = audio_part(source)
-    digest = hashlib.blake2b(json.dumps([part.start, part.stop]).encode(), digest_size=16)
+    span = [part.start, part.stop, *([] if window_seconds is None else [window_seconds])]
+    digest = hashlib.blake2b(json.dumps(span).encode(), digest_size=16)
     if isinstance(part.source, bytes):
         digest.update(part.source)
     else:
@@ -47,7 +49,7 @@ class EmbeddingStore:
     def __init__(self, root: Path, weights: str, settings: dict):
         about = {"version": VERSION, "weights": weights, "settings": settings}
         name = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=12).hexdigest()
-        self.folder = root / name
+        self.root, self.folder = root, root / name
         self.about = about
 
     def _path(self, digest: str) -> Path:

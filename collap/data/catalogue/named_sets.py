@@ -18,6 +18,10 @@ ALL = "all"  # every split at once
 NAMES_SHOWN = 3
 
 
+class NoSuchConfig(ValueError):
+    """Say that a folder has no table of the config that was asked for."""
+
+
 def named_entry(named: NamedSet) -> Entry:
     """Return the kind of data set that [`open_dataset`] opens a named one by."""
     return Entry(
@@ -35,6 +39,7 @@ def read_records(named: NamedSet, request: Request) -> tuple[SetFolder, Iterator
     Raises:
         FileNotFoundError: there is no such folder, or it is of another data set; says of which.
         ValueError: a setting is unknown; while reading, a table is malformed.
+        NoSuchConfig: while reading, there is no table of the config.
     """
     place, settings = _place_and_settings(named, request.source)
     if not place or not Request(place).path.is_dir():
@@ -83,7 +88,7 @@ def _of_config(named: NamedSet, request: Request, records: Iterator[Record]) -> 
         if wanted is None or record.config == wanted:
             yield record
     if wanted is not None and wanted not in seen:
-        raise ValueError(f"{named.name}: no config {wanted!r}; {nearest(wanted, filter(None, seen))}")
+        raise NoSuchConfig(f"{named.name}: no config {wanted!r}; {nearest(wanted, filter(None, seen))}")
 
 
 def open_split(named: NamedSet, request: Request) -> datasets.Dataset:
