@@ -75,8 +75,8 @@ def _evaluate(parser: Parser) -> None:
         "--parts",
         nargs="+",
         default=TEMPORAL_PARTS,
-        choices=TEMPORAL_PARTS,
-        help="with --suite temporal: of it; default: all",
+        choices=(*TEMPORAL_PARTS, "moments"),
+        help="with --suite temporal: of it; default: all but moments, which are of queries that have their own times",
     )
     parser.add_argument(
         "--segments", help="with --suite temporal: folder of files such as song.txt, lines of seconds and label"
