@@ -63,7 +63,8 @@ def _evaluate(parser: Parser) -> None:
     parser.add_argument(
         "--suite",
         default="retrieval",
-        help="what to measure: retrieval, temporal, paper (the paper's tables), or a .yaml file of tables",
+        help="what to measure: retrieval, temporal, paper (the paper's tables), analysis, or a .yaml file of tables or "
+        "of analyses",
     )
     parser.add_argument("--models", nargs="+", help="with tables: models, such as runs/best laion/clap@first random")
     parser.add_argument("--data_root", type=Path, help="with tables: folder in which the data sets lie")

@@ -57,6 +57,11 @@ class Embedder:
         """Score a song (T, D) with texts (B, D): (B,), higher is better; here the cosine with the mean of the T."""
         return F.normalize(text_embeds, dim=-1) @ F.normalize(audio_embeds.mean(0), dim=-1)
 
+    def count_tokens(self, texts: list[str]) -> list[int] | None:
+        """Count the tokens of texts (B,), before any are cut off; None if it has none to count."""
+        tokenizer = getattr(getattr(self, "processor", None), "tokenizer", None)
+        return None if tokenizer is None else [len(ids) for ids in tokenizer(texts)["input_ids"]]
+
     @torch.no_grad()
     def text_spread(self) -> Spread:
         """Say whether its text tower tells the texts of the built-in set apart, by the doctor's test."""
