@@ -257,6 +257,28 @@ def test_mustbench(real):
     assert asked["214"].texts == ["When is the lowest valence interval?"]
 
 
+def test_gtzan_and_its_fault_filtered_split(real, tmp_path, sounds):
+    found = records("gtzan", real["gtzan"])  # the first config alone
+    sizes = [sum(one.split == split for one in found.values()) for split in ("train", "validation", "test")]
+    assert sizes == [443, 197, 290] and {one.config for one in found.values()} == {"filtered"}
+    assert found["pop.00053"].split == "validation" and found["pop.00053"].audio and "pop.00015" not in found
+    assert {tuple(one.texts) for one in found.values() if one.meta["genre"] == "hiphop"} == {("hip hop",)}
+    rows = opened("gtzan", real["gtzan"], "test")
+    assert {*rows} == {"blues.00012", "blues.00013", "pop.00000", "pop.00001"}
+    assert len(opened("gtzan", real["gtzan"], "test", "all")) == 13  # with the fault
+    for name in ("train", "valid", "test"):
+        (tmp_path / f"{name}_filtered.txt").write_text(f"blues/blues.0000{len(name) - 4}.wav\n\n")
+    sounds.put("clip0.wav", tmp_path / "blues" / "blues.00001.wav")
+    own = records("gtzan", tmp_path)  # by the lists that lie there
+    assert {name: one.split for name, one in own.items()} == {"blues.00000": "test", "blues.00001": "validation"}
+    (tmp_path / "test_filtered.txt").write_text("nonsense\n")
+    with pytest.raises(ValueError, match="line 1 is 'nonsense'; expected a clip's file"):
+        records("gtzan", tmp_path)
+    (tmp_path / "test_filtered.txt").unlink()
+    with pytest.raises(ValueError, match=r"lacks test_filtered.txt; expected all three lists"):
+        records("gtzan", tmp_path)
+
+
 def test_any_folder_with_texts_beside_the_audio(real):
     with pytest.warns(UserWarning, match="1 of 3 audio files have no text beside them"):
         rows = open_dataset(f"folder:{real['folder']}", "train")

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +164,11 @@ class PoolRun:
     def vectors(self, embedder: Embedder, change: Change = ORIGINAL) -> np.ndarray:
         """Return the mean tokens of all songs, (A, D) of unit norm."""
         return np.stack([self._summary(embedder, row, change)[0] for row in self.songs.rows])
+
+    def tokens(self, embedder: Embedder) -> Iterator[torch.Tensor]:
+        """Yield what a model makes of every song as it is, (T, D), one at a time."""
+        for row in self.songs.rows:
+            yield self._tokens(embedder, row, ORIGINAL, self._reader(row))
 
     def scores_of_texts(self, embedder: Embedder, texts: list[str]) -> np.ndarray:
         """Return the scores (A, B) of all songs, as they are, with other texts than those of the pool."""

@@ -22,5 +22,6 @@ NAMES = (
     "allmusiccaps",
     "castella",
     "mustbench",
+    "gtzan",
 )
 SETS: dict[str, NamedSet] = {name: importlib.import_module(f"{__name__}.{name}").SET for name in NAMES}
