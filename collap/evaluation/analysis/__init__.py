@@ -1,8 +1,13 @@
 """Analyses of `collap evaluate --suite analysis`: one class for each, and this list of them."""
 
 from .audio_retrieval import AudioRetrieval
-from .lengths import CaptionLength
+from .hubness import Hubness
+from .length_bias import LengthBias
+from .lengths import AudioLength, CaptionLength, Encoders
 from .probe import LinearProbe
+from .stability import Stability
 from .tagging import Tagging
 
-ANALYSES = {one.name: one for one in (CaptionLength, Tagging, LinearProbe, AudioRetrieval)}
+OF_CAPTIONS = (CaptionLength, AudioLength, Encoders, Stability, LengthBias, Hubness)
+OF_LABELS = (Tagging, LinearProbe, AudioRetrieval)
+ANALYSES = {one.name: one for one in (*OF_CAPTIONS, *OF_LABELS)}

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from ..embedders import Embedder
-from ..metrics import MEASURES, Measure, measure_of
+from ..metrics import Measure, measure_of
 from ..results import DIRECTIONS
 from .changes import ORIGINAL, Change
 from .pool_run import PoolRun
 
 COMPARED = "MRR"  # uses every rank
+MEANS = ("mAP", COMPARED, "nDCG@10")  # over queries, so that they can be compared within each song
 METRICS = ("R@1", "R@10", COMPARED)
 
 
@@ -67,21 +68,21 @@ def check_numbers(name: str, numbers: tuple, smallest: float = 0.0) -> None:
 
 
 def check_metrics(metrics: tuple) -> None:
-    """Raise a ValueError unless a setting is a list of figures of retrieval, with the one by which points are compared."""
-    if isinstance(metrics, tuple) and COMPARED not in metrics:
-        raise ValueError(f"metrics: {', '.join(map(str, metrics))}; expected {COMPARED} among them")
-    for name in metrics if isinstance(metrics, tuple) and metrics else (metrics,):
-        known = isinstance(name, str) and (name in [one.name for one in MEASURES[1:]] or name[2:].isdigit())
-        if not known or (name.startswith("R@") and int(name[2:]) < 1):
-            raise ValueError(f"metrics: {name!r}; expected a list of R@k, median_rank, mAP, MRR or nDCG@10")
-
-
-def retrieval_measures(metrics: tuple[str, ...]) -> tuple[Measure, ...]:
-    """Return figures of retrieval in both directions; their names are those that [`retrieval_figures`] gives."""
-    return tuple(
-        replace(
-            measure_of(name), name=f"{direction} {name}", title=f"{measure_of(name).title}, {facts['title'].lower()}"
+    """Raise a ValueError unless a setting is a list of figures of retrieval, with the one that is tested."""
+    for name in metrics if isinstance(metrics, tuple) else (metrics,):
+        known = isinstance(name, str) and (name in MEANS or (name.startswith("R@") and name[2:].isdigit()))
+        if not known or name == "R@0":
+            raise ValueError(f"metrics: {name!r}; expected a list of R@k, {', '.join(MEANS)}")
+    if COMPARED not in metrics:
+        raise ValueError(
+            f"metrics: {', '.join(metrics)}; expected {COMPARED} among them, by which conditions are tested"
         )
+
+
+def retrieval_measures(metrics: tuple[str, ...], prefix: str = "") -> tuple[Measure, ...]:
+    """Return figures of retrieval in both directions, by the names `DIRECTION FIGURE`."""
+    return tuple(
+        replace(one, name=f"{direction} {name}", title=f"{prefix}{one.title}, {facts['title'].lower()}")
         for direction, facts in DIRECTIONS.items()
-        for name in metrics
+        for name, one in zip(metrics, map(measure_of, metrics), strict=True)
     )

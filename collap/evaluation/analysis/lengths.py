@@ -17,6 +17,7 @@ from ..embedders import Embedder
 from ..metrics import Measure, retrieval_metrics
 from ..songs import RetrievalSet, ranks_by_direction
 from .analysis import COMPARED, METRICS, Analysis, Outcome, check_metrics, check_numbers, retrieval_measures
+from .changes import ORIGINAL, Change
 from .pool_run import PoolRun
 from .statistics import mean_figure
 
@@ -104,3 +105,71 @@ class CaptionLength(Analysis):
         ]
         outcome.notes.append(f"whole: {lengths.mean():.0f} words on average, {lengths.max()} at most")
         return outcome
+
+
+@dataclass(frozen=True)
+class AudioLength(Analysis):
+    """Search among the first seconds of every song, with whole captions."""
+
+    name: ClassVar[str] = "audio_length"
+    title: ClassVar[str] = "Audio length"
+    question: ClassVar[str] = "Does more of a song help to find it?"
+    is_curve: ClassVar[bool] = True
+
+    seconds: tuple = (10, 30, 60, 120, 300)
+    metrics: tuple = METRICS
+
+    def __post_init__(self):
+        check_numbers("seconds", self.seconds)
+        check_metrics(self.metrics)
+
+    def measures(self) -> tuple[Measure, ...]:
+        return retrieval_measures(self.metrics)
+
+    def _cuts(self) -> dict[float, Change]:
+        return {seconds: Change(f"{seconds:g} s", "first", float(seconds)) for seconds in sorted(self.seconds)}
+
+    def hears(self, embedder: Embedder) -> list[tuple[Embedder, Change]]:
+        return [(embedder, change) for change in (*self._cuts().values(), ORIGINAL)]
+
+    def measure(self, run: PoolRun, embedder: Embedder) -> Outcome:
+        lengths = run.seconds()
+        cuts = {seconds: change for seconds, change in self._cuts().items() if seconds < lengths.max()}
+        scores = {change.label: run.scores(embedder, change) for change in cuts.values()}
+        scores[WHOLE] = run.scores(embedder)
+        pairs = [(WHOLE, change.label) for change in cuts.values()]
+        outcome = compare_conditions(scores, run.songs, pairs, self.metrics, run.seed)
+        outcome.notes = [
+            f"{int((lengths > seconds).sum())} of {len(lengths)} songs are longer than {seconds:g} s"
+            for seconds in cuts
+        ]
+        outcome.notes.append(f"whole: {lengths.mean():.0f} s on average, {lengths.max():.0f} s at most")
+        return outcome
+
+
+@dataclass(frozen=True)
+class Encoders(Analysis):
+    """Search with one audio encoder of a model at a time, the inputs of the other zeroed."""
+
+    name: ClassVar[str] = "encoders"
+    title: ClassVar[str] = "Encoders"
+    question: ClassVar[str] = "What do the music and the speech encoder each bring?"
+
+    metrics: tuple = METRICS
+
+    def __post_init__(self):
+        check_metrics(self.metrics)
+
+    def measures(self) -> tuple[Measure, ...]:
+        return retrieval_measures(self.metrics)
+
+    def hears(self, embedder: Embedder) -> list[tuple[Embedder, Change]]:
+        return [(form, ORIGINAL) for form in embedder.forms("encoders").values()]
+
+    def measure(self, run: PoolRun, embedder: Embedder) -> Outcome:
+        forms = embedder.forms("encoders")
+        if not forms:
+            return Outcome(notes=[f"{embedder.name}: has no two encoders to hear apart"])
+        scores = {label: run.scores(form) for label, form in forms.items()}
+        both, *others = scores
+        return compare_conditions(scores, run.songs, [(both, one) for one in others], self.metrics, run.seed)

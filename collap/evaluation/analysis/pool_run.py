@@ -2,7 +2,8 @@
 
 Everything is kept on disk by [`collap.evaluation.embedding_store`]: of a song as it is all tokens, so that any texts
 can be scored with it later; of a changed one its scores with the pool's texts and its pooled vector alone, some kB.
-What is asked for again is read, and a run that was killed goes on. One song is in memory at a time, and one matrix of scores.
+What is asked for again is read, and a run that was killed goes on. One song is in memory at a time, and one matrix of
+scores.
 
 Dimensions: `A` songs, `B` texts, `Q` sentences of a text, `M` samples, `T` tokens or windows of a song, `D` width.
 """

@@ -28,7 +28,8 @@ def figure(
         chance: what random scores give; None where nothing does.
 
     Returns:
-        "value", "low" and "high" (None if there is one song only, or a value is not finite), "chance".
+        "value", "low" and "high" (None if there is one song only), "chance". Resamples without a value, in which all
+        songs are the same one, say, are left out; with less than half of them there is no interval.
     """
     found = {"value": float(statistic(np.arange(num_songs)[None])[0]), "low": None, "high": None, "chance": chance}
     if num_songs < 2:
@@ -38,9 +39,10 @@ def figure(
     for start in range(0, num_resamples, block):
         size = min(block, num_resamples - start)
         values.append(statistic(generator.integers(num_songs, size=(size, num_songs))))
-    ends = np.quantile(np.concatenate(values), [(1 - confidence) / 2, (1 + confidence) / 2])
-    if np.isfinite(ends).all():
-        found["low"], found["high"] = ends.tolist()
+    values = np.concatenate(values)
+    defined = values[np.isfinite(values)]
+    if 2 * len(defined) > len(values):
+        found["low"], found["high"] = np.quantile(defined, [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
     return found
 
 

@@ -24,7 +24,7 @@ from ..suite_file import Pool, read_fields, read_pools, suite_path
 from . import ANALYSES
 from .analysis import Analysis, Outcome
 from .pool_run import PoolRun
-from .tables import to_markdown, write_analyses
+from .tables import markdown_tables, write_analyses
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,7 @@ def measure_analyses(suite: AnalysisSuite, embedders: list[Embedder], options) -
             "title": one.title,
             "question": one.question,
             "is_curve": one.is_curve,
+            "settings": asdict(one),
             "measures": [asdict(measure) for measure in one.measures()],
             "pools": [],
         }
@@ -167,6 +168,6 @@ def run(options) -> int:
     if not any(pool["rows"] for one in results["analyses"] for pool in one["pools"]):
         raise ValueError(f"{options.data_root}: nothing of the suite can be measured; see above what is missing")
     paths = write_analyses(results, options.output_dir)
-    print(to_markdown(results))
+    print(markdown_tables(results))
     print("\n".join(str(path) for path in paths.values()))
     return 0

@@ -17,7 +17,8 @@ from ..metrics import Measure
 from ..report import COLORS, save_figure
 from ..suite_tables import COLLAPSED, Block, Row, check_manifest, latex_text
 
-MANY_LINES = 3  # panels in a row of a drawing
+PANELS = 3  # in a row of a drawing
+TOLD = ("command", "analysis", "settings")  # elsewhere
 
 
 def shown(measure: Measure, one: dict | None) -> str:
@@ -99,8 +100,8 @@ def blocks_of(results: dict, analysis: dict) -> Iterator[Block]:
             yield compared
 
 
-def to_markdown(results: dict) -> str:
-    """Return all tables and, at the end, the manifest of every row."""
+def markdown_tables(results: dict) -> str:
+    """Return all tables, without the manifests; a ValueError if a figure has none."""
     lines = [f"# {results['title']}", "", "```bash", results["command"], "```", ""]
     lines += ["In brackets: 95 % bootstrap interval by song. p is that of a paired permutation test by song.", ""]
     for analysis in results["analyses"]:
@@ -109,15 +110,21 @@ def to_markdown(results: dict) -> str:
             lines += [f"### {block.title}", "", _line(block.columns), "|---" * len(block.columns) + "|"]
             lines += [_line((row.label, *row.cells)) for row in block.rows]
             lines += ["", *(f"- {note}" for note in block.notes), *([""] if block.notes else [])]
-    lines += ["## Manifests", ""]
+    return "\n".join(lines)
+
+
+def to_markdown(results: dict) -> str:
+    """Return all tables and, at the end, the manifest of every row: what all analyses of a model on a pool share, once,
+    and the settings of each analysis."""
+    lines = [markdown_tables(results), "## Manifests", ""]
+    lines += [f"- {one['title']}: {_plain(one['settings']) or 'no settings'}" for one in results["analyses"]]
+    facts = []
     for analysis in results["analyses"]:
         for pool in analysis["pools"]:
             for row in pool["rows"].values():
-                facts = ", ".join(
-                    f"{name}: {_plain(value)}" for name, value in row["manifest"].items() if name != "command"
-                )
-                lines.append(f"- {analysis['title']}, {pool['title']}: {facts}")
-    return "\n".join(lines) + "\n"
+                told = {name: value for name, value in row["manifest"].items() if name not in TOLD}
+                facts.append(f"- {pool['title']}: " + ", ".join(f"{name}: {_plain(one)}" for name, one in told.items()))
+    return "\n".join([*lines, *dict.fromkeys(facts)]) + "\n"
 
 
 def _plain(value) -> str:
@@ -154,9 +161,9 @@ def draw_analysis(analysis: dict) -> Figure | None:
     ]
     if not analysis["is_curve"] or not panels:
         return None
-    rows = -(-len(panels) // MANY_LINES)
-    figure = Figure(figsize=(4 * MANY_LINES, 3.2 * rows + 0.8), layout="constrained")
-    axes = figure.subplots(rows, MANY_LINES, squeeze=False).ravel()
+    rows = -(-len(panels) // PANELS)
+    figure = Figure(figsize=(4 * PANELS, 3.2 * rows + 0.8), layout="constrained")
+    axes = figure.subplots(rows, PANELS, squeeze=False).ravel()
     for place, (pool, measure) in zip(axes, panels, strict=False):
         _draw_lines(place, pool, measure)
     for place in axes[len(panels) :]:
