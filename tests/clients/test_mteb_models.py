@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 from datasets import Audio, Dataset
+from mteb.abstasks.classification import AbsTaskClassification
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models.models_protocols import EncoderProtocol, SearchProtocol
@@ -181,6 +182,49 @@ def test_other_models_are_handed_to_mteb_as_well(data):
     check_equal(run(PooledModel(random), data), ours)
     ranks = ranks_of_correct(scores.T, [[i // 2] for i in range(NUM_TEXTS)])
     assert 1 < np.median([one[0] for one in ranks]) < NUM_SONGS
+
+
+class LocalClassification(AbsTaskClassification):
+    """Tones of two pitches, as mteb's tasks of genres have songs."""
+
+    input_column_name, label_column_name, samples_per_label, n_experiments = "audio", "label", 4, 2
+    metadata = TaskMetadata(
+        name="LocalClassification",
+        description="Tones",
+        dataset={"path": "here", "revision": "1"},
+        type="AudioClassification",
+        category="a2t",
+        modalities=["audio"],
+        eval_splits=["test"],
+        eval_langs=["eng-Latn"],
+        main_score="accuracy",
+        date=("2026-01-01", "2026-12-31"),
+        domains=["Music"],
+        task_subtypes=["Music Genre Classification"],
+        license="cc0-1.0",
+        annotations_creators="derived",
+        dialect=[],
+        sample_creation="created",
+        bibtex_citation="",
+    )
+
+    def load_data(self, **kwargs):
+        self.dataset, self.data_loaded = {"train": self.part(10), "test": self.part(8)}, True
+
+    @staticmethod
+    def part(count: int) -> Dataset:
+        time, random = np.arange(8000) / 16000, np.random.default_rng(count)
+        tones = [np.sin(2 * np.pi * (3000, 200)[index % 2] * time) for index in range(count)]
+        audio = [0.3 * tone + 0.01 * random.standard_normal(8000) for tone in tones]
+        rows = [{"array": samples, "sampling_rate": 16000} for samples in audio]
+        return Dataset.from_dict({"audio": rows, "label": [index % 2 for index in range(count)]})
+
+
+@pytest.mark.parametrize("kind", [PooledModel, ScoringModel])
+def test_tasks_without_a_search_get_pooled_vectors(model_folder, kind):
+    model = kind(load_embedder(str(model_folder)))
+    found = mteb.evaluate(model, LocalClassification(), cache=None, show_progress_bar=False, co2_tracker=False)
+    assert found.task_results[0].scores["test"][0]["accuracy"] == 1.0  # untrained encoders tell tones apart
 
 
 def test_what_is_known_of_a_model_tells_its_readings_apart(model_folder):
