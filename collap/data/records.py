@@ -14,6 +14,7 @@ from .set_folder import SetFolder
 from .tables import keep_table
 
 SECTIONS = pa.list_(pa.struct({"label": pa.string(), "start": pa.float64(), "end": pa.float64(), "text": pa.string()}))
+FIRST, LAST = "first heard", "last heard"  # labels of sections that are a point in time
 SCHEMA = pa.schema(
     {
         "id": pa.string(),
@@ -46,7 +47,9 @@ class Record:
         artist: who made it.
         source: where the recording is known, such as `youtube:ID`: by it data sets are compared.
         licence: of the audio, or else of the texts.
-        sections: of dicts with label, start and end in seconds of the audio, and perhaps a text; None if not known.
+        sections: of dicts with label, start and end in seconds of the audio, and perhaps a text; None if not known. Of
+            moments that are asked for the text is the query, several sections of one text are its answers, and one
+            that ends where it starts is a point in time, [`FIRST`] or [`LAST`].
         meta: whatever else the data set says, for JSON.
     """
 

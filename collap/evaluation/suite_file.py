@@ -222,3 +222,16 @@ def _pool(content, place: str) -> Pool:
     if window is not None and not window >= 1:
         raise ValueError(f"{place}: window_seconds: {window!r}; expected 1 or more, or to leave it out")
     return Pool(**content)
+
+
+def read_pools(content, place: str) -> tuple[Pool, ...]:
+    """Read a list of pools; a ValueError that begins with `place` unless it is one, with titles of their own."""
+    pools = tuple(_pool(pool, f"{place}[{i}]") for i, pool in enumerate(content)) if isinstance(content, list) else ()
+    if not pools or len({pool.title for pool in pools}) < len(pools):
+        raise ValueError(f"{place}: expected a list of pools with titles of their own")
+    return pools
+
+
+def read_fields(content, kind: type, place: str | Path, given: tuple[str, ...] = ()) -> dict:
+    """Return a mapping of YAML; a ValueError that begins with `place` unless its keys are fields of a dataclass."""
+    return dict(_checked(content, kind, place, given))
