@@ -18,7 +18,7 @@ from .analysis import Analysis, Outcome, check_numbers
 from .pool_run import PoolRun
 from .statistics import figure, mean_figure, skewness
 
-MAX_RANDOM_CELLS, MAX_RANDOM_DRAWS = 30_000_000, 100
+MAX_RANDOM_CELLS, MAX_RANDOM_DRAWS = 30_000_000, 100  # a second or two
 SKEWNESS = Measure("skewness", "skewness of N_k", "", 2, False, "of how often a song is among the first k of a text")
 NEVER = Measure("never", "songs that no text finds", "%", 1, False, "songs that are among the first k of no text")
 LARGEST = Measure(

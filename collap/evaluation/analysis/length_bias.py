@@ -19,13 +19,14 @@ from .changes import ORIGINAL, Change
 from .pool_run import PoolRun
 from .statistics import figure, rank_correlation
 
+MAX_STEPS, TOLERANCE = 200, 1e-9  # of the least squares, by turns of both levels
 RANK_CORRELATION = Measure(
     "rank_correlation",
     "rank correlation of score and duration",
     "",
     3,
     False,
-    "Spearman's, over songs, of the mean score with texts about other songs; 0: no bias, 1: the longer, the higher",
+    "Spearman's, over songs, of their level in scores with texts about others; 0: no bias, 1: the longer, the higher",
 )
 SLOPE = Measure(
     "slope",
@@ -38,8 +39,11 @@ SLOPE = Measure(
 
 
 def foreign_scores(scores: np.ndarray, songs: RetrievalSet) -> tuple[np.ndarray, float]:
-    """Return every song's mean score (A,) with the texts about other songs, each text's own level taken off; and the
+    """Return every song's level (A,) in its scores with texts about other songs, the mean of all songs 0; and the
     standard deviation over songs of a text's scores, a mean over texts.
+
+    A score is fitted, by least squares, as a level of the song plus one of the text. The mean of a song's scores would
+    do if no text were left out; so it would have lost the level of the song that each text is about.
 
     Args:
         scores: (A, B).
@@ -55,8 +59,14 @@ def foreign_scores(scores: np.ndarray, songs: RetrievalSet) -> tuple[np.ndarray,
         raise ValueError("a song has no text about two other songs")
     kept = np.where(foreign, scores.astype(np.float64), np.nan)  # (A, B)
     kept = kept[:, foreign.any(axis=0)]
-    centred = kept - np.nanmean(kept, axis=0)
-    return np.nanmean(centred, axis=1), float(np.nanstd(kept, axis=0).mean())
+    scale, levels = float(np.nanstd(kept, axis=0).mean()), np.zeros(len(kept))  # (A,)
+    for _ in range(MAX_STEPS):
+        of_texts = np.nanmean(kept - levels[:, None], axis=0)  # (at most B,)
+        new = np.nanmean(kept - of_texts, axis=1)
+        step, levels = np.abs(new - levels).max(), new
+        if step <= TOLERANCE * scale:
+            break
+    return levels - levels.mean(), scale
 
 
 def slope(first: np.ndarray, second: np.ndarray) -> np.ndarray:

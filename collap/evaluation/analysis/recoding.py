@@ -13,6 +13,7 @@ import soundfile
 from collap.data.audio_parts import audio_part
 from processing.decode_audio import AudioFileError, source_name
 
+SAME_BYTES = {"fflags": "+bitexact"}  # no random number of the stream in Ogg
 OPUS_RATE = 48_000
 MP3_RATES = (44_100, 48_000, 32_000, 22_050, 24_000, 16_000)
 
@@ -45,7 +46,7 @@ def encode(channels: np.ndarray, rate: int, codec: str, container: str, kbits: f
     """Encode channels (C, N) by a codec at a bit rate; FFmpeg resamples from `rate` to `to_rate`."""
     file = io.BytesIO()
     layout = "mono" if len(channels) == 1 else "stereo"
-    with av.open(file, "w", format=container) as output:
+    with av.open(file, "w", format=container, options=SAME_BYTES) as output:
         stream = output.add_stream(codec, rate=to_rate, layout=layout)
         stream.bit_rate = round(1000 * kbits)
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(channels), format="fltp", layout=layout)
