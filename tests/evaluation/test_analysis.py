@@ -302,6 +302,12 @@ def test_a_bad_suite_is_one_line(changed, message, root, tmp_path, capsys):
     assert "Traceback" not in error and re.search(message, error.strip().splitlines()[-1]), error
 
 
+def test_several_processes_are_refused(root, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run_command("evaluate", arguments_of(root, ["random"], tmp_path)) == 1
+    assert "analyses run in one process" in capsys.readouterr().err
+
+
 def test_our_suite_has_every_analysis_on_real_sets():
     suite = read_analyses("analysis")
     assert [analysis.name for analysis, _ in suite.analyses] == list(ANALYSES)

@@ -17,11 +17,6 @@ from collap.data.guarded_reading import load_audio
 from .recoding import RECODINGS, recode
 
 
-def first_seconds(samples: np.ndarray, rate: int, seconds: float) -> np.ndarray:
-    """Return the first seconds of samples (M,), all of them if there are fewer."""
-    return samples[: round(seconds * rate)]
-
-
 def delayed(samples: np.ndarray, rate: int, seconds: float) -> np.ndarray:
     """Return samples (M,) after so many seconds of silence, as another rip of a song begins: (M + seconds * rate,)."""
     return np.concatenate([np.zeros(round(seconds * rate), samples.dtype), samples])
@@ -32,12 +27,14 @@ def amplified(samples: np.ndarray, rate: int, decibels: float) -> np.ndarray:
     return samples * np.float32(10 ** (decibels / 20))
 
 
-OF_SAMPLES: dict[str, Callable] = {"first": first_seconds, "shift": delayed, "gain": amplified}
+OF_SAMPLES: dict[str, Callable] = {"shift": delayed, "gain": amplified}
+FIRST = "first"
 
 
 @dataclass(frozen=True)
 class Change:
-    """Name a change: `kind` is one of `OF_SAMPLES` or `RECODINGS`, or none; `amount` in the unit of that kind."""
+    """Name a change: `kind` is `FIRST`, of `OF_SAMPLES` or of `RECODINGS`, or none; `amount` in the unit of that kind:
+    seconds, dB or kbit/s."""
 
     label: str
     kind: str = ""
@@ -56,6 +53,8 @@ class Change:
         if self.kind in RECODINGS:
             changed = recode(source, self.kind, self.amount)
             return lambda rate: load_audio(changed, rate)
+        if self.kind == FIRST:
+            return lambda rate: load_audio(source, rate, stop=self.amount)
         if self.kind in OF_SAMPLES:
             return lambda rate: OF_SAMPLES[self.kind](load_audio(source, rate), rate, self.amount)
         return lambda rate: load_audio(source, rate)

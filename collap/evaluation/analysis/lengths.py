@@ -17,7 +17,7 @@ from ..embedders import Embedder
 from ..metrics import Measure, retrieval_metrics
 from ..songs import RetrievalSet, ranks_by_direction
 from .analysis import COMPARED, METRICS, Analysis, Outcome, check_metrics, check_numbers, retrieval_measures
-from .changes import ORIGINAL, Change
+from .changes import FIRST, ORIGINAL, Change
 from .pool_run import PoolRun
 from .statistics import mean_figure
 
@@ -127,7 +127,7 @@ class AudioLength(Analysis):
         return retrieval_measures(self.metrics)
 
     def _cuts(self) -> dict[float, Change]:
-        return {seconds: Change(f"{seconds:g} s", "first", float(seconds)) for seconds in sorted(self.seconds)}
+        return {seconds: Change(f"{seconds:g} s", FIRST, float(seconds)) for seconds in sorted(self.seconds)}
 
     def hears(self, embedder: Embedder) -> list[tuple[Embedder, Change]]:
         return [(embedder, change) for change in (*self._cuts().values(), ORIGINAL)]

@@ -6,6 +6,7 @@ A suite of analyses is a YAML file with `pools`, as those of tables have them, a
 What is embedded is kept in `embeddings` below `--output_dir`, so that a run that was killed goes on; see `pool_run.py`.
 """
 
+import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -158,6 +159,10 @@ def _model(embedder: Embedder) -> dict:
 
 def run(options) -> int:
     """Do `collap evaluate --suite SUITE` for a suite of analyses; return its exit code, 1 if nothing was measured."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError(
+            f"--suite {options.suite}: analyses run in one process; start it without accelerate or torchrun"
+        )
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     suite = read_analyses(options.suite)
     if not options.data_root.is_dir():
