@@ -243,13 +243,13 @@ class MomentMeasure:
 
 
 @torch.no_grad()
-def find(model, processor, queries: list[Query], embedded: tuple) -> dict[str, Places]:
-    """Find queries in an embedded recording, by the model's curves and, beside them, by the paper's score."""
+def find(model, processor, queries: list[Query], embedded: tuple, end: float) -> dict[str, Places]:
+    """Find queries in an embedded recording of `end` seconds, by the model's curves and by the paper's score."""
     sentences = sentence_embeds(model, processor, [query.text for query in queries])  # (Q, D)
-    paper = by_paper_score(model, sentences, embedded)
+    paper = by_paper_score(model, sentences, embedded, end)
     if model.config.alignment == "paper":
         return {ALONE: paper}
-    return {ALONE: by_sentences(model, sentences, embedded), PAPER: paper}
+    return {ALONE: by_sentences(model, sentences, embedded, end), PAPER: paper}
 
 
 @dataclass
@@ -286,7 +286,7 @@ def measure_moments(model, processor, recordings: list[Recording], seed: int) ->
             embedded = embed_audio(model, processor.feature_extractor, wav_bytes(samples))
         except ValueError as error:  # AudioFileError among them
             raise type(error)(f"{recording.name}: {error}") from error
-        named = find(model, processor, queries, embedded)
+        named = find(model, processor, queries, embedded, len(samples) / RATE)
         measure.add(index, queries, named, samples)
         first = first or (queries, named[ALONE])
     if first is None:

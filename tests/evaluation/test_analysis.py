@@ -25,6 +25,7 @@ from collap.evaluation.load_embedders import load_embedder
 from collap.models import load_model
 from modeling_collap import CoLLAPModel
 
+OF_LABELS = ("tagging", "linear_probe", "audio_retrieval")  # tests/evaluation/test_label_analyses.py
 SECONDS = (1.0, 1.6, 2.5, 4.0)
 CAPTIONS = [
     "a slow song with piano",
@@ -109,7 +110,7 @@ def row_of(measured, analysis, model, pool="songs"):
 
 def test_every_analysis_is_measured_where_it_can_be(measured, models):
     analyses = measured[1]
-    assert list(analyses) == list(ANALYSES)
+    assert list(analyses) == [name for name in ANALYSES if name not in OF_LABELS]
     assert {name: list(row_of(measured, name, models[0])["figures"]) for name in analyses} == {
         "caption_length": ["2 words", "4 words", "whole"],
         "audio_length": ["1.2 s", "2 s", "whole"],
@@ -293,6 +294,7 @@ def test_a_song_that_cannot_be_read_leaves_the_pool(tmp_path, capsys):
         ({"analyses": {}}, "analyses: expected a mapping of caption_length, audio_length"),
         ({"pools": []}, "pools: expected a list of pools"),
         ({"pools": [{"title": "P", "dataset": "songs"}]}, "no data set is called 'songs'"),
+        ({"pools": [{**SUITE["pools"][0], "window_seconds": 30}]}, "window_seconds: analyses hear whole recordings"),
         ({"tables": []}, "unknown key 'tables'"),
     ],
 )
@@ -311,4 +313,7 @@ def test_several_processes_are_refused(root, tmp_path, capsys, monkeypatch):
 def test_our_suite_has_every_analysis_on_real_sets():
     suite = read_analyses("analysis")
     assert [analysis.name for analysis, _ in suite.analyses] == list(ANALYSES)
-    assert [pool.captions.dataset for pool in suite.pools] == ["futga"] * len(suite.pools)
+    captioned = {pool.title for pool in suite.pools if pool.captions and pool.captions.dataset == "futga"}
+    labelled = {pool.title for pool in suite.pools if pool.dataset == "gtzan"}
+    assert len(captioned) + len(labelled) == len(suite.pools)
+    assert all(set(titles) <= (labelled if one.name in OF_LABELS else captioned) for one, titles in suite.analyses)

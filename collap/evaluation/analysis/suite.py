@@ -65,6 +65,9 @@ def read_analyses(name: str) -> AnalysisSuite:
     path = suite_path(name)
     content = read_fields(_content(path), AnalysisSuite, path, ("name",))
     pools = read_pools(content["pools"], f"{path}: pools")
+    for pool in pools:
+        if pool.window_seconds is not None:
+            raise ValueError(f"{path}: {pool.title}: window_seconds: analyses hear whole recordings; leave it out")
     if not isinstance(content["analyses"], dict) or not content["analyses"]:
         raise ValueError(f"{path}: analyses: expected a mapping of {', '.join(ANALYSES)} to their settings")
     titles = tuple(pool.title for pool in pools)
