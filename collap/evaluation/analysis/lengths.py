@@ -89,9 +89,7 @@ class CaptionLength(Analysis):
             f"{n} words": [cut_words(text, n) for text in texts] for n in sorted(self.words) if n < lengths.max()
         }
         versions[WHOLE] = texts
-        # One look at every song for all versions: (A, versions * B)
-        found = run.scores_of_texts(embedder, [text for version in versions.values() for text in version])
-        scores = dict(zip(versions, np.split(found, len(versions), axis=1), strict=True))
+        scores = {condition: run.scores_of_texts(embedder, version) for condition, version in versions.items()}
         pairs = [(WHOLE, condition) for condition in versions if condition != WHOLE]
         outcome = compare_conditions(scores, songs, pairs, self.metrics, run.seed)
         for condition, version in versions.items():

@@ -64,9 +64,10 @@ class PoolRun:
         self.dataset, self.songs, self.facts = pool.dataset, pool.songs, dict(pool.facts)
         self.folder, self.seed, self.notes = folder, seed, list(pool.notes)
         self._texts, self._columns = self.songs.texts, np.arange(len(self.songs.texts))
+        self._texts_digest = texts_digest(self._texts)
         self._digests: dict[int, str] = {}  # by row
         self._seconds: dict[int, float] = {}
-        self._kept_texts: dict[tuple, tuple] = {}
+        self._held_texts: dict[str, tuple] = {}  # by model
 
     def store(self, embedder: Embedder) -> EmbeddingStore:
         """Return where the embeddings of a model are kept."""
@@ -138,8 +139,8 @@ class PoolRun:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the mean token of a song, (D,) of unit norm, and its scores (B,) with all texts that the pool has."""
         reader = reader or self._reader(row)
-        change, texts = self._heard(change, row), self._text_embeds(embedder, self._texts)
-        facts = [self._digests[row], change.facts(), texts_digest(self._texts), embedder.score_settings]
+        change, texts = self._heard(change, row), self._own_text_embeds(embedder)
+        facts = [self._digests[row], change.facts(), self._texts_digest, embedder.score_settings]
 
         def make() -> torch.Tensor:
             tokens = self._tokens(embedder, row, change, reader)
@@ -152,11 +153,14 @@ class PoolRun:
 
     def _text_embeds(self, embedder: Embedder, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the embeddings of the texts that differ, (at most B, [Q,] D), and which of them each text is (B,)."""
-        key = embedder.name, texts_digest(texts)
-        if key not in self._kept_texts:
-            found = self.store(embedder).get(key[1], lambda: embedder.embed_texts(texts))
-            self._kept_texts[key] = torch.unique(found, dim=0, return_inverse=True)
-        return self._kept_texts[key]
+        found = self.store(embedder).get(texts_digest(texts), lambda: embedder.embed_texts(texts))
+        return torch.unique(found, dim=0, return_inverse=True)
+
+    def _own_text_embeds(self, embedder: Embedder) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return those of the pool's texts; they are held in memory, because every song needs them."""
+        if embedder.name not in self._held_texts:
+            self._held_texts[embedder.name] = self._text_embeds(embedder, self._texts)
+        return self._held_texts[embedder.name]
 
     def scores(self, embedder: Embedder, change: Change = ORIGINAL) -> np.ndarray:
         """Return the scores (A, B) of all songs with all texts."""
