@@ -9,6 +9,7 @@ Dimensions: `T` tokens or windows of a song, `B` texts, `Q` sentences of a text,
 
 import hashlib
 import json
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,14 +71,14 @@ class EmbeddingStore:
             raise ValueError(f"{path}: a damaged embedding ({error}); delete it, and it is made anew") from error
 
     def write(self, digest: str, embeds: torch.Tensor) -> None:
-        """Write an embedding."""
-        path = self._path(digest)
+        """Write an embedding; several processes may write the same one, as a recording may be in several songs."""
+        path, writer = self._path(digest), f".{uuid.uuid4().hex}"
         path.parent.mkdir(parents=True, exist_ok=True)
         if not (self.folder / "about.json").exists():
             text = json.dumps(self.about, indent=2) + "\n"
-            replace_file(self.folder / "about.json", lambda place: Path(place).write_text(text, encoding="utf-8"))
+            replace_file(self.folder / "about.json", lambda place: place.write_text(text, encoding="utf-8"), writer)
         tensor = {"embeds": embeds.detach().float().cpu().contiguous()}
-        replace_file(path, lambda place: save_file(tensor, place))
+        replace_file(path, lambda place: save_file(tensor, place), writer)
 
     def get(self, digest: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Read an embedding, or make and write it."""

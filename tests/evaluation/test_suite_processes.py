@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 import runs
+import torch
 import yaml
 
 from collap.cli import main
+from collap.evaluation import embedding_store
+from collap.evaluation.embedding_store import EmbeddingStore
 from collap.evaluation.score_files import ScoreFiles
 
 SONGS = 8
@@ -100,3 +103,18 @@ def test_the_suite_of_the_demo_measures_its_test_set(corpus, model_folder, tmp_p
     assert [*pool["rows"]] == [str(model_folder), "random"]
     assert "libraries: torch" in (tmp_path / "out" / "results.md").read_text()
     assert (tmp_path / "out" / "songs.png").stat().st_size > 1000
+
+
+def test_two_processes_may_keep_the_same_embedding_at_once(tmp_path, monkeypatch):
+    store, embeds, save, begun = EmbeddingStore(tmp_path, "w", {}), torch.rand(3, 4), embedding_store.save_file, []
+
+    def save_twice(tensors, place):
+        save(tensors, place)
+        if not begun:
+            begun.append(place)
+            EmbeddingStore(tmp_path, "w", {}).write("0a", embeds)  # begun later, finished earlier
+
+    monkeypatch.setattr(embedding_store, "save_file", save_twice)
+    store.write("0a", embeds)
+    assert begun and torch.equal(store.read("0a"), embeds)
+    assert sorted(path.name for path in store.folder.rglob("*.*")) == ["0a.safetensors", "about.json"]
