@@ -125,11 +125,9 @@ def records_table(records: list[Record], folder: SetFolder) -> datasets.Dataset:
 def youtube_command(record: Record) -> str:
     """Return the command that fetches a record's audio from YouTube: its span, or the whole track."""
     video = record.source.partition(":")[2]
-    words = ["yt-dlp", "-x", "--audio-format", "wav", "-f", "bestaudio"]
-    if record.end is not None:
-        words += ["--download-sections", f"*{record.start:g}-{record.end:g}"]
-    words += ["-o", "audio/%(id)s.%(ext)s", f"https://www.youtube.com/watch?v={video}"]
-    return shlex.join(words)
+    span = "" if record.end is None else f"--download-sections '*{record.start:g}-{record.end:g}' "
+    address = shlex.quote(f"https://www.youtube.com/watch?v={video}")
+    return f"yt-dlp -x --audio-format wav -f bestaudio {span}-o 'audio/%(id)s.%(ext)s' {address}"
 
 
 def youtube_source(video: str) -> str:
