@@ -122,7 +122,7 @@ def rank_figures(
         for name in metrics:
             if name in found:
                 one = {"value": found[name]["difference"], "low": found[name]["low"], "high": found[name]["high"]}
-                figures[f"{direction} {name}"] = {**one, "chance": 0.0}
+                figures[f"{direction} {name}"] = {**one, "chance": None}
         tests.append({"measure": f"{direction} {COMPARED}", **found[COMPARED]})
     return figures, tests
 
