@@ -81,14 +81,14 @@ EXPECTED = {
     "musiccaps": (2, 2, 2, 10.0, 11 / 2),
     "audioset": (2, 2, 2, 10.0, 5 / 2),
     "harmonixset": (2, 2, 1, 10.0, 36 / 2),
-    "futga": (5, 5, 1, None, None),
+    "futga": (5, 4, 1, None, None),  # one recording is in train and in test
     "vctk": (5, 5, 1, None, (3 * 3 + 8 * 2) / 5),
     "wiki": (2, 2, 1, 10.0, 9.0),
     "wikimute": (3, 2, 1, 10.0, 8 / 3),
     "audiocaps": (6, 2, 1, 10.0, (5 * 3 + 7) / 6),
     "lp_musiccaps": (6, 2, 1, 10.5, 4.0),
     "laion_audio": (3, 2, 1, 10.0, (1 + 5 + 3) / 3),
-    "allmusiccaps": (4, 1, 1, 10.0, (3 + 2 + 2 + 1) / 4),
+    "allmusiccaps": (5, 2, 1, 10.0, (3 + 2 + 8 + 1 + 11) / 5),
     "folder": (2, 2, 0, 10.0, 4.0),
 }
 
