@@ -326,16 +326,22 @@ def laion_audio(folder: Path, sounds: Sounds) -> Path:
 
 
 def allmusiccaps(folder: Path, sounds: Sounds) -> Path:
-    """v0: a list as a text, an object as a text, a number as an id, null, and a track on two releases."""
-    row = {"youtube_id": "-0Gj8-vB1q4", "discogs_release_id": 1, "allmusic_album_id": "mw1", "youtube_url": "x"}
+    """Both versions of the same rows: quotes in lists, objects and numbers in v0; null, and a track on two releases."""
+    row = {"youtube_id": "-0Gj8-vB1q4", "discogs_release_id": "1", "allmusic_album_id": "mw1", "youtube_url": "x"}
     quotes, structured = "generated_quotes_captions", "generated_structured_captions"
+    split_in_two = 'A new version of the record "Swing', 'Low" with a band.'  # by a stray quotation mark
+    mood = {"music_style": "It is swing.", "mood": "The mood is warm.", "tempo": "Slow.", "energy": "Not specified"}
     rows = [
-        row | {quotes: ["A warm record.", "It swings."], structured: {"mood": "warm", "tempo": "slow", "energy": ""}},
-        row | {"discogs_release_id": "2", quotes: "['A warm record.', 'Again.']", structured: None},
-        row | {"youtube_id": "_gone_away_", quotes: None, structured: json.dumps({"mood": "cold", "tempo": ["fast"]})},
+        (row, [["A warm record.", "It swings."]], ["A warm record.", "It swings."], mood),
+        (row | {"discogs_release_id": "2"}, [{"mood": "Again."}, 1, None], ["Again."], mood),
+        (row | {"youtube_id": "second_song"}, [{split_in_two[0]: split_in_two[1]}], ['": '.join(split_in_two)], None),
+        (row | {"youtube_id": "_gone_away_"}, None, None, mood | {"mood": "The mood is cold."}),
     ]
-    (folder / "allmusiccaps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    sounds.put("clip1.wav", folder / "-0Gj8-vB1q4.wav")
+    for place, version in ((1, "v0"), (2, "v1")):
+        lines = [json.dumps(one[0] | {quotes: one[place], structured: one[3]}) + "\n" for one in rows]
+        (folder / f"allmusiccaps_{version}.jsonl").write_text("".join(lines))
+    for sound, video in (("clip1.wav", "-0Gj8-vB1q4"), ("clip0.wav", "second_song")):
+        sounds.put(sound, folder / f"{video}.wav")
     return folder
 
 

@@ -80,9 +80,9 @@ def neighbours(name: str, folder: SetFolder) -> dict[str, Parts]:
     """Return the sources of other named data sets that lie in the same folder."""
     found = {}
     for other, named in SETS.items():
-        if other not in (name, *WITHOUT_IDS) and named.tables(folder):
-            own = copy.copy(folder)
-            own.problems = []  # not those of the data set that was asked for
+        own = copy.copy(folder)
+        own.problems = []  # not those of the data set that was asked for
+        if other not in (name, *WITHOUT_IDS) and named.tables(own):
             found[other] = sources_by_part(named.read(own, named.settings))
     return found
 

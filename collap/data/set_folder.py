@@ -8,6 +8,7 @@ import csv
 import fnmatch
 import json
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from .text_tables import DELIMITERS, read_text_table
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".mp4", ".webm", ".mka", ".wma")
 AUDIO_SUFFIXES += (".aif", ".aiff", ".caf", ".au", ".w64")
+TITLED = re.compile(r".+ \[([\w-]{11})\]", re.DOTALL)  # `Title [ID].webm`, as yt-dlp calls files by itself
 EXCERPT = ".2min"  # Song Describer's files of the first two minutes
 CUT_SECONDS = 1.0  # a file that is longer than a clip by less than this is the clip
 
@@ -61,15 +63,31 @@ class SetFolder:
         self.videos: frozenset[str] | None = None  # what may be ids of videos in the names of its audio
         for name in self.names:
             if os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES:
-                self.by_key.setdefault(_key(name), []).append(name)
+                key = _key(name)
+                self.by_key.setdefault(key, []).append(name)
+                if titled := TITLED.fullmatch(key):
+                    self.by_key.setdefault(titled[1], []).append(name)
 
     def called(self, *patterns: str) -> list[str]:
-        """Return the files whose base name matches a pattern such as `*.csv`, in upper or lower case."""
-        return [
+        """Return the files whose base name matches a pattern such as `*.csv`, in upper or lower case.
+
+        Those that lie higher come first: a table before the copy of it in a folder of backups.
+        """
+        found = [
             name
             for name in self.names
             if any(fnmatch.fnmatchcase(name.rpartition("/")[2].lower(), pattern.lower()) for pattern in patterns)
         ]
+        return sorted(found, key=lambda name: (name.count("/"), name))
+
+    def called_once(self, *names: str) -> list[str]:
+        """Return the files of some base names, one for each: the highest. Others are told in `problems`."""
+        found: dict[str, str] = {}
+        for name in self.called(*names):
+            if found.setdefault(name.rpartition("/")[2].lower(), name) != name:
+                problem = f"{name}: is left out, as {found[name.rpartition('/')[2].lower()]} has the same name"
+                self.problems += [problem] if problem not in self.problems else []
+        return list(found.values())
 
     def file(self, name: str) -> Path:
         """Return the path of one of the names."""
@@ -105,6 +123,10 @@ class SetFolder:
             except (ValueError, OSError, pa.ArrowException):
                 self.headers[name] = frozenset()
         return self.headers[name]
+
+    def recordings(self) -> list[str]:
+        """Return the names of all audio files, sorted."""
+        return [name for name in self.names if os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES]
 
     def audio(self, name: str) -> str | None:
         """Find an audio file by its id or by a path that a table has for it, in any folder and of any kind.
@@ -166,6 +188,11 @@ class SetFolder:
             else:
                 found.append(Clip(with_span(name, start, end)))
         return found
+
+
+def is_true(cell) -> bool:
+    """Tell whether a cell says so: `True`, or `TRUE` once Excel has saved the table; an empty one does not."""
+    return str(cell).strip().lower() in ("true", "1", "1.0")
 
 
 def cell_list(cell) -> list[str]:
@@ -230,4 +257,5 @@ def _cut_names(video: str, start: float, end: float) -> Iterator[str]:
         yield f"{video}_{first}_{last}"
         yield f"[{video}]-[{first}-{last}]"
     yield f"{video}_{round(start * 1000)}_{round(end * 1000)}"
-    yield f"{video}_{start:g}"
+    yield f"{video}_{round(start):06d}_{round(end):06d}"
+    yield from (f"{video}_{start:g}", f"{video}_{round(start):06d}")

@@ -64,7 +64,7 @@ def _read_text_files(request: Request) -> dict[str, datasets.Dataset]:
         return {}
     folder = SetFolder(request.path)
     texts = {name.removesuffix(".txt"): name for name in folder.called("*.txt")}
-    audio = sorted(name for names in folder.by_key.values() for name in names)
+    audio = folder.recordings()
     pairs = {name: texts[name.rpartition(".")[0]] for name in audio if name.rpartition(".")[0] in texts}
     if not pairs:
         return {}

@@ -43,6 +43,8 @@ def read_records(named: NamedSet, request: Request) -> tuple[SetFolder, Iterator
         NoSuchConfig: while reading, there is no table of the config.
     """
     place, settings = _place_and_settings(named, request.source)
+    if place and Request(place).path.is_file():
+        raise FileNotFoundError(f"{place}: is a file; name the folder that holds it, with {named.layout}")
     if not place or not Request(place).path.is_dir():
         raise FileNotFoundError(f"{place or named.name + ':'}: no such folder; expected one with {named.layout}")
     folder = SetFolder(place)

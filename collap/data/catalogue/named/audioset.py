@@ -23,7 +23,7 @@ SEGMENTS_HELD = 100_000  # of the two million of the largest table, with their c
 
 
 def _tables(folder: SetFolder) -> list[str]:
-    return folder.called(*TABLES)
+    return folder.called_once(*TABLES)
 
 
 def read_segments(folder: SetFolder, table: str) -> Iterator[tuple[str, float, float, list[str]]]:
@@ -34,7 +34,7 @@ def read_segments(folder: SetFolder, table: str) -> Iterator[tuple[str, float, f
     """
     path = folder.file(table)
     for number, line in enumerate(table_lines(path), start=1):
-        if not line.strip() or line.startswith("#"):
+        if not line.strip() or line.startswith(("#", "YTID,")):
             continue
         try:
             (video, start, end, labels) = next(csv.reader([line], skipinitialspace=True, strict=True))

@@ -57,7 +57,7 @@ def percent_sections(caption: str, seconds: float) -> list[dict] | None:
 
 
 def _tables(folder: SetFolder) -> list[str]:
-    return [name for name in folder.called(*TABLES) if folder.columns(name) >= {"index", "caption"}]
+    return [name for name in folder.called_once(*TABLES) if folder.columns(name) >= {"index", "caption"}]
 
 
 def _read(folder: SetFolder, settings: dict) -> Iterator[Record]:

@@ -6,7 +6,7 @@ Of its clips 2,858 are of AudioSet's evaluation set, by convention the test spli
 from collections.abc import Iterator
 
 from collap.data.records import NamedSet, Record, youtube_command, youtube_source
-from collap.data.set_folder import SetFolder, cell_list
+from collap.data.set_folder import SetFolder, cell_list, is_true
 
 COLUMNS = {"ytid", "start_s", "end_s", "caption", "is_audioset_eval"}
 
@@ -23,7 +23,7 @@ def _read(folder: SetFolder, settings: dict) -> Iterator[Record]:
     for row, (video, start, end), clip in zip(rows, spans, clips, strict=True):
         if clip.problem:
             folder.problems.append(clip.problem)
-        is_eval = str(row["is_audioset_eval"]).strip() == "True"
+        is_eval = is_true(row["is_audioset_eval"])
         yield Record(
             id=video,
             texts=cell_list(row["caption"]),
@@ -37,7 +37,7 @@ def _read(folder: SetFolder, settings: dict) -> Iterator[Record]:
                 "aspects": cell_list(row.get("aspect_list")),
                 "labels": [label for label in str(row.get("audioset_positive_labels") or "").split(",") if label],
                 "author": str(row.get("author_id")),
-                "balanced": str(row.get("is_balanced_subset")).strip() == "True",
+                "balanced": is_true(row.get("is_balanced_subset")),
                 "audioset": "eval" if is_eval else "train",
             },
         )

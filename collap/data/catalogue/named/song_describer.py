@@ -7,7 +7,7 @@ folder of that name. `is_valid_subset` is True, False, or empty, which is not va
 from collections.abc import Iterator
 
 from collap.data.records import NamedSet, Record
-from collap.data.set_folder import SetFolder
+from collap.data.set_folder import SetFolder, is_true
 
 
 def _tables(folder: SetFolder) -> list[str]:
@@ -29,7 +29,7 @@ def _licences(folder: SetFolder) -> dict[str, tuple[str, str]]:
 def _read(folder: SetFolder, settings: dict) -> Iterator[Record]:
     tracks: dict[str, list[dict]] = {}
     for row in folder.rows(_tables(folder)[0]):
-        if row["is_valid_subset"].strip() == "True" or not settings["valid_only"]:
+        if is_true(row["is_valid_subset"]) or not settings["valid_only"]:
             tracks.setdefault(row["track_id"].strip(), []).append(row)
     licences = _licences(folder)
     for track, rows in tracks.items():
@@ -46,7 +46,7 @@ def _read(folder: SetFolder, settings: dict) -> Iterator[Record]:
                 "attribution": attribution,
                 "album": rows[0]["album_id"].strip(),
                 "track_seconds": float(rows[0]["duration"] or 0),  # of the track, not of its first two minutes
-                "valid": [row["is_valid_subset"].strip() == "True" for row in rows],
+                "valid": [is_true(row["is_valid_subset"]) for row in rows],
             },
         )
 

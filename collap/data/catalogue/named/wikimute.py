@@ -16,8 +16,12 @@ COLUMNS = {"file", "sentences", "aspects", "audio_url"}
 TABLES = ("all.csv", "filtered_sf.csv", "filtered_mc.csv")
 
 
+def _place(table: str) -> int:
+    return TABLES.index(table.rpartition("/")[2].lower())
+
+
 def _tables(folder: SetFolder) -> list[str]:
-    return [name for table in TABLES for name in folder.called(table) if folder.columns(name) >= COLUMNS]
+    return [name for name in sorted(folder.called_once(*TABLES), key=_place) if folder.columns(name) >= COLUMNS]
 
 
 def _names(file: str, url: str) -> list[str]:
