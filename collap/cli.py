@@ -158,7 +158,7 @@ def _convert_model(parser: Parser) -> None:
     parser.add_argument("target", type=Path, help="new folder")
 
 
-def _corpus(parser: Parser) -> None:
+def _corpus_render(parser: Parser) -> None:
     parser.add_argument("folder", type=Path, help="folder to create")
     for split, count in (("train", 400), ("validation", 50), ("test", 100)):
         parser.add_argument(f"--{split}", type=int, default=count, help=f"songs in this split, 0 for none ({count})")
@@ -207,7 +207,12 @@ COMMANDS = {
     "convert-model": Command(
         "convert a model folder of an earlier release", "collap.hub.convert_model", _convert_model
     ),
-    "corpus": Command("render songs with captions and section times", "collap.corpora.synthetic.songs", _corpus),
+    "corpus render": Command(
+        "render songs with captions and section times", "collap.corpora.synthetic.songs", _corpus_render
+    ),
+    "corpus build": Command(
+        "make a data set with sections and long captions of tracks", "collap.corpora.build", _corpus_build
+    ),
     "data check": Command("say what a data set holds, and what of it cannot be used", "collap.data.check", _data_check),
 }
 

@@ -43,7 +43,7 @@ def corpus_command(settings: dict) -> str:
     counts = {split: settings["num_songs"].get(split, 0) for split in ("train", "validation", "test")}
     names = ("seed", "min_seconds", "max_seconds", "sampling_rate", "captions_per_song")
     options = [f"--{name} {value}" for name, value in {**counts, **{name: settings[name] for name in names}}.items()]
-    return f"collap corpus FOLDER {' '.join(options)}"
+    return f"collap corpus render FOLDER {' '.join(options)}"
 
 
 def read_corpus(folder: Path) -> tuple[dict, dict[str, list[dict]]]:

@@ -396,9 +396,9 @@ def test_the_card_of_a_corpus_says_what_is_in_it(songs):
 
 def test_the_command_on_the_card_makes_the_same_corpus(songs, tmp_path):
     text = dataset_card(songs, "you/my-songs").text
-    (command,) = (line for line in text.splitlines() if line.startswith("collap corpus"))
-    arguments = shlex.split(command.replace("FOLDER", str(tmp_path / "again")))[2:]
-    assert run_command("corpus", [*arguments, "--num_workers", "1"]) == 0
+    (command,) = (line for line in text.splitlines() if line.startswith("collap corpus render"))
+    arguments = shlex.split(command.replace("FOLDER", str(tmp_path / "again")))[3:]
+    assert run_command("corpus render", [*arguments, "--num_workers", "1"]) == 0
     files = sorted(path.relative_to(songs) for path in songs.rglob("*") if path.is_file())
     assert len(files) == 6
     for name in files:

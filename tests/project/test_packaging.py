@@ -130,7 +130,7 @@ def test_the_wheel_works_in_a_fresh_environment_without_a_clone(source, inputs, 
     run(python, "-m", "pip", "install", "--constraint", ROOT / "constraints.txt", f"{wheel}[train]", cwd=tmp_path)
     for file in imported_from(python, "modeling_collap, processing, collap", tmp_path):
         assert file.is_relative_to(environment / "lib")
-    for name in ("evaluate", "precompute", "publish", "doctor", "data check", "export", "corpus"):
+    for name in ("evaluate", "precompute", "publish", "doctor", "data check", "export", "corpus render", "corpus build"):
         assert "usage:" in run(environment / "bin" / "collap", *name.split(), "--help", cwd=tmp_path)
     everything_works(python, environment / "lib", inputs, tmp_path / "elsewhere")
 
