@@ -1,0 +1,142 @@
+"""Find the sections of a track: as annotated, else as a caption names them, else as they sound.
+
+Dimensions: `N` samples.
+"""
+
+import itertools
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+
+from collap.data.audio_parts import SPAN
+from collap.data.catalogue.named import futga
+
+from .annotations import find_annotation, read_annotation
+from .novelty import alike_sections, edge_seconds, frame_features, section_edges
+from .tracks import RATE, Section, Track
+
+LEAST_SECONDS = 1.0  # of a section that is cut by the beginning or the end of the track
+SLACK_SECONDS = 5.0  # by which an annotation may outlast its file: a fade-out, another encoding
+FUTGA_SECONDS = futga.SET.settings["window_seconds"]
+
+
+def find_sections(
+    track: Track,
+    samples: np.ndarray,
+    annotations: Path | None = None,
+    window_seconds: float = FUTGA_SECONDS,
+) -> tuple[list[Section], str]:
+    """Find the sections of a track.
+
+    Sections that the track has already stay as they are, unless there is an annotation file. Captions and annotations
+    speak of the file that was listed; their times are moved to those of what is kept of it.
+
+    Args:
+        samples: (N,) float32, mono at [`RATE`], of what is kept of the track.
+        annotations: folder of annotation files; None for those beside the audio alone.
+        window_seconds: what the captioner heard of a file, which its percents are of; 0 for all of it.
+
+    Returns:
+        The sections, ascending, none over another; and what found them: `annotation`, `caption` or `audio`. Those by
+        sound cover the track, from an annotation or a caption there may be gaps. The same track has the same sections.
+
+    Raises:
+        ValueError: its annotation file is malformed, or of another recording; says which and why.
+    """
+    seconds, offset = len(samples) / RATE, _first_second(track)
+    path = find_annotation(_names(track), _own_path(track), annotations)
+    if path is not None:
+        return annotated_sections(path, offset, seconds, is_cropped=track.crop is not None), "annotation"
+    if track.sections is not None:
+        return track.sections, track.boundaries or "annotation"
+    for text in track.texts:
+        sections = kept_sections(caption_sections(text, offset + seconds, window_seconds), offset, seconds)
+        if len(sections) > 1:
+            return sections, "caption"
+    return audio_sections(samples), "audio"
+
+
+def _own_path(track: Track) -> str:
+    """Return the path of a track's file, or within its archive, without a span."""
+    match = None if os.path.lexists(track.audio) else SPAN.fullmatch(track.audio)
+    return match["path"] if match else track.audio
+
+
+def _first_second(track: Track) -> float:
+    """Return at which second of the file that was listed the track begins."""
+    match = None if os.path.lexists(track.audio) else SPAN.fullmatch(track.audio)
+    return (float(match["start"]) if match else 0.0) + (track.crop[0] if track.crop else 0.0)
+
+
+def _names(track: Track) -> tuple[str, ...]:
+    """Return what its annotation file may be called: like the audio, the track, or where it is known from."""
+    known = (track.source or "").partition(":")[2]
+    return tuple(dict.fromkeys(name for name in (track.id, Path(_own_path(track)).stem, known) if name))
+
+
+def annotated_sections(path: Path, offset: float, seconds: float, is_cropped: bool) -> list[Section]:
+    """Return the sections of an annotation file as those of a track; the arguments are those of [`kept_sections`].
+
+    Raises:
+        ValueError: see [`find_sections`].
+    """
+    found = read_annotation(path)
+    last = max(one["end"] for one in found)
+    if not is_cropped and offset == 0 and SLACK_SECONDS < last - seconds < math.inf:
+        raise ValueError(f"{path}: ends at {last:g} s, the audio at {seconds:g} s; is it of another recording?")
+    sections = kept_sections(found, offset, seconds)
+    if not sections:
+        raise ValueError(f"{path}: no section lies within {offset:g} to {offset + seconds:g} s; expected one or more")
+    return sections
+
+
+def kept_sections(sections: list[dict], offset: float, seconds: float) -> list[Section]:
+    """Return sections of a file as those of what is kept of it.
+
+    Args:
+        sections: dicts with label, start, end and perhaps text, in seconds of the file.
+        offset, seconds: where what is kept begins, and how long it is.
+
+    Returns:
+        Sections that lie in it, cut where it ends; without those of which less than a second is left.
+    """
+    kept = []
+    for one in sections:
+        start, end = (min(max(one[edge] - offset, 0.0), seconds) for edge in ("start", "end"))
+        is_whole = one["start"] >= offset and one["end"] <= offset + seconds
+        if end > start and (is_whole or end - start >= LEAST_SECONDS):
+            kept.append(Section(round(start, 3), round(end, 3), one["label"], one.get("text") or ""))
+    return kept
+
+
+def caption_sections(text: str, heard: float, window_seconds: float) -> list[dict]:
+    """Return the sections that FUTGA's captions name by percents; none if these contradict each other.
+
+    Percents beyond 100 are none, so neither are the others; and no section may begin before the one before it ends.
+
+    Args:
+        heard: seconds of the file, or so many of its first as are known to be there.
+        window_seconds: see [`find_sections`].
+    """
+    if any(int(header[2]) > 100 for header in futga.HEADER.finditer(text)):
+        return []
+    sections = futga.percent_sections(text, min(heard, window_seconds) if window_seconds else heard) or []
+    follow = all(one["end"] <= other["start"] for one, other in itertools.pairwise(sections))
+    return sections if follow else []
+
+
+def audio_sections(samples: np.ndarray) -> list[Section]:
+    """Return the sections of samples (N,) by their sound, labelled `A`, `B`, ... : those that sound alike share one."""
+    timbre, chroma = frame_features(samples)
+    edges = section_edges(timbre)
+    seconds = round(len(samples) / RATE, 3)
+    times = [0.0, *(round(edge_seconds(edge), 3) for edge in edges[1:-1]), seconds]
+    groups = alike_sections(timbre, chroma, edges)
+    return [Section(start, end, letter(group)) for start, end, group in zip(times[:-1], times[1:], groups, strict=True)]
+
+
+def letter(number: int) -> str:
+    """Return A for 0, Z for 25, AA for 26, and so on."""
+    return (letter(number // 26 - 1) if number >= 26 else "") + chr(ord("A") + number % 26)
