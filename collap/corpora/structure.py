@@ -23,20 +23,17 @@ FUTGA_SECONDS = futga.SET.settings["window_seconds"]
 
 
 def find_sections(
-    track: Track,
-    samples: np.ndarray,
-    annotations: Path | None = None,
-    window_seconds: float = FUTGA_SECONDS,
+    track: Track, samples: np.ndarray, annotations: Path | None = None, window_seconds: float = FUTGA_SECONDS
 ) -> tuple[list[Section], str]:
     """Find the sections of a track.
 
-    Sections that the track has already stay as they are, unless there is an annotation file. Captions and annotations
-    speak of the file that was listed; their times are moved to those of what is kept of it.
+    Sections that the track has already stay as they are, unless there is an annotation file. An annotation file
+    speaks of the whole file of the audio, a caption of what was listed of it; their times become those of the track.
 
     Args:
         samples: (N,) float32, mono at [`RATE`], of what is kept of the track.
         annotations: folder of annotation files; None for those beside the audio alone.
-        window_seconds: what the captioner heard of a file, which its percents are of; 0 for all of it.
+        window_seconds: what the captioner heard of what was listed, which its percents are of; 0 for all of it.
 
     Returns:
         The sections, ascending, none over another; and what found them: `annotation`, `caption` or `audio`. Those by
@@ -45,50 +42,50 @@ def find_sections(
     Raises:
         ValueError: its annotation file is malformed, or of another recording; says which and why.
     """
-    seconds, offset = len(samples) / RATE, _first_second(track)
-    path = find_annotation(_names(track), _own_path(track), annotations)
+    (file, listed_start), seconds = _file_and_span_start(track.audio), len(samples) / RATE
+    cropped = track.crop[0] if track.crop else 0.0
+    path = find_annotation(_names(track, file), file, annotations)
     if path is not None:
-        return annotated_sections(path, offset, seconds, is_cropped=track.crop is not None), "annotation"
+        is_whole = track.crop is None and file == track.audio
+        return annotated_sections(path, listed_start + cropped, seconds, is_whole), "annotation"
     if track.sections is not None:
         return track.sections, track.boundaries or "annotation"
     for text in track.texts:
-        sections = kept_sections(caption_sections(text, offset + seconds, window_seconds), offset, seconds)
+        sections = kept_sections(caption_sections(text, cropped + seconds, window_seconds), cropped, seconds)
         if len(sections) > 1:
             return sections, "caption"
     return audio_sections(samples), "audio"
 
 
-def _own_path(track: Track) -> str:
-    """Return the path of a track's file, or within its archive, without a span."""
-    match = None if os.path.lexists(track.audio) else SPAN.fullmatch(track.audio)
-    return match["path"] if match else track.audio
+def _file_and_span_start(audio: str) -> tuple[str, float]:
+    """Return the file of an audio, or its path within an archive, and at which second of it the audio begins."""
+    match = None if os.path.lexists(audio) else SPAN.fullmatch(audio)
+    return (match["path"], float(match["start"])) if match else (audio, 0.0)
 
 
-def _first_second(track: Track) -> float:
-    """Return at which second of the file that was listed the track begins."""
-    match = None if os.path.lexists(track.audio) else SPAN.fullmatch(track.audio)
-    return (float(match["start"]) if match else 0.0) + (track.crop[0] if track.crop else 0.0)
-
-
-def _names(track: Track) -> tuple[str, ...]:
-    """Return what its annotation file may be called: like the audio, the track, or where it is known from."""
+def _names(track: Track, path: str) -> tuple[str, ...]:
+    """Return what its annotation file may be called: like the track, the audio, or where it is known from."""
     known = (track.source or "").partition(":")[2]
-    return tuple(dict.fromkeys(name for name in (track.id, Path(_own_path(track)).stem, known) if name))
+    return tuple(dict.fromkeys(name for name in (track.id, Path(path).stem, known) if name))
 
 
-def annotated_sections(path: Path, offset: float, seconds: float, is_cropped: bool) -> list[Section]:
-    """Return the sections of an annotation file as those of a track; the arguments are those of [`kept_sections`].
+def annotated_sections(path: Path, offset: float, seconds: float, is_whole: bool) -> list[Section]:
+    """Return the sections of an annotation file as those of a track.
+
+    Args:
+        offset, seconds: see [`kept_sections`].
+        is_whole: whether the track is all of its file, which the annotation then may not outlast.
 
     Raises:
         ValueError: see [`find_sections`].
     """
     found = read_annotation(path)
     last = max(one["end"] for one in found)
-    if not is_cropped and offset == 0 and SLACK_SECONDS < last - seconds < math.inf:
-        raise ValueError(f"{path}: ends at {last:g} s, the audio at {seconds:g} s; is it of another recording?")
+    if is_whole and SLACK_SECONDS < last - seconds < math.inf:
+        raise ValueError(f"{path}: ends at {last:.1f} s, the audio at {seconds:.1f} s; is it of another recording?")
     sections = kept_sections(found, offset, seconds)
     if not sections:
-        raise ValueError(f"{path}: no section lies within {offset:g} to {offset + seconds:g} s; expected one or more")
+        raise ValueError(f"{path}: has no section from {offset:.1f} to {offset + seconds:.1f} s, which is the track")
     return sections
 
 
@@ -117,7 +114,7 @@ def caption_sections(text: str, heard: float, window_seconds: float) -> list[dic
     Percents beyond 100 are none, so neither are the others; and no section may begin before the one before it ends.
 
     Args:
-        heard: seconds of the file, or so many of its first as are known to be there.
+        heard: seconds of what was listed, or so many of its first as are known to be there.
         window_seconds: see [`find_sections`].
     """
     if any(int(header[2]) > 100 for header in futga.HEADER.finditer(text)):
