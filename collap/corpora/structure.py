@@ -104,7 +104,7 @@ def kept_sections(sections: list[dict], offset: float, seconds: float) -> list[S
         start, end = (min(max(one[edge] - offset, 0.0), seconds) for edge in ("start", "end"))
         is_whole = one["start"] >= offset and one["end"] <= offset + seconds
         if end > start and (is_whole or end - start >= LEAST_SECONDS):
-            kept.append(Section(round(start, 3), round(end, 3), one["label"], one.get("text") or ""))
+            kept.append(Section(start, end, one["label"], one.get("text") or ""))
     return kept
 
 
@@ -128,10 +128,10 @@ def audio_sections(samples: np.ndarray) -> list[Section]:
     """Return the sections of samples (N,) by their sound, labelled `A`, `B`, ... : those that sound alike share one."""
     timbre, chroma = frame_features(samples)
     edges = section_edges(timbre)
-    seconds = round(len(samples) / RATE, 3)
-    times = [0.0, *(round(edge_seconds(edge), 3) for edge in edges[1:-1]), seconds]
+    times = [0.0, *(round(edge_seconds(edge), 3) for edge in edges[1:-1]), len(samples) / RATE]
     groups = alike_sections(timbre, chroma, edges)
-    return [Section(start, end, letter(group)) for start, end, group in zip(times[:-1], times[1:], groups, strict=True)]
+    pairs = zip(itertools.pairwise(times), groups, strict=True)
+    return [Section(start, end, letter(group)) for (start, end), group in pairs]
 
 
 def letter(number: int) -> str:
