@@ -70,7 +70,7 @@ def find_annotation(names: tuple[str, ...], audio: str, folder: Path | None) -> 
 
 @functools.lru_cache(maxsize=8)
 def _listed(folder: str) -> dict[str, list[str]]:
-    """Return name of a track -> its annotation files in a folder, the best kind first."""
+    """Return name of a track -> its annotation files in a folder, the best kind first. A folder is listed once."""
     if not os.path.isdir(folder):
         raise ValueError(f"{folder}: no such folder; expected one of annotation files (.txt, .jams)")
     found: dict[str, list[str]] = {}
