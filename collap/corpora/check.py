@@ -35,13 +35,14 @@ LENGTH_WORDS = re.compile(
 )
 SILENT = re.compile(r"\b(?:is|are|falls|goes|complete(?:ly)?|total(?:ly)?) silen(?:t|ce)\b|\bwithout a sound\b", re.I)
 WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
-ENGLISH_SHARE = 0.15  # of the words of a text that are among these, which take 30 to 50 % of English prose
-ENGLISH_WORDS = frozenset(
+ENGLISH_SHARE = 0.15  # of a text, that these words take; of English prose they take 30 to 50 %
+COMMON_WORDS = (
     "the of and a to in is it that was for on are as with his they at be this from have or by one had not but what all "
     "were when we there can an your which their said if do will each about how up out them then she many some so these "
     "would other into has more her two like him see time could no make than first been its who now people my made over "
-    "did down only way find use may long little very after before part again".split()
+    "did down only way find use may long little very after before part again"
 )
+ENGLISH_WORDS = frozenset(COMMON_WORDS.split())
 
 
 def impossible_times(sections: Sequence[Section], seconds: float) -> list[str]:
