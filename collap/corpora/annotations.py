@@ -20,6 +20,8 @@ from collap.data.catalogue.named.harmonixset import plain_label
 from collap.data.segment_files import SILENCE, read_segments
 from collap.data.set_folder import SetFolder
 
+from .tracks import Section
+
 # Of several, the first that is there: a label is worth more than a letter.
 NAMESPACES = (
     "segment_salami_function",
@@ -100,16 +102,15 @@ def _has_times(path: Path) -> bool:
     return len(times) == 2 and times[0] <= times[1] and all(len(words) > 1 for words in lines)
 
 
-def read_annotation(path: Path) -> list[dict]:
+def read_annotation(path: Path) -> list[Section]:
     """Read the sections of a recording, in the times of its file.
 
     Args:
         path: from [`find_annotation`].
 
     Returns:
-        Dicts with label, start and end in seconds, ascending, none over another; without silence. Labels are plain:
-        `verse` for `Verse2`, letters as they are, empty if a file says that there is none. The end of the last one is
-        infinite if the file does not say when it ends.
+        Sections, ascending, none over another; without silence. Labels are plain: `verse` for `Verse2`, letters as they
+        are, empty if a file says that there is none. The end of the last one is infinite if the file does not say it.
 
     Raises:
         ValueError: it is malformed or has no section; names the file and the place in it.
@@ -118,7 +119,7 @@ def read_annotation(path: Path) -> list[dict]:
         sections = read_jams(path) if path.suffix.lower() == ".jams" else read_segments(path, math.inf)
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
-    return [section | {"label": _plain(section["label"])} for section in sections]
+    return [Section(one["start"], one["end"], _plain(one["label"])) for one in sections]
 
 
 def _plain(label: str) -> str:

@@ -80,7 +80,7 @@ def annotated_sections(path: Path, offset: float, seconds: float, is_whole: bool
         ValueError: see [`find_sections`].
     """
     found = read_annotation(path)
-    last = max(one["end"] for one in found)
+    last = max(one.end for one in found)
     if is_whole and SLACK_SECONDS < last - seconds < math.inf:
         raise ValueError(f"{path}: ends at {last:.1f} s, the audio at {seconds:.1f} s; is it of another recording?")
     sections = kept_sections(found, offset, seconds)
@@ -89,11 +89,11 @@ def annotated_sections(path: Path, offset: float, seconds: float, is_whole: bool
     return sections
 
 
-def kept_sections(sections: list[dict], offset: float, seconds: float) -> list[Section]:
+def kept_sections(sections: list[Section], offset: float, seconds: float) -> list[Section]:
     """Return sections of a file as those of what is kept of it.
 
     Args:
-        sections: dicts with label, start, end and perhaps text, in seconds of the file.
+        sections: with times in the file.
         offset, seconds: where what is kept begins, and how long it is.
 
     Returns:
@@ -101,14 +101,14 @@ def kept_sections(sections: list[dict], offset: float, seconds: float) -> list[S
     """
     kept = []
     for one in sections:
-        start, end = (min(max(one[edge] - offset, 0.0), seconds) for edge in ("start", "end"))
-        is_whole = one["start"] >= offset and one["end"] <= offset + seconds
+        start, end = (min(max(edge - offset, 0.0), seconds) for edge in (one.start, one.end))
+        is_whole = one.start >= offset and one.end <= offset + seconds
         if end > start and (is_whole or end - start >= LEAST_SECONDS):
-            kept.append(Section(start, end, one["label"], one.get("text") or ""))
+            kept.append(Section(start, end, one.label, one.text))
     return kept
 
 
-def caption_sections(text: str, heard: float, window_seconds: float) -> list[dict]:
+def caption_sections(text: str, heard: float, window_seconds: float) -> list[Section]:
     """Return the sections that FUTGA's captions name by percents; none if these contradict each other.
 
     Percents beyond 100 are none, so neither are the others; and no section may begin before the one before it ends.
@@ -120,8 +120,9 @@ def caption_sections(text: str, heard: float, window_seconds: float) -> list[dic
     if any(int(header[2]) > 100 for header in futga.HEADER.finditer(text)):
         return []
     sections = futga.percent_sections(text, min(heard, window_seconds) if window_seconds else heard) or []
-    follow = all(one["end"] <= other["start"] for one, other in itertools.pairwise(sections))
-    return sections if follow else []
+    if any(one["end"] > other["start"] for one, other in itertools.pairwise(sections)):
+        return []
+    return [Section(one["start"], one["end"], one["label"], one["text"] or "") for one in sections]
 
 
 def audio_sections(samples: np.ndarray) -> list[Section]:
