@@ -38,6 +38,8 @@ class Caption:
         captioner: who wrote it: `template`, a column or data set, or a model with its digest.
         licence: under which the captioner's texts, or its weights, are given; None if not known.
         raw: what the model wrote, word for word, where it could not be parsed; else None.
+        problem: why that could not be parsed; else None.
+        retries: how many of its answers could not be parsed and were asked for once more.
     """
 
     overview: str
@@ -45,6 +47,8 @@ class Caption:
     captioner: str = "template"
     licence: str | None = None
     raw: str | None = None
+    problem: str | None = None
+    retries: int = 0
 
 
 @dataclass
