@@ -15,7 +15,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["modeling_collap", "processing", "collap", "collap.*"]),
     package_data={
-        "collap.corpora": ["prompts/*.txt"],
+        "collap.corpora": ["*.md", "prompts/*.txt"],
         "collap.evaluation": ["probe_clips/*", "suites/*"],
         "collap.hub": ["*.md", "spaces/*/*"],
     },

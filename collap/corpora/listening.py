@@ -27,7 +27,7 @@ from .collect import Limits, listen, look_at
 from .duplicates import track_fingerprint
 from .features import measure_track
 from .state import State
-from .structure import find_sections
+from .structure import FUTGA_SECONDS, find_sections
 from .tracks import RATE, Section, Track
 
 WITHOUT_WEIGHTS = ("template", "columns")  # captioners that run where a track is decoded
@@ -42,6 +42,7 @@ class Listening:
         annotations: folder of annotation files, besides those beside the audio.
         captioners: those of `WITHOUT_WEIGHTS` that describe tracks here.
         seed: of their wording.
+        window_seconds: what percents in captions that a list has are of.
         embed: whether what is kept of a longer recording is written as a file, to be put into the data set.
         hand_over: whether the samples are returned, for captioners that run elsewhere.
     """
@@ -50,6 +51,7 @@ class Listening:
     annotations: Path | None = None
     captioners: tuple[str, ...] = ("template",)
     seed: int = 0
+    window_seconds: float = FUTGA_SECONDS
     embed: bool = True
     hand_over: bool = False
 
@@ -87,9 +89,11 @@ def is_part(track: Track) -> bool:
 
 def _describe(track: Track, samples: np.ndarray, settings: Listening) -> None:
     """Fill in sections, measures and captions of a track by its samples (N,)."""
-    track.sections, track.boundaries = find_sections(track, samples, settings.annotations)
+    track.sections, track.boundaries = find_sections(track, samples, settings.annotations, settings.window_seconds)
     for name in settings.captioners:
-        track.captions += load_captioner(name, seed=settings.seed).describe([track], [samples])
+        track.captions += load_captioner(name, seed=settings.seed, window_seconds=settings.window_seconds).describe(
+            [track], [samples]
+        )
     measure_sound(track, samples)
 
 

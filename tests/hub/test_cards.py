@@ -9,13 +9,14 @@ import pytest
 from huggingface_hub import EvalResult, ModelCard
 from tiny import tiny_config, tiny_model, tiny_processor
 
+from collap.card_text import hub_id, without_local_paths
 from collap.cli import run_command
+from collap.corpora.card import size_category
 from collap.corpora.synthetic import songs as synthetic_songs
 from collap.evaluation.results import read_results
 from collap.evaluation.songs import RetrievalSet
-from collap.hub.card_text import hub_id, without_local_paths
 from collap.hub.cards import ModelFacts, model_card
-from collap.hub.corpus import dataset_card, size_category
+from collap.hub.corpus import dataset_card
 from collap.hub.merge_cards import lost_sections, merge_cards, parse_card
 from collap.models import save_model_folder
 
