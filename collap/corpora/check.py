@@ -20,7 +20,8 @@ SLACK_SECONDS = 0.5  # by which a section may outlast its track
 SLACK_SAID = 1.5  # a clock time is said in whole seconds
 OVERLAP_SECONDS = 0.05  # by which sections may overlap: rounding
 COVERED = 0.95  # share of the track that the sections of a caption that covers it have
-TEMPO_RATIOS = (1.0, 2.0, 0.5)  # half and double time are the same to a listener
+# As tempi are compared in MIR ("accuracy 2" of Gouyon et al., 2006), with more tolerance: texts round.
+TEMPO_RATIOS = (1.0, 2.0, 1 / 2, 3.0, 1 / 3)
 TEMPO_TOLERANCE = 0.06
 LENGTH_TOLERANCE, LENGTH_SECONDS = 0.03, 3.0  # the larger of them; of a length said in whole minutes:
 MINUTE_SECONDS = 45.0
