@@ -73,8 +73,8 @@ class Limits:
     def __post_init__(self):
         if not 0 < self.min_seconds <= self.max_seconds:
             raise ValueError(
-                f"min_seconds is {self.min_seconds:g} and max_seconds is {self.max_seconds:g}; expected the first above "
-                "0 and no greater than the second"
+                f"min_seconds is {self.min_seconds:g} and max_seconds is {self.max_seconds:g}; expected the first "
+                "above 0 and no greater than the second"
             )
         for name, known in (("longer", LONGER), ("crop_from", CROP_FROM)):
             if getattr(self, name) not in known:

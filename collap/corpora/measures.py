@@ -1,7 +1,9 @@
 """Measure what of a recording is silent, clipped, or no music: pure functions of its samples.
 
-The figures are simple on purpose, so that a report can say what a track was dropped for; how often the one for music
-errs is in `docs/dataset.md` and in `tests/corpora/test_measures.py`.
+The figures are simple on purpose, so that a report can say what a track was dropped for. [`is_music`] erred on none of
+30 rendered songs, 36 readings by a speech synthesiser (6 voices, 3 texts, 2 rates), and 30 noises (white, pink, brown,
+waves, five voices at once); speech over music 20 dB softer was speech. No recorded sound was measured. The songs keep
+time like machines: music of free rhythm without held notes, such as percussion or rap alone, may be taken for speech.
 
 Dimensions: `N` samples, `F` frames, `K` bins of a spectrum, `P` periods in hops.
 """
