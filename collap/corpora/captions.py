@@ -141,5 +141,5 @@ def _section_line(section: Section) -> str:
     label = f"part {label}" if is_letter else label.lower()
     if text and (not label or label.lower() in text.lower()):
         return text
-    name = f"the {label}" if label else "a part of the track"
+    name = label if is_letter else f"the {label}" if label else "a part of the track"
     return f"{name}: {text}" if text else f"{name}."

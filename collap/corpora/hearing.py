@@ -75,11 +75,11 @@ def probe_hearing(listen: Callable[[np.ndarray], np.ndarray | str], seconds: flo
     """
     one, other = probe_sounds(seconds)
     first = listen(one)
-    noise = _difference(first, listen(one))  # of a device that does not always add up the same
+    noise = max(_difference(first, listen(one)) for _ in range(3))  # of a device that does not add up the same
 
     def is_heard_after(start: float) -> bool:
         place = round(start * RATE)
-        return _difference(first, listen(np.concatenate([one[:place], other[place:]]))) > 2 * noise
+        return _difference(first, listen(np.concatenate([one[:place], other[place:]]))) > 4 * noise
 
     low, high = 0.0, len(one) / RATE
     if is_heard_after(high - ACCURACY_SECONDS):
