@@ -32,7 +32,8 @@ from .listening import WITHOUT_WEIGHTS, Listening, hear, mapping
 from .listing import read_tracks
 from .report import add_table, draw_histograms, histogram_values, make_report, report_lines
 from .scores import Scorer
-from .selection import select
+from .selection import select, usable_captions
+from .song_picture import draw_song
 from .state import State
 from .tracks import Track
 from .write import write_data
@@ -275,6 +276,9 @@ def finish(out: Path, state: State, names: list[str], options, settings: dict) -
     (out / "figures").mkdir(exist_ok=True)
     values = histogram_values(state, chosen)
     replace_file(out / "figures" / "histograms.png", lambda path: draw_histograms(path, values))
+    first = state.load(next(iter(chosen.splits)))
+    text = usable_captions(first, chosen.least_score)[0][1]
+    replace_file(out / "figures" / "song.png", lambda path: draw_song(path, first, text))
     card = built_card(report, out.name, options.license)
     replace_file(out / "README.md", card.save)
     write_json(out / "report.json", report)
