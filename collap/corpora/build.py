@@ -5,6 +5,7 @@ that was killed, at whatever moment, goes on and makes the same bytes. Captioner
 a block of tracks at a time. Only at the end, when all tracks are done, are copies left out and shards written.
 """
 
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -203,7 +204,7 @@ def probe(captioners: list[Captioner], seconds: float, state: State) -> None:
     for captioner in captioners:
         if captioner.name not in known:
             known[captioner.name] = str(probe_captioner(captioner, seconds) or "was not probed")
-            write_json(path, known)
+            state.share("hearing.json", known)
         print(f"{captioner.name}: {known[captioner.name]}", file=sys.stderr)
 
 
@@ -216,30 +217,15 @@ def build(options) -> dict | None:
     Raises:
         OSError, ValueError: of the source, the settings or a model; one line.
     """
-    limits = Limits(
-        options.min_seconds,
-        options.max_seconds,
-        options.longer,
-        options.crop_from,
-        options.max_silent,
-        options.max_clipped,
-        options.music_only,
-    )
+    limits = _limits(options)
     _check(options)
     shard, settings, out = parse_shard(options.shard), settings_of(options, limits), Path(options.out)
     _check_out(out)
-    names = [track.id for track in list_tracks(options, out / "work")]
-    state = State(out / "work", settings)
-    listening = Listening(
-        limits,
-        options.annotations,
-        tuple(spec for spec in options.captioner if spec in WITHOUT_WEIGHTS),
-        options.seed,
-        options.window_seconds,
-        options.audio == "embed",
-        bool(options.score_model) or any(spec not in WITHOUT_WEIGHTS for spec in options.captioner),
-    )
     process = _process()
+    with process.main_process_first() if process else contextlib.nullcontext():  # it writes what a table holds
+        names = [track.id for track in list_tracks(options, out / "work")]
+        state = State(out / "work", settings)
+    listening = _listening(options, limits)
     part = shard.part(process.process_index, process.num_processes) if process else shard
     block = BLOCK if listening.hand_over else 1
     items = list(pending(list_tracks(options, out / "work"), state, part, block))
@@ -284,6 +270,32 @@ def finish(out: Path, state: State, names: list[str], options, settings: dict) -
     write_json(out / "report.json", report)
     print("\n".join(report_lines(report, table)))
     return report
+
+
+def _limits(options) -> Limits:
+    """Return which tracks are kept."""
+    return Limits(
+        options.min_seconds,
+        options.max_seconds,
+        options.longer,
+        options.crop_from,
+        options.max_silent,
+        options.max_clipped,
+        options.music_only,
+    )
+
+
+def _listening(options, limits: Limits) -> Listening:
+    """Return what is done to a track where it is decoded."""
+    return Listening(
+        limits,
+        options.annotations,
+        tuple(spec for spec in options.captioner if spec in WITHOUT_WEIGHTS),
+        options.seed,
+        options.window_seconds,
+        options.audio == "embed",
+        bool(options.score_model) or any(spec not in WITHOUT_WEIGHTS for spec in options.captioner),
+    )
 
 
 def _check(options) -> None:

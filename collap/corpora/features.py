@@ -9,7 +9,7 @@ Dimensions: `N` samples at [`RATE`], `F` frames of 10 ms, `P` windows for pitch,
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 from transformers.audio_utils import mel_filter_bank
@@ -78,6 +78,23 @@ def measure_track(samples: np.ndarray, sections: list[Section]) -> tuple[Feature
         )
 
     return measure(0.0, len(samples) / RATE), [measure(one.start, one.end) for one in sections]
+
+
+def record_features(measures: dict, sections: list[Section], whole: Features, parts: list[Features]) -> None:
+    """Put what [`measure_track`] found into a track's measures, as JSON can hold it."""
+    told = zip(sections, parts, strict=True)
+    measures |= asdict(whole)
+    measures["sections"] = [{"start": one.start, "end": one.end, **asdict(part)} for one, part in told]
+
+
+def recorded_features(measures: dict, sections: list[Section]) -> tuple[Features, list[Features]] | None:
+    """Return what [`record_features`] put there; None if nothing, or of other sections."""
+    found = measures.get("sections", [])
+    if [(one["start"], one["end"]) for one in found] != [(one.start, one.end) for one in sections]:
+        return None
+    names = [field.name for field in fields(Features)]
+    whole, *parts = (Features(**{name: one[name] for name in names}) for one in (measures, *found))
+    return whole, parts
 
 
 def _stretch(start: float, end: float, hop: int, count: int) -> slice:

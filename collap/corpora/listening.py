@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from processing.decode_audio import AudioFileError
 from .captioners import load_captioner
 from .collect import Limits, listen, look_at
 from .duplicates import track_fingerprint
-from .features import measure_track
+from .features import measure_track, record_features
 from .state import State
 from .structure import FUTGA_SECONDS, find_sections
 from .tracks import RATE, Section, Track
@@ -90,21 +90,12 @@ def is_part(track: Track) -> bool:
 def _describe(track: Track, samples: np.ndarray, settings: Listening) -> None:
     """Fill in sections, measures and captions of a track by its samples (N,)."""
     track.sections, track.boundaries = find_sections(track, samples, settings.annotations, settings.window_seconds)
+    sections = track.sections or [Section(0.0, len(samples) / RATE)]
+    record_features(track.measures, sections, *measure_track(samples, sections))
     for name in settings.captioners:
         track.captions += load_captioner(name, seed=settings.seed, window_seconds=settings.window_seconds).describe(
             [track], [samples]
         )
-    measure_sound(track, samples)
-
-
-def measure_sound(track: Track, samples: np.ndarray) -> None:
-    """Fill in tempo, key and loudness of a track, and of its sections, by its samples (N,)."""
-    sections = track.sections or [Section(0.0, len(samples) / RATE)]
-    whole, parts = measure_track(samples, sections)
-    track.measures |= asdict(whole)
-    track.measures["sections"] = [
-        {"start": one.start, "end": one.end, **asdict(part)} for one, part in zip(sections, parts, strict=True)
-    ]
 
 
 def write_flac(path: Path, samples: np.ndarray) -> None:

@@ -98,7 +98,7 @@ def drop_copies(state: State, names: Sequence[str], against: Sequence[str], chos
     chosen.dropped |= {name: f"duplicate: the same content as {first}" for name, first in exact.items()}
     if against:
         held = EvaluationSets(against)
-        for track in list(_kept(state, names, chosen)):
+        for track in _kept(state, names, chosen):
             if found := held.held(track, state.load_print(track.id)):
                 chosen.dropped[track.id] = f"evaluation: {found}"
     kept = [name for name in names if name not in chosen.dropped]

@@ -9,12 +9,14 @@ Every file is put in place in one go. Folders of several machines are joined by 
 """
 
 import json
+import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from collap.files import replace_file, replace_text, write_json
+from collap.files import replace_file, replace_text
 
 from .tracks import Track
 
@@ -48,7 +50,13 @@ class State:
         for place in (self.tracks, self.prints, self.audio):
             place.mkdir(parents=True, exist_ok=True)
         if not path.is_file():
-            write_json(path, settings)
+            self.share("settings.json", settings)
+
+    def share(self, name: str, content: dict) -> None:
+        """Write a file that several processes may write at once, all of them the same."""
+        with tempfile.NamedTemporaryFile("w", dir=self.folder, prefix=f".{name}.", delete=False) as file:
+            file.write(json.dumps(content, indent=2) + "\n")
+        os.replace(file.name, self.folder / name)
 
     def has(self, name: str) -> bool:
         """Tell whether a track is done."""

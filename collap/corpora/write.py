@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from collap.data.audio_column import AUDIO_TYPE
+from collap.card_text import without_local_paths
 from collap.data.audio_parts import audio_part, file_of, part_size, with_span
 from collap.data.records import SECTIONS
 from collap.data.set_folder import AUDIO_SUFFIXES
@@ -161,7 +162,7 @@ def row_of(track: Track, state: State, least_score: float | None, embed: bool, f
         "artist": track.artist,
         "source": track.source,
         "licence": track.licence,
-        "captioner": [caption.captioner for caption, _, _ in kept],
+        "captioner": [without_local_paths(caption.captioner) for caption, _, _ in kept],
         "captioner_licence": [caption.licence for caption, _, _ in kept],
         "boundaries": track.boundaries,
         "tags": json.dumps(track.tags, ensure_ascii=False, sort_keys=True),

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -159,27 +160,45 @@ def test_no_artist_is_in_two_splits(built):
     assert sum(row["artist"] in ("Ann", "ann") for one in rows.values() for row in one) == 2
 
 
-def _build_quietly(arguments: list[str]) -> None:
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-        os.dup2(nowhere.fileno(), 2)
+def start(arguments: list[str], log: str | Path = os.devnull) -> multiprocessing.Process:
+    """A process of the command, forked from this one."""
+    process = multiprocessing.get_context("fork").Process(target=_build, args=(arguments, log))
+    process.start()
+    return process
+
+
+def _build(arguments: list[str], log: str | Path) -> None:
+    sys.stdout = sys.stderr = open(log, "w", buffering=1)
     os._exit(main(["corpus", "build", *arguments]))
+
+
+def wait_for(out: Path, count: int, process: multiprocessing.Process) -> None:
+    """Wait until so many tracks are done."""
+    while process.is_alive() and len(list((out / "work" / "tracks").glob("*.json"))) < count:
+        time.sleep(0.002)
 
 
 def test_a_build_that_is_killed_goes_on_to_the_same_bytes(built, listed, tmp_path):
     out, draw = tmp_path / "set", random.Random(0)
     arguments = [str(listed), str(out), *OPTIONS]
     for count in (1, 5, 9, 16):  # tracks that are done when the kill comes
-        process = multiprocessing.get_context("fork").Process(target=_build_quietly, args=(arguments,))
-        process.start()
-        while process.is_alive() and len(list((out / "work" / "tracks").glob("*.json"))) < count:
-            time.sleep(0.002)
+        process = start(arguments)
+        wait_for(out, count, process)
         time.sleep(draw.uniform(0, 0.3))
         os.kill(process.pid, signal.SIGKILL)
         process.join()
     build(listed, out)
     expected = hashes(built[0])
     assert hashes(out) == expected and len(expected) >= 5
+
+
+def test_ctrl_c_is_one_line(listed, tmp_path):
+    process = start([str(listed), str(tmp_path / "set"), *OPTIONS], tmp_path / "log")
+    wait_for(tmp_path / "set", 3, process)
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    lines = [line for line in (tmp_path / "log").read_text().replace("\r", "\n").splitlines() if line.strip()]
+    assert process.exitcode == 130 and lines[-1] == "error: interrupted" and "Traceback" not in "".join(lines)
 
 
 def test_parts_of_several_machines_make_the_same_bytes(built, listed, tmp_path, capsys):
