@@ -15,8 +15,8 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from collap.data.audio_column import AUDIO_TYPE
 from collap.card_text import without_local_paths
+from collap.data.audio_column import AUDIO_TYPE
 from collap.data.audio_parts import audio_part, file_of, part_size, with_span
 from collap.data.records import SECTIONS
 from collap.data.set_folder import AUDIO_SUFFIXES
