@@ -63,7 +63,8 @@ def _evaluate(parser: Parser) -> None:
     parser.add_argument(
         "--suite",
         default="retrieval",
-        help="what to measure: retrieval, temporal, paper (the paper's tables), or a .yaml file of tables",
+        help="what to measure: retrieval, temporal, paper (the paper's tables), analysis, or a .yaml file of tables or "
+        "of analyses",
     )
     parser.add_argument("--models", nargs="+", help="with tables: models, such as runs/best laion/clap@first random")
     parser.add_argument("--data_root", type=Path, help="with tables: folder in which the data sets lie")
@@ -75,8 +76,8 @@ def _evaluate(parser: Parser) -> None:
         "--parts",
         nargs="+",
         default=TEMPORAL_PARTS,
-        choices=TEMPORAL_PARTS,
-        help="with --suite temporal: of it; default: all",
+        choices=(*TEMPORAL_PARTS, "moments"),
+        help="with --suite temporal: of it; default: all but moments, which are of queries that have their own times",
     )
     parser.add_argument(
         "--segments", help="with --suite temporal: folder of files such as song.txt, lines of seconds and label"

@@ -31,13 +31,16 @@ def replace_text(path: Path, text: str) -> None:
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
+def replace_file(path: Path, write: Callable[[Path], Any], writer: str = "") -> None:
     """Let `write` fill a file of another name, and rename it to `path` when all of it is on the disk.
+
+    Args:
+        writer: a name of its own for each of those who may write this file at the same time.
 
     Raises:
         OSError: it cannot be written; names the file. What was there before is untouched.
     """
-    temporary = path.with_name(f"{path.name}.partial")  # always the same name: the next run overwrites what is left
+    temporary = path.with_name(f"{path.name}{writer}.partial")  # one name: the next run overwrites what is left
     try:
         write(temporary)
         _flush_path(temporary)

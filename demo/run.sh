@@ -54,3 +54,7 @@ for job in "${started[@]}"; do
 done
 
 $PYTHON -m demo.summary results/demo
+echo
+ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 $PYTHON -m accelerate.commands.launch --multi_gpu --num_processes 2 \
+  --main_process_port 0 evaluate_retrieval.py --suite demo/suite.yaml --data_root data --output_dir results/demo/suite \
+  --models runs/demo/collap-{gpt2,roberta}/best{,@mean} random 2>runs/demo/suite.log || { tail -n 5 runs/demo/suite.log; exit 1; }

@@ -339,6 +339,65 @@ def allmusiccaps(folder: Path, sounds: Sounds) -> Path:
     return folder
 
 
+MOMENTS = {
+    "castella_test_release.jsonl": [
+        ("-AheI8Epim4_1", "A man sings as something gets struck", 10, "-AheI8Epim4", [[3, 7]]),
+        ("-AheI8Epim4_2", "Something metallic gets struck", 10, "-AheI8Epim4", [[6, 8], [1, 2], [9, 11]]),
+        ("0yETgW44MZU_1", "A train rumbles while a horn blows", 9, "0yETgW44MZU", [[0, 4]]),
+        ("0yETgW44MZU_2", "A train rumbles while a horn blows", 9, "0yETgW44MZU", [[6, 7], [5, 5]]),
+        ("0yETgW44MZU_3", "A bell", 90, "0yETgW44MZU", [[80, 83]]),
+        ("-gone-gone-_1", "Music plays", 300, "-gone-gone-", [[0, 12]]),
+    ],
+    "castella_val_release.jsonl": [("1DKLyH3FixM_1", "Music plays", 60, "1DKLyH3FixM", [[0, 100]])],
+    "clotho_moment_val_release.jsonl": [
+        ("32694", "A toilet flushes.", 60, "Singapore_0.0_60.0", [[4.1, 8.1]]),
+        ("32695", "People shout as other people are chatting.", 60, "Singapore_1.0_61.0", []),
+    ],
+}
+
+
+def castella(folder: Path, sounds: Sounds) -> Path:
+    """Windows in any order, of no length, and after the recording's end; one query twice; ids that begin with `-`."""
+    keys = ("qid", "query", "duration", "vid", "relevant_windows")
+    for name, rows in MOMENTS.items():
+        path = folder / name.partition("_")[0] / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps(dict(zip(keys, row, strict=True))) + "\n" for row in rows))
+    sounds.put("clip0.wav", folder / "download" / "audio" / "-AheI8Epim4.wav")
+    sounds.put("clip1.wav", folder / "download" / "audio" / "0yETgW44MZU.wav")
+    sounds.put("clip2.wav", folder / "wav" / "Singapore_0.0_60.0.wav")
+    return folder
+
+
+def mustbench(folder: Path, sounds: Sounds) -> Path:
+    """Five tasks of which two have times, both dashes, several intervals, and a question that no time answers."""
+    columns = ("id", "track_id", "task", "category", "qa_type", "question", "answer", "answers", "split")
+    rows = [
+        ("t1", "12", "TSG", "instrument", "x", "When does the electric guitar first start to play?", "0:04", ["0:04"]),
+        ("t2", "12", "TSG", "vocal", "y", "When does the singer finally disappear?", "0:09", ["0:09"]),
+        ("t3", "12", "TSG", "instrument", "z", "Which instrument is this?", "0:02", ["0:02"]),
+        ("m1", "12", "MTR", None, None, "When is the highest arousal duration in this track?", "0:01-0:03", None),
+        ("m2", "214", "MTR", None, None, "When is the lowest valence interval?", None, ["0:06\u20130:08", "0:01-0:02"]),
+        ("l1", "214", "LTR", None, None, "What happens at 0:05?", "A", ["A"]),
+        ("m3", "999", "MTR", None, None, "When is the highest arousal duration in this track?", "0:01-0:03", []),
+    ]
+    (folder / "benchmarks").mkdir()
+    table = pa.Table.from_pylist([dict(zip(columns, (*row, "test"), strict=True)) for row in rows])
+    pq.write_table(table, folder / "benchmarks" / "mustbench.parquet")
+    sounds.put("song.mp3", folder / "audio" / "12.mp3")
+    sounds.put("clip1.wav", folder / "audio" / "214.wav")
+    return folder
+
+
+def gtzan(folder: Path, sounds: Sounds) -> Path:
+    """Some clips of each part of the fault-filtered split, and one that it leaves out."""
+    numbers = {"blues": (29, 30, 0, 1, 12, 13), "pop": (2, 3, 10, 53, 0, 1, 15)}  # to train, validate, test; a fault
+    for place, (genre, own) in enumerate(numbers.items()):
+        for number in own:
+            sounds.put(f"clip{place}.wav", folder / "Data" / "genres_original" / genre / f"{genre}.{number:05d}.wav")
+    return folder
+
+
 def folder(folder: Path, sounds: Sounds) -> Path:
     """Any audio with a text beside it, one without."""
     for name in ("one", "two"):
@@ -352,6 +411,39 @@ WRITERS = {
     writer.__name__: writer
     for writer in (
         *(song_describer, musiccaps, audioset, harmonixset, futga, vctk, wiki, wikimute, audiocaps, lp_musiccaps),
-        *(laion_audio, allmusiccaps, folder),
+        *(laion_audio, allmusiccaps, castella, mustbench, gtzan, folder),
     )
 }
+
+
+def paper_root(root: Path, sounds: Sounds) -> Path:
+    """All data sets of the paper's suite below one folder, each as above, and two songs at least for every pool;
+    one recording is no audio."""
+    for name, write in WRITERS.items():
+        (root / name).mkdir(parents=True)
+        write(root / name, sounds)
+    for name in ("wiki_sd", "wiki_mc"):
+        (root / name).mkdir()
+        wiki(root / name, sounds)
+    tables = {
+        "SongDescriber": {214: "Guitars and drums.", 1100099: "A choir."},
+        "MusicCaps": {"rOOBAGxxjBk": PERCENT, "--dead_link": "Gone.", "empty__file": "Nothing."},
+        "AudioSet-Eval": {"-0RWZT-miFs": PERCENT, "oGZoVPACLvc": BARE, "gone_gone_g": "Gone."},
+        "AudioSet-Train": {"rOOBAGxxjBk": PERCENT},
+        "Harmonixset": {"0539_youandi": PERCENT, "1001_gone": "Gone."},
+    }
+    for name, captions in tables.items():
+        with open(root / "futga" / f"{name}.csv", "a", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows(captions.items())
+    with open(root / "audioset" / "eval_segments.csv", "a", encoding="utf-8") as file:
+        file.write('oGZoVPACLvc, 30.000, 40.000, "/m/04rlf"\n')
+    sounds.put("clip1.wav", root / "audioset" / "full" / "oGZoVPACLvc.wav")
+    (root / "harmonixset" / "audio" / "1001_gone.mp3").write_bytes(b"404 not found")
+    corpus = root / "vctk" / "VCTK-Corpus-0.92"
+    for speaker in ("p225", "p226"):
+        (corpus / "txt" / speaker).mkdir(exist_ok=True)
+        for number in range(3, 80):
+            name = f"{speaker}_{number:03}"
+            (corpus / "txt" / speaker / f"{name}.txt").write_text(f"Sentence {number} of {speaker}.\n")
+            sounds.put("speech0.flac", corpus / "wav48_silence_trimmed" / speaker / f"{name}_mic2.flac")
+    return root

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -76,8 +77,11 @@ def train(folder: Path, config: dict, num_processes: int = 1, **overrides) -> su
     return subprocess.CompletedProcess(arguments, next((code for code in codes if code), 0), output, output)
 
 
-def start_processes(arguments: list[str], log: Path, num_processes: int) -> list[multiprocessing.Process]:
-    """Processes of train.py, forked from this one: importing torch and transformers takes longer than these runs."""
+def start_processes(
+    arguments: list[str], log: Path, num_processes: int, script: Callable[[list[str]], int | None] = run_script
+) -> list[multiprocessing.Process]:
+    """Processes of train.py, or of another script, forked from this one: importing torch and transformers takes longer
+    than these runs."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -86,14 +90,14 @@ def start_processes(arguments: list[str], log: Path, num_processes: int) -> list
     for rank in range(num_processes):
         place = {**address, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(num_processes)}
         process = multiprocessing.get_context("fork").Process(
-            target=_run, args=(arguments, log, place if num_processes > 1 else {})
+            target=_run, args=(script, arguments, log, place if num_processes > 1 else {})
         )
         process.start()
         processes.append(process)
     return processes
 
 
-def _run(arguments: list[str], log: Path, place: dict[str, str]):
+def _run(script: Callable[[list[str]], int | None], arguments: list[str], log: Path, place: dict[str, str]):
     with log.open("a") as output:
         for descriptor in (1, 2):
             os.dup2(output.fileno(), descriptor)
@@ -104,7 +108,7 @@ def _run(arguments: list[str], log: Path, place: dict[str, str]):
     os.environ.update(environment() | place)
     for state in (AcceleratorState, PartialState, GradientState):
         state._reset_state()
-    run_script(arguments)
+    sys.exit(script(arguments))
 
 
 def evaluations(run: Path) -> list[dict]:

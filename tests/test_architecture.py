@@ -14,10 +14,10 @@ DIRECTLY_BELOW = {
     "modeling_collap": (),
     "processing": (),  # its __init__ alone registers with the model's configuration, see EXCEPTIONS
     "collap.files": ("modeling_collap", "processing"),
-    "collap.card_text": (),
     "collap.models": ("collap.files",),
     "collap.data": ("collap.models",),
-    "collap.corpora": ("collap.data", "collap.card_text"),
+    "collap.card_text": ("collap.data",),
+    "collap.corpora": ("collap.card_text",),
     "collap.evaluation": (
         "collap.corpora",
     ),  # rendered songs are described and rendered anew for the benchmark of time

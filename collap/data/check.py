@@ -15,9 +15,17 @@ from tqdm.auto import tqdm
 from collap.data.catalogue import NAMES, Request, all_splits, find_entry
 from collap.data.catalogue.named import SETS
 from collap.data.catalogue.named_sets import read_records
-from collap.data.check_report import Checked, SplitReport, mean_tokens
+from collap.data.check_report import COMMANDS_SHOWN, Checked, SplitReport, mean_tokens
 from collap.data.guarded_reading import Source, header_seconds
-from collap.data.leaks import leaks_by_audio, leaks_by_flag, leaks_by_id, named_sources, neighbours, sources_by_part
+from collap.data.leaks import (
+    is_flagged,
+    leaks_by_audio,
+    leaks_by_flag,
+    leaks_by_id,
+    named_sources,
+    neighbours,
+    note_source,
+)
 from collap.data.records import SCHEMA, NamedSet, Record
 from collap.data.rows import audio_source, check_column, row_name, row_songs, row_texts
 from collap.data.set_folder import SetFolder
@@ -26,6 +34,7 @@ from collap.files import nearest
 from processing.decode_audio import AudioFileError
 
 Audio = dict[str, tuple[str, tuple[Source, ...]]]  # recording -> its name, and its files
+COLUMNS = {name: str(kind) for name, kind in datasets.Features.from_arrow_schema(SCHEMA).items()}  # of named sets
 
 
 @dataclass(frozen=True)
@@ -86,11 +95,12 @@ def record_items(records: Iterable[Record], folder: SetFolder) -> Iterator[Item]
     for record in records:
         sources = tuple(map(folder.whole_path, record.files))
         problems = () if record.texts else (f"{record.id}: has no text",)
-        yield Item(record.part, f"{record.part} {record.id} {record.audio}", record.id, sources, record.texts, problems)
+        recording = f"{record.id} {record.audio}" if record.files else record.id
+        yield Item(record.part, recording, record.id, sources, record.texts, problems)
 
 
 def look_at(items: Iterable[Item], columns: dict[str, dict[str, str]]) -> tuple[Checked, Audio]:
-    """Read the header of every recording once, and count.
+    """Read the header of every recording once, and count: those of several splits once in each, and once over all.
 
     Args:
         columns: split -> name and type of each of its columns.
@@ -99,28 +109,32 @@ def look_at(items: Iterable[Item], columns: dict[str, dict[str, str]]) -> tuple[
         What was found, and the name and audio of every recording that can be read.
     """
     checked = Checked({name: SplitReport(0, one) for name, one in columns.items()})
-    seconds: dict[str, float | str] = {}  # of every recording, or why it cannot be read
+    seconds: dict[str, float | str] = {}  # of every recording that is there, or why it cannot be read
+    seen: dict[str, set[str]] = {}  # split -> its recordings
     audio: Audio = {}
     for item in tqdm(items, desc="rows", disable=None):
-        report = checked.splits[item.part]
-        is_new = item.recording not in seconds
-        if is_new:
+        report = checked.splits.setdefault(item.part, SplitReport(0, columns.get(item.part, COLUMNS)))
+        own = seen.setdefault(item.part, set())
+        is_new = not any(item.recording in others for others in seen.values())
+        is_new_here = item.recording not in own
+        own.add(item.recording)
+        if item.sources and is_new:
             seconds[item.recording] = _measure(item.sources)
-        length = seconds[item.recording]
+        length = seconds.get(item.recording, "")
         is_found = isinstance(length, float)
         if is_found:
             audio.setdefault(item.recording, (item.name, item.sources))
         report.rows += 1
         report.problems += [*item.problems, *([f"{item.name}: {length}"] if not is_found and length else [])]
-        for totals in (report.totals, checked.totals):
-            totals.add(item.name, item.texts, length if is_found else None, is_new)
+        report.totals.add(item.name, item.texts, length if is_found else None, is_new_here)
+        checked.totals.add(item.name, item.texts, length if is_found else None, is_new)
     return checked, audio
 
 
 def _measure(sources: tuple[Source, ...]) -> float | str:
-    """Return the seconds of a recording; else why it cannot be read, nothing where there is no file."""
+    """Return the seconds of a recording; else why it cannot be read."""
     try:
-        return float(sum(map(header_seconds, sources))) if sources else ""
+        return float(sum(map(header_seconds, sources)))
     except AudioFileError as error:
         return str(error)
 
@@ -139,17 +153,35 @@ def check_rows(source: str, options) -> tuple[Checked, Audio]:
     return look_at(itertools.chain.from_iterable(items), columns)
 
 
-def check_named(named: NamedSet, request: Request, against: Sequence[str]) -> tuple[Checked, Audio]:
-    """Look at a named data set: also at what is missing, and at what it shares."""
+def check_named(named: NamedSet, request: Request, against: Sequence[str], is_all: bool) -> tuple[Checked, Audio]:
+    """Look at a named data set: also at what is missing, and at what it shares.
+
+    Its records pass by, as AudioSet has two million; ids and sources are kept of them.
+
+    Args:
+        against: `NAME:FOLDER` whose ids are compared.
+        is_all: keep all commands that fetch audio, and not only the few that the terminal shows.
+    """
     folder, records = read_records(named, request)
-    records = list(records)
-    columns = {name: str(kind) for name, kind in datasets.Features.from_arrow_schema(SCHEMA).items()}
-    checked, audio = look_at(record_items(records, folder), {record.part: columns for record in records})
+    parts, flagged, commands, count = {}, [], [], 0
+
+    def passing() -> Iterator[Record]:
+        nonlocal count
+        for record in records:
+            note_source(parts, record)
+            if is_flagged(record):
+                flagged.append(record.id)
+            if not record.files and (command := named.fetch(record)):
+                count += 1
+                if is_all or count <= COMMANDS_SHOWN:
+                    commands.append(command)
+            yield record
+
+    checked, audio = look_at(record_items(passing(), folder), {})
     checked.problems, checked.get, checked.paper = folder.problems, named.get, named.paper
-    checked.commands = [command for one in records if not one.files and (command := named.fetch(one))]
+    checked.commands, checked.num_commands = commands, count
     others = neighbours(named.name, folder) | named_sources(against)
-    checked.leaks = leaks_by_flag(named.name, records)
-    checked.leaks += leaks_by_id(named.name, sources_by_part(records), others)
+    checked.leaks = [*leaks_by_flag(named.name, flagged), *leaks_by_id(named.name, parts, others)]
     return checked, audio
 
 
@@ -157,7 +189,7 @@ def check_source(source: str, options, against: Sequence[str] = ()) -> tuple[Che
     """Look at a data set, as `NAME:FOLDER` or without a name; `against` are named ones whose ids are compared."""
     entry, request = find_entry(Request(source, config_name=options.dataset_config, revision=options.revision))
     if entry.name in SETS:
-        return check_named(SETS[entry.name], request, against)
+        return check_named(SETS[entry.name], request, against, options.json)
     if against:
         raise ValueError(f"--against: {source} has no ids to compare; use --similar_to, or name it as NAME:FOLDER")
     return check_rows(source, options)

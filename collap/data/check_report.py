@@ -109,7 +109,7 @@ class Checked:
         totals: over all of them.
         problems: of no single row.
         leaks: recordings that are also elsewhere.
-        commands: that fetch missing audio.
+        commands: that fetch missing audio, perhaps the first of `num_commands` alone.
         get: what brings the tables of a named data set; None for others.
         paper: its row of Table I.
         tokens: mean number of tokens of a text, by tokenizer; None of one that is not at hand.
@@ -120,6 +120,7 @@ class Checked:
     problems: list[str] = field(default_factory=list)
     leaks: list[Leak] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
+    num_commands: int = 0
     get: str | None = None
     paper: str | None = None
     tokens: dict[str, float | None] = field(default_factory=dict)
@@ -147,8 +148,9 @@ class Checked:
             yield f"leak: {len(leak.ids)} recordings of {leak.between[0]} are also in {leak.between[1]} (by {leak.by})"
             yield from _some("  ", leak.ids)
         if self.commands:
-            yield f"to fetch what is missing (not run; audio has its own terms; {len(self.commands)} commands):"
-            yield from _some("  ", self.commands, COMMANDS_SHOWN)
+            yield f"to fetch what is missing (not run; audio has its own terms; {self.num_commands} commands):"
+            yield from (f"  {command}" for command in self.commands[:COMMANDS_SHOWN])
+            yield from _more("  ", self.num_commands, COMMANDS_SHOWN)
         elif self.get and self.totals.missing:
             yield f"to fetch what is missing: {self.get}"
         yield from self.table_one()
@@ -171,8 +173,12 @@ class Checked:
 
 def _some(prefix: str, names: Sequence[str], shown: int = NAMES_SHOWN) -> Iterator[str]:
     yield from (f"{prefix}{name}" for name in names[:shown])
-    if len(names) > shown:
-        yield f"{prefix}and {len(names) - shown} more; --json lists all"
+    yield from _more(prefix, len(names), shown)
+
+
+def _more(prefix: str, count: int, shown: int) -> Iterator[str]:
+    if count > shown:
+        yield f"{prefix}and {count - shown} more; --json lists all"
 
 
 def mean_tokens(tokenizer: str, texts: Sequence[str]) -> float | None:

@@ -39,8 +39,13 @@ def sources_by_part(records: Iterable[Record]) -> Parts:
     """Return the sources of the recordings of every part of a data set."""
     parts: Parts = {}
     for record in records:
-        parts.setdefault(record.part, {})[record.source] = record.id
+        note_source(parts, record)
     return parts
+
+
+def note_source(parts: Parts, record: Record) -> None:
+    """Add a recording to the parts."""
+    parts.setdefault(record.part, {})[record.source] = record.id
 
 
 def leaks_by_id(name: str, parts: Parts, others: dict[str, Parts]) -> list[Leak]:
@@ -61,9 +66,13 @@ def leaks_by_id(name: str, parts: Parts, others: dict[str, Parts]) -> list[Leak]
     return found
 
 
-def leaks_by_flag(name: str, records: Iterable[Record]) -> list[Leak]:
-    """Return the recordings that a data set itself says are of AudioSet's training set, such as 2,663 of MusicCaps."""
-    ids = [record.id for record in records if record.meta.get("audioset") == "train"]
+def is_flagged(record: Record) -> bool:
+    """Tell whether a data set itself says that a recording is of AudioSet's training set."""
+    return record.meta.get("audioset") == "train"
+
+
+def leaks_by_flag(name: str, ids: list[str]) -> list[Leak]:
+    """Return the recordings that are flagged, such as 2,663 of MusicCaps."""
     return [Leak((name, "AudioSet's training set"), "flag", ids)] if ids else []
 
 

@@ -14,6 +14,7 @@ from .set_folder import SetFolder
 from .tables import keep_table
 
 SECTIONS = pa.list_(pa.struct({"label": pa.string(), "start": pa.float64(), "end": pa.float64(), "text": pa.string()}))
+FIRST, LAST = "first heard", "last heard"  # labels of sections that are a point in time
 SCHEMA = pa.schema(
     {
         "id": pa.string(),
@@ -46,7 +47,9 @@ class Record:
         artist: who made it.
         source: where the recording is known, such as `youtube:ID`: by it data sets are compared.
         licence: of the audio, or else of the texts.
-        sections: of dicts with label, start and end in seconds of the audio, and perhaps a text; None if not known.
+        sections: of dicts with label, start and end in seconds of the audio, and perhaps a text; None if not known. Of
+            moments that are asked for the text is the query, several sections of one text are its answers, and one
+            that ends where it starts is a point in time, [`FIRST`] or [`LAST`].
         meta: whatever else the data set says, for JSON.
     """
 
@@ -122,11 +125,9 @@ def records_table(records: list[Record], folder: SetFolder) -> datasets.Dataset:
 def youtube_command(record: Record) -> str:
     """Return the command that fetches a record's audio from YouTube: its span, or the whole track."""
     video = record.source.partition(":")[2]
-    words = ["yt-dlp", "-x", "--audio-format", "wav", "-f", "bestaudio"]
-    if record.end is not None:
-        words += ["--download-sections", f"*{record.start:g}-{record.end:g}"]
-    words += ["-o", "audio/%(id)s.%(ext)s", f"https://www.youtube.com/watch?v={video}"]
-    return shlex.join(words)
+    span = "" if record.end is None else f"--download-sections '*{record.start:g}-{record.end:g}' "
+    address = shlex.quote(f"https://www.youtube.com/watch?v={video}")
+    return f"yt-dlp -x --audio-format wav -f bestaudio {span}-o 'audio/%(id)s.%(ext)s' {address}"
 
 
 def youtube_source(video: str) -> str:

@@ -58,6 +58,7 @@ class SetFolder:
         self.problems: list[str] = []
         self.headers: dict[str, frozenset[str]] = {}
         self.by_key: dict[str, list[str]] = {}
+        self.videos: frozenset[str] | None = None  # what may be ids of videos in the names of its audio
         for name in self.names:
             if os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES:
                 self.by_key.setdefault(_key(name), []).append(name)
@@ -144,9 +145,16 @@ class SetFolder:
             spans: id, start and end in seconds.
             full_tracks: take whole files.
         """
-        cut = [None if full_tracks else self.first_audio(*_cut_names(*span)) for span in spans]
+        if self.videos is None:
+            self.videos = frozenset(video for key in self.by_key for video in _videos(key))
+        is_there = [span[0] in self.videos for span in spans]  # most of AudioSet is not
+        cut = [
+            self.first_audio(*_cut_names(*span)) if there and not full_tracks else None
+            for there, span in zip(is_there, spans, strict=True)
+        ]
         whole = [
-            None if own else self.first_audio(span[0], f"Y{span[0]}") for own, span in zip(cut, spans, strict=True)
+            self.first_audio(span[0], f"Y{span[0]}") if there and not own else None
+            for there, own, span in zip(is_there, cut, spans, strict=True)
         ]
         seconds = {} if full_tracks else self.seconds(name for name in whole if name)
         found = []
@@ -207,6 +215,13 @@ def _key(name: str) -> str:
     base = _form(name).rpartition("/")[2]
     stem, suffix = os.path.splitext(base)
     return (stem if suffix.lower() in AUDIO_SUFFIXES else base).removesuffix(EXCERPT)
+
+
+def _videos(key: str) -> Iterator[str]:
+    """Yield what may be the id of a video in what an audio file is found by: all that [`_cut_names`] begins with."""
+    yield key[1:].partition("]-[")[0]
+    for name in (key, key[1:]):  # with a Y before it
+        yield from (name, name.rpartition("_")[0], name.rpartition("_")[0].rpartition("_")[0])
 
 
 def _cut_names(video: str, start: float, end: float) -> Iterator[str]:

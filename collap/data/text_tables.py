@@ -10,7 +10,7 @@ import io
 import itertools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +76,24 @@ def decode_table(path: Path) -> str:
     if not text.strip():
         raise ValueError(f"{path}: is empty; expected a table")
     return text
+
+
+def table_lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a text file, of which one is held at a time: AudioSet's largest table has two million.
+
+    Raises:
+        ValueError: as [`decode_table`].
+    """
+    marks = tuple(mark for mark, encoding in BYTE_ORDER_MARKS.items() if encoding != "utf-8-sig")
+    with open(path, "rb") as file:
+        if not file.peek(1) or file.peek(len(LFS_POINTER)).startswith((LFS_POINTER, *marks)):
+            yield from decode_table(path).splitlines()
+            return
+        try:
+            for number, line in enumerate(file):
+                yield line.decode("utf-8" if number else "utf-8-sig").rstrip("\r\n")
+        except UnicodeDecodeError:
+            decode_table(path)  # says where
 
 
 # --------------------------------------------------------------------------------------------------------------------

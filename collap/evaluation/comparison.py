@@ -60,7 +60,7 @@ def paired_permutation_test(
     sums = np.stack([np.bincount(song_of_query, column) for column in (first - second).T], axis=1)  # (G, V)
     sums = sums[(np.abs(sums) > ROUNDING).any(axis=1)]  # (at most G, V)
     observed = np.abs(sums.sum(axis=0)) - ROUNDING * (1 + np.abs(sums).sum(axis=0))  # (V,)
-    exact = 2.0 ** len(sums) <= num_permutations
+    exact = len(sums) < num_permutations.bit_length()  # 2 ** songs <= permutations
     total = 2 ** len(sums) if exact else num_permutations
     as_large, generator = np.zeros(sums.shape[1]), np.random.default_rng(seed)
     block_size = max(1, MAX_BOOTSTRAP_CELLS // max(1, len(sums)))

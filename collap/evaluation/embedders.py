@@ -4,6 +4,7 @@ Dimensions: `B` texts, `Q` sentences of a text, `M` samples, `T` tokens or windo
 `D` shared width.
 """
 
+import copy
 import hashlib
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from collap.files import nearest
 from collap.models import load_model, weights_digest
 from modeling_collap import mean_pooled_scores
 from modeling_collap.alignment_collap import pool_sentences
+from modeling_collap.weighting_collap import score_embeddings
 from processing.embed_audio import embed_segments, feature_blocks
 
 from .embedding import embed_texts
@@ -25,6 +27,7 @@ from .spread import Spread, spread_of
 RANDOM = "random"
 PAPER_ROWS = {"gpt2": "CoLLAP (GPT-2)", "roberta": "CoLLAP (RoBERTa)"}  # by the text tower
 RANDOM_WIDTH = 512
+REDUCTIONS = ("mean", "printed")  # of the attention score over time
 
 
 class Embedder:
@@ -56,6 +59,22 @@ class Embedder:
     def score(self, text_embeds: torch.Tensor, audio_embeds: torch.Tensor) -> torch.Tensor:
         """Score a song (T, D) with texts (B, D): (B,), higher is better; here the cosine with the mean of the T."""
         return F.normalize(text_embeds, dim=-1) @ F.normalize(audio_embeds.mean(0), dim=-1)
+
+    def forms(self, of: str) -> dict[str, "Embedder"]:
+        """Return this model in forms that differ in one thing, the usual one first, by what people call them.
+
+        Args:
+            of: `"encoders"`: which of them hear; `"reduction"`: how the score adds up over time.
+
+        Returns:
+            Nothing if it has no such forms. They share its weights.
+        """
+        return {}
+
+    def count_tokens(self, texts: list[str]) -> list[int] | None:
+        """Count the tokens of texts (B,), before any are cut off; None if it has none to count."""
+        tokenizer = getattr(getattr(self, "processor", None), "tokenizer", None)
+        return None if tokenizer is None else [len(ids) for ids in tokenizer(texts)["input_ids"]]
 
     @torch.no_grad()
     def text_spread(self) -> Spread:
@@ -89,17 +108,24 @@ class CoLLAPEmbedder(Embedder):
     READINGS = ("attention", "mean", "music", "speech")
 
     def __init__(self, name: str, reading: str = "attention", device: str = "cpu", dtype: str = "float32"):
+        shown(name, reading, self.READINGS)
         self.model, self.processor = load_model(name, device, dtype)
-        self.name, self.reading, self.weights = shown(name, reading, self.READINGS), reading, weights_digest(name)
+        self.folder, self.weights, self.dtype = name, weights_digest(name), dtype
+        self.score_parameters = self.model.score_parameters
         self.sampling_rate = self.processor.feature_extractor.sampling_rate
-        config, parameters = self.model.config, self.model.score_parameters
+        self._read_as(reading)
+
+    def _read_as(self, reading: str) -> "CoLLAPEmbedder":
+        """Read songs so from now on."""
+        config, parameters = self.score_parameters.config, self.score_parameters
+        self.name, self.reading = shown(self.folder, reading, self.READINGS), reading
         self.paper_row = PAPER_ROWS.get(config.text_config.model_type) if reading == "attention" else None
         heard = reading if reading in ("music", "speech") else "both"
         self.settings = {
             "window": f"the whole song in segments of {config.segment_seconds:g} s",
             "encoders": heard,
             "text tokens": self.processor.max_text_tokens or self.processor.tokenizer.model_max_length,
-            "precision": dtype,
+            "precision": self.dtype,
         }
         self.score_settings = (
             {"score": "mean token"}
@@ -110,6 +136,26 @@ class CoLLAPEmbedder(Embedder):
                 "reduction": config.score_reduction,
             }
         )
+        return self
+
+    def forms(self, of: str) -> dict[str, Embedder]:
+        if self.reading != "attention":
+            return {}
+        if of == "encoders":
+            labels = {"both encoders": "attention", "music alone": "music", "speech alone": "speech"}
+            return {label: copy.copy(self)._read_as(reading) for label, reading in labels.items()}
+        own = self.score_parameters.config.score_reduction
+        return {reduction: self._reduced(reduction) for reduction in sorted(REDUCTIONS, key=lambda one: one != own)}
+
+    def _reduced(self, reduction: str) -> "CoLLAPEmbedder":
+        """Return this model with a score that adds up so."""
+        other = copy.copy(self)
+        other.score_parameters = copy.copy(self.score_parameters)  # the weights are shared
+        other.score_parameters.config = copy.copy(self.score_parameters.config)
+        other.score_parameters.config.score_reduction = reduction
+        other._read_as(self.reading)
+        other.name = self.name if reduction == self.score_settings["reduction"] else f"{self.name}, {reduction}"
+        return other
 
     @torch.no_grad()
     def embed_texts(self, texts: list[str]) -> torch.Tensor:
@@ -134,7 +180,7 @@ class CoLLAPEmbedder(Embedder):
         texts = text_embeds.to(tokens.device)
         if self.reading == "mean":
             return mean_pooled_scores(pool_sentences_of(texts), tokens, mask)[0].cpu()
-        return self.model.score(texts, tokens, mask)[0].cpu()
+        return score_embeddings(self.score_parameters, texts, tokens, mask)[0].cpu()
 
 
 class RandomVectors(Embedder):

@@ -9,6 +9,7 @@ Dimensions: `T` tokens or windows of a song, `B` texts, `Q` sentences of a text,
 
 import hashlib
 import json
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,10 +24,12 @@ from collap.files import replace_file
 VERSION = 1
 
 
-def audio_digest(source: bytes | str) -> str:
-    """Return what an audio is known by: its bytes, and the span of them that is heard."""
+def audio_digest(source: bytes | str, window_seconds: float | None = None) -> str:
+    """Return what an audio is known by: its bytes, and the span of them that is heard, from its beginning at most
+    `window_seconds`."""
     part = audio_part(source)
-    digest = hashlib.blake2b(json.dumps([part.start, part.stop]).encode(), digest_size=16)
+    span = [part.start, part.stop, *([] if window_seconds is None else [window_seconds])]
+    digest = hashlib.blake2b(json.dumps(span).encode(), digest_size=16)
     if isinstance(part.source, bytes):
         digest.update(part.source)
     else:
@@ -47,7 +50,7 @@ class EmbeddingStore:
     def __init__(self, root: Path, weights: str, settings: dict):
         about = {"version": VERSION, "weights": weights, "settings": settings}
         name = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=12).hexdigest()
-        self.folder = root / name
+        self.root, self.folder = root, root / name
         self.about = about
 
     def _path(self, digest: str) -> Path:
@@ -68,14 +71,14 @@ class EmbeddingStore:
             raise ValueError(f"{path}: a damaged embedding ({error}); delete it, and it is made anew") from error
 
     def write(self, digest: str, embeds: torch.Tensor) -> None:
-        """Write an embedding."""
-        path = self._path(digest)
+        """Write an embedding; several processes may write the same one, as a recording may be in several songs."""
+        path, writer = self._path(digest), f".{uuid.uuid4().hex}"
         path.parent.mkdir(parents=True, exist_ok=True)
         if not (self.folder / "about.json").exists():
             text = json.dumps(self.about, indent=2) + "\n"
-            replace_file(self.folder / "about.json", lambda place: Path(place).write_text(text, encoding="utf-8"))
+            replace_file(self.folder / "about.json", lambda place: place.write_text(text, encoding="utf-8"), writer)
         tensor = {"embeds": embeds.detach().float().cpu().contiguous()}
-        replace_file(path, lambda place: save_file(tensor, place))
+        replace_file(path, lambda place: save_file(tensor, place), writer)
 
     def get(self, digest: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Read an embedding, or make and write it."""

@@ -82,7 +82,7 @@ def chance_average_precision(gallery_size: int, num_correct: int) -> float:
     return (harmonic + (num_correct - 1) / (gallery_size - 1) * (gallery_size - harmonic)) / gallery_size
 
 
-def _chance_first_rank_above(gallery_size: int, num_correct: int) -> np.ndarray:
+def chance_first_rank_above(gallery_size: int, num_correct: int) -> np.ndarray:
     """Return `Pr(first correct rank > r) = binom(P - C, r) / binom(P, r)` of a random ranking, (P,) for r = 1..P."""
     position = np.arange(gallery_size)
     return np.cumprod(np.maximum(gallery_size - num_correct - position, 0) / (gallery_size - position))
@@ -90,7 +90,7 @@ def _chance_first_rank_above(gallery_size: int, num_correct: int) -> np.ndarray:
 
 def chance_reciprocal_rank(gallery_size: int, num_correct: int) -> float:
     """Return the expected 1 / rank of the first of C correct items in a random ranking of P items; exact."""
-    above = np.concatenate([[1.0], _chance_first_rank_above(gallery_size, num_correct)])  # (P + 1,)
+    above = np.concatenate([[1.0], chance_first_rank_above(gallery_size, num_correct)])  # (P + 1,)
     return float((-np.diff(above) / np.arange(1, gallery_size + 1)).sum())
 
 
@@ -111,7 +111,7 @@ def chance_median_rank(gallery_size: int, num_correct: np.ndarray) -> float:
     """
     above = np.zeros(gallery_size)  # (P,) Pr(rank > r), r = 1..P
     for count, num_queries in zip(*np.unique(num_correct, return_counts=True), strict=True):
-        above += num_queries / len(num_correct) * _chance_first_rank_above(gallery_size, count)
+        above += num_queries / len(num_correct) * chance_first_rank_above(gallery_size, count)
     # The tolerance is for the rounding of the product: at one correct item and even P it must meet 1/2 exactly.
     lower = np.argmax(above <= 0.5 + 1e-9) + 1
     upper = np.argmax(above < 0.5 - 1e-9) + 1

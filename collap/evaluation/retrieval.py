@@ -175,9 +175,11 @@ def run(options) -> int:
 
         return run_temporal(options)
     if options.suite != "retrieval":
-        from .suite import run as run_suite  # the models of others
+        from .analysis.suite import is_of_analyses  # the models of others
+        from .analysis.suite import run as run_analyses
+        from .suite import run as run_suite
 
-        return run_suite(options)
+        return run_analyses(options) if is_of_analyses(options.suite) else run_suite(options)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dataset, songs = open_songs(options)
     model, processor = load_model(options.model, device, options.dtype)

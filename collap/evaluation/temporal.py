@@ -21,16 +21,13 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from collap.data.guarded_reading import header_seconds
-from collap.data.rows import audio_source, check_column, named_audio, row_name, row_texts
+from collap.data.rows import audio_source, named_audio, row_name, row_texts
 from collap.data.sections import section_sentences
-from collap.data.segment_files import read_segments
-from collap.data.sources import open_dataset
-from collap.models import load_model, weights_digest
 from processing.embed_audio import embed_audio
 
 from .results import command_line
 from .temporal_metrics import Measured, order_correct
+from .temporal_moments import run as run_moments
 from .temporal_places import (
     Kept,
     Places,
@@ -43,6 +40,7 @@ from .temporal_places import (
 )
 from .temporal_report import draw_song, to_markdown, write_temporal_report
 from .temporal_retrieval import Pool
+from .temporal_rows import open_model, open_rows, sections_of_row
 from .temporal_songs import (
     DETAILS,
     SectionedSong,
@@ -139,23 +137,6 @@ class Sectioned:
     reason: str | None = None
 
 
-def sections_of_row(rows, row: int, options) -> list[dict]:
-    """Read the sections of a row: its column, or the file of the folder `--segments` that is called like its audio.
-
-    Raises:
-        OSError, ValueError: there are none, or what is there is none.
-    """
-    if options.segments is None:
-        sections = rows[row][options.sections_column] or []
-        check_sections(sections, options.sections_column)
-        return sections
-    audio = named_audio(rows, row, options.audio_column)
-    if not audio["path"]:
-        raise ValueError("its audio has no name, by which its file of segments would be found")
-    source = audio_source(rows[row][options.audio_column])
-    return read_segments(Path(options.segments) / f"{Path(audio['path']).stem}.txt", header_seconds(source))
-
-
 def read_song(rows, row: int, options) -> SectionedSong:
     """Read a row that has sections and a sentence for each.
 
@@ -165,6 +146,7 @@ def read_song(rows, row: int, options) -> SectionedSong:
     example, sections = rows[row], sections_of_row(rows, row, options)
     if len(sections) < 2:
         raise ValueError(f"has {len(sections)} section; expected two or more")
+    check_sections(sections, options.sections_column or "sections")
     composed = compose_again(example.get("song_id"), sections, Path(options.dataset))
     caption = row_texts(example[options.text_column], row)[0]
     song = SectionedSong(audio_source(example[options.audio_column]), sections, caption, composed, row)
@@ -179,18 +161,8 @@ def open_sectioned_songs(options) -> Sectioned:
     Raises:
         ValueError: there are fewer than two, or there is no column or folder of sections.
     """
-    if (options.sections_column is None) == (options.segments is None):
-        raise ValueError(
-            "--suite temporal needs --sections_column, lists of sections with start and end in seconds, or --segments, "
-            "a folder of files such as song.txt with lines '8.49 verse'"
-        )
-    if options.segments is not None and not Path(options.segments).is_dir():
-        raise ValueError(f"--segments {options.segments}: no such folder")
-    columns = options.audio_column, options.text_column, options.dataset_config, options.revision
-    rows, found = open_dataset(options.dataset, options.split, *columns), Sectioned([])
+    rows, found = open_rows(options), Sectioned([])
     wanted = None if options.songs is None else max(options.songs, options.pool or 0)
-    if options.sections_column:
-        check_column(rows, options.sections_column, options.dataset)
     for row in range(len(rows)):
         try:
             found.songs.append(read_song(rows, row, options))
@@ -204,6 +176,7 @@ def open_sectioned_songs(options) -> Sectioned:
             f"{options.dataset}: {len(found.songs)} songs of {options.split!r} have two sections or more, one after "
             f"the other, and a sentence for each in {options.text_column!r}; expected at least two"
             + (f". {found.reason}" if found.reason else "")
+            + ". Queries with times of their own, as in castella, are measured by --parts moments"
         )
     found.measured = len(found.songs) if options.songs is None else min(options.songs, len(found.songs))
     return found
@@ -269,16 +242,15 @@ def measure(model, processor, opened: Sectioned, seed: int, parts: Sequence[str]
 
 def run(options) -> int:
     """Do `collap evaluate --suite temporal`; return its exit code."""
+    if "moments" in options.parts:
+        if len(options.parts) > 1:
+            raise ValueError("--parts moments is measured alone: its recordings are not cut at sections")
+        return run_moments(options)
     opened = open_sectioned_songs(options)
     if opened.left_out:
         print(f"{opened.left_out} songs are left out; the first: {opened.reason}", file=sys.stderr)
-    if options.output_dir.exists() and not options.output_dir.is_dir():
-        raise ValueError(f"--output_dir {options.output_dir}: is a file; expected a folder, or the path of a new one")
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model, processor = load_model(options.model, device, options.dtype)
-    facts = {name: getattr(options, name) for name in ("model", "dataset", "split", "text_column", "seed")}
-    facts |= {"weights": weights_digest(options.model), "alignment": model.config.alignment}
-    facts |= {"songs": opened.measured, "pool": len(opened.songs), "parts": list(options.parts)}
+    model, processor, facts = open_model(options)
+    facts |= {"songs": opened.measured, "pool": len(opened.songs)}
     figures, levels, first = measure(model, processor, opened, options.seed, options.parts)
     results = {**facts, "songs_left_out": opened.left_out, "command": command_line(), "levels": levels}
     results["figures"] = figures

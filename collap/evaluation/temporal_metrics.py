@@ -3,7 +3,7 @@
 Dimensions: `n` queries, `Q` sentences of a song, `W` frames of a curve.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import mir_eval
 import numpy as np
@@ -85,8 +85,45 @@ def share_with_interval(
     }
 
 
+def best_iou(found: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """Return the overlap of each span with that of some windows which it overlaps most, (n, 2) and (K, 2) -> (n,)."""
+    found, windows = np.asarray(found, np.float64)[:, None], np.asarray(windows, np.float64)  # (n, 1, 2), (K, 2)
+    both = np.minimum(found[..., 1], windows[:, 1]) - np.maximum(found[..., 0], windows[:, 0])  # (n, K)
+    both = both.clip(0)
+    lengths = (found[..., 1] - found[..., 0]) + (windows[:, 1] - windows[:, 0])  # (n, K)
+    return (both / (lengths - both)).max(1)
+
+
+def window_iou(found: np.ndarray, windows: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the overlap of each query's span with that of its true windows which it overlaps most.
+
+    As in the evaluation of QVHighlights (Lei et al. 2021), of the one span that is found for a query.
+
+    Args:
+        found: (Q, 2) seconds.
+        windows: of every query (K, 2) seconds, K at least one.
+
+    Returns:
+        (Q,).
+    """
+    return np.array([best_iou([span], own)[0] for span, own in zip(found, windows, strict=True)])
+
+
+def covered_seconds(windows: np.ndarray) -> float:
+    """Return how many seconds lie in any of the windows (K, 2), which may overlap."""
+    covered, last = 0.0, -np.inf
+    for start, end in sorted(map(tuple, windows)):
+        covered += max(0.0, end - max(start, last))
+        last = max(last, end)
+    return covered
+
+
 def overlaps_at_chosen_level(
-    curves: Sequence[np.ndarray], times: Sequence[np.ndarray], true: Sequence[np.ndarray], levels: Sequence[float]
+    curves: Sequence[np.ndarray],
+    times: Sequence[np.ndarray],
+    true: Sequence,
+    levels: Sequence[float],
+    overlap: Callable = span_iou,
 ) -> tuple[list[np.ndarray], tuple[float, float]]:
     """Return the overlaps of spans whose level was chosen on other songs: even songs by odd ones, odd by even.
 
@@ -95,14 +132,14 @@ def overlaps_at_chosen_level(
     Args:
         curves: of every song (Q, W); there are two songs or more.
         times: of every song (W, 2) seconds.
-        true: of every song (Q, 2) seconds.
+        true: of every song what `overlap` compares spans (Q, 2) with: (Q, 2) seconds.
 
     Returns:
         For every song the overlaps (Q,), and the levels of even and of odd songs.
     """
     table = [
-        np.stack([span_iou(curve_spans(*map(torch.from_numpy, (song, when)), level), spans) for level in levels])
-        for song, when, spans in zip(curves, times, true, strict=True)
+        np.stack([overlap(curve_spans(*map(torch.from_numpy, (song, when)), level).numpy(), own) for level in levels])
+        for song, when, own in zip(curves, times, true, strict=True)
     ]  # for every song (levels, Q)
     hits = [np.concatenate(table[half::2], axis=1) >= 0.5 for half in (0, 1)]  # (levels, Q of these songs)
     chosen = [int(hits[1 - half].mean(1).argmax()) for half in (0, 1)]

@@ -17,6 +17,7 @@ from collap.data import guarded_reading
 from collap.data.catalogue import NAMES, Request
 from collap.data.catalogue.named import SETS
 from collap.data.catalogue.named.futga import percent_sections
+from collap.data.catalogue.named.mustbench import query_of
 from collap.data.catalogue.named_sets import read_records
 from collap.data.rows import audio_source
 from collap.data.samples import AudioTextDataset
@@ -205,6 +206,77 @@ def test_allmusiccaps_of_either_version(real):
     assert found["-0Gj8-vB1q4"].texts == ["A warm record.", "It swings.", "warm. slow.", "Again."]
     assert found["-0Gj8-vB1q4"].meta["discogs_releases"] == ["1", "2"]
     assert found["_gone_away_"].texts == ["cold. fast."] and found["_gone_away_"].audio is None
+
+
+def test_castella_and_the_sets_of_its_layout(real):
+    folder, found = read_records(SETS["castella"], Request(str(real["castella"])))
+    found = {record.id: record for record in found}
+    assert {record.part for record in found.values()} == {
+        *("castella/test", "castella/validation", "clotho_moment/validation")
+    }
+    train = found["0yETgW44MZU"]
+    assert train.texts == ["A train rumbles while a horn blows", "A bell"]  # each once
+    assert [(one["start"], one["end"]) for one in train.sections] == [(0, 4), (6, 7), (80, 83)]
+    assert [one["start"] for one in found["-AheI8Epim4"].sections if "metallic" in one["text"]] == [1, 6, 9]
+    assert train.source == "youtube:0yETgW44MZU" and train.audio == "download/audio/0yETgW44MZU.wav"
+    assert found["Singapore_0.0_60.0"].source == "clotho_moment:Singapore_0.0_60.0"
+    assert found["Singapore_0.0_60.0"].audio and found["Singapore_1.0_61.0"].sections is None
+    (problem,) = folder.problems
+    assert "[5, 5] is no window; expected [start, end]" in problem
+
+
+@pytest.mark.parametrize(
+    ("question", "query"),
+    [
+        ("When does the electric guitar first start to play?", "the electric guitar"),
+        ("When is the highest arousal duration in this track?", "the highest arousal"),
+        ("At what time do the vocals enter?", "the vocals"),
+        ("When can the violin be heard for the last time?", "the violin"),
+        ("When is the last time that the drum set plays?", "the drum set"),
+        ("Where is the first saxophone?", "the first saxophone"),
+        ("Name the time at which it ends", "Name the time at which it ends"),
+    ],
+)
+def test_questions_become_queries(question, query):
+    assert query_of(question) == query
+
+
+def test_mustbench(real):
+    folder, found = read_records(SETS["mustbench"], Request(str(real["mustbench"])))
+    found = {record.id: record for record in found}
+    assert [(one["label"], one["start"], one["end"], one["text"]) for one in found["12"].sections] == [
+        ("first heard", 4, 4, "the electric guitar"),
+        ("last heard", 9, 9, "the singer"),
+        ("interval", 1, 3, "the highest arousal"),
+    ]
+    assert [(one["start"], one["end"]) for one in found["214"].sections] == [(1, 2), (6, 8)]  # LTR has no time
+    assert found["12"].audio == "audio/12.mp3" and found["999"].audio is None
+    (problem,) = folder.problems
+    assert "t3: 'Which instrument is this?' asks for neither a first nor a last time" in problem
+    asked = records("mustbench", f"{real['mustbench']}?questions=true")
+    assert asked["214"].texts == ["When is the lowest valence interval?"]
+
+
+def test_gtzan_and_its_fault_filtered_split(real, tmp_path, sounds):
+    found = records("gtzan", real["gtzan"])  # the first config alone
+    sizes = [sum(one.split == split for one in found.values()) for split in ("train", "validation", "test")]
+    assert sizes == [443, 197, 290] and {one.config for one in found.values()} == {"filtered"}
+    assert found["pop.00053"].split == "validation" and found["pop.00053"].audio and "pop.00015" not in found
+    assert {tuple(one.texts) for one in found.values() if one.meta["genre"] == "hiphop"} == {("hip hop",)}
+    rows = opened("gtzan", real["gtzan"], "test")
+    assert {*rows} == {"blues.00012", "blues.00013", "pop.00000", "pop.00001"}
+    assert len(opened("gtzan", real["gtzan"], "test", "all")) == 13  # with the fault
+    for name in ("train", "valid", "test"):
+        (tmp_path / f"{name}_filtered.txt").write_text(f"blues/blues.0000{len(name) - 4}.wav\n\n")
+    sounds.put("clip0.wav", tmp_path / "blues" / "blues.00001.wav")
+    own = records("gtzan", tmp_path)  # by the lists that lie there
+    assert {name: one.split for name, one in own.items()} == {"blues.00000": "test", "blues.00001": "validation"}
+    (tmp_path / "test_filtered.txt").write_text("nonsense\n")
+    with pytest.raises(ValueError, match="line 1 is 'nonsense'; expected a clip's file"):
+        records("gtzan", tmp_path)
+    (tmp_path / "test_filtered.txt").unlink()
+    with pytest.raises(ValueError, match=r"lacks test_filtered.txt; expected all three lists"):
+        records("gtzan", tmp_path)
 
 
 def test_any_folder_with_texts_beside_the_audio(real):

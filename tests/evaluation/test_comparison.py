@@ -61,6 +61,13 @@ def test_the_permutation_test_of_single_queries_is_that_of_scipy():
         assert found[column] == pytest.approx(expected.pvalue)
 
 
+def test_thousands_of_songs_are_permuted():
+    values = np.random.default_rng(0).normal(size=(3000, 1))
+    p_value = paired_permutation_test(values + 0.5, 0 * values, np.arange(3000), num_permutations=99)
+    assert p_value == pytest.approx(1 / 100)
+    assert paired_permutation_test(values - values.mean(), 0 * values, np.arange(3000), num_permutations=99) == 1
+
+
 def test_equal_models_have_no_difference_and_ties_between_signs_count():
     values, _, songs = random_values(0)
     assert (paired_permutation_test(values, values, songs) == 1).all()

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import pytrec_eval
 
 from collap.evaluation.metrics import (
     average_precisions,
@@ -16,6 +17,8 @@ from collap.evaluation.metrics import (
     ranks_of_correct,
     retrieval_metrics,
 )
+from collap.evaluation.retrieval import retrieval_figures
+from collap.evaluation.songs import RetrievalSet
 
 
 def random_problem(seed: int, num_queries: int = 40, gallery_size: int = 30) -> tuple[np.ndarray, list[list[int]]]:
@@ -246,3 +249,67 @@ def test_one_song_has_no_interval():
 def test_bad_input_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         retrieval_metrics(**{"ranks": [[1], [2]], "gallery_size": 10, "groups": ["a", "b"], **changes})
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Both directions of a matrix with several correct answers and ties
+
+
+def tied_matrix(seed: int) -> tuple[np.ndarray, RetrievalSet]:
+    """Scores of 120 songs and 180 texts, many of them equal; songs have several texts, and some share their words."""
+    generator = np.random.default_rng(seed)
+    song_of_text = [*range(120), *generator.integers(0, 120, 60).tolist()]
+    texts = [f"text {generator.integers(0, 160)}" for _ in song_of_text]
+    songs = RetrievalSet(list(range(120)), [f"song {index}" for index in range(120)], texts, song_of_text)
+    return generator.integers(0, 30, (120, 180)).astype(np.float32), songs
+
+
+def naive_figures(scores: np.ndarray, right: np.ndarray) -> dict[str, float]:
+    """Every figure by a full sort of each query (row), wrong answers first among equal scores."""
+    rankings = [naive_ranking(row, np.flatnonzero(good).tolist()) for row, good in zip(scores, right, strict=True)]
+    figures = {f"R@{k}": 100 * np.mean([any(one[:k]) for one in rankings]) for k in (1, 5, 10, 20, 100)}
+    firsts = [one.index(True) + 1 for one in rankings]
+    precisions = [
+        np.mean([sum(one[: place + 1]) / (place + 1) for place in range(len(one)) if one[place]]) for one in rankings
+    ]
+    gains = [
+        sum(good / math.log2(place + 2) for place, good in enumerate(one[:10]))
+        / sum(1 / math.log2(place + 2) for place in range(min(10, sum(one))))
+        for one in rankings
+    ]
+    means = {"mAP": precisions, "MRR": [1 / first for first in firsts], "nDCG@10": gains}
+    return (
+        figures | {name: 100 * np.mean(values) for name, values in means.items()} | {"median_rank": np.median(firsts)}
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_both_directions_of_a_matrix_with_ties_equal_full_sorts(seed):
+    scores, songs = tied_matrix(seed)
+    right = np.zeros(scores.shape, bool)  # (A, B) a text is correct for all songs that have it in the same words
+    for text, words in enumerate(songs.texts):
+        for other, song in zip(songs.texts, songs.song_of_text, strict=True):
+            right[song, text] |= words == other
+    assert right.sum(0).max() > 1 and right.sum(1).max() > 3
+    found = retrieval_figures(scores, songs, num_bootstrap=2)
+    for direction, expected in {
+        "text_to_audio": naive_figures(scores.T, right.T),
+        "audio_to_text": naive_figures(scores, right),
+    }.items():
+        for name, value in expected.items():
+            assert found[direction][name]["value"] == pytest.approx(value), (direction, name)
+
+
+def test_ties_are_read_as_trec_eval_reads_them_with_correct_items_last():
+    """trec_eval orders equal scores by name, the last one first: here wrong items have the later names."""
+    scores, songs = tied_matrix(0)
+    correct = songs.songs_of_texts()
+    names = [{song: f"{'a' if song in good else 'z'}{song}" for song in range(len(scores))} for good in correct]
+    truth = {f"q{q}": {names[q][song]: 1 for song in good} for q, good in enumerate(correct)}
+    run = {f"q{q}": {names[q][song]: float(scores[song, q]) for song in names[q]} for q in range(len(correct))}
+    theirs = pytrec_eval.RelevanceEvaluator(truth, {"map", "recip_rank", "ndcg_cut.10", "success.5,10"}).evaluate(run)
+    ours = retrieval_figures(scores, songs, num_bootstrap=2)["text_to_audio"]
+    pairs = {"mAP": "map", "MRR": "recip_rank", "nDCG@10": "ndcg_cut_10", "R@5": "success_5", "R@10": "success_10"}
+    for name, their_name in pairs.items():
+        mean = 100 * np.mean([one[their_name] for one in theirs.values()])
+        assert ours[name]["value"] == pytest.approx(mean), name

@@ -18,6 +18,7 @@ from collap.evaluation.songs import RetrievalSet
 from collap.hub.cards import ModelFacts, model_card
 from collap.hub.corpus import dataset_card
 from collap.hub.merge_cards import lost_sections, merge_cards, parse_card
+from collap.hub.records import stage_evaluations
 from collap.models import save_model_folder
 
 NAMES = {"R@1": 1, "R@5": 5, "R@10": 10, "median_rank": 50.5, "mAP": 5.1}  # and their chance levels
@@ -234,6 +235,30 @@ def test_local_folders_are_no_hub_ids_and_paths_of_the_machine_are_not_shown():
     assert make_card(summary=summary).data.base_model == ["openai/whisper-small"]
 
 
+def test_a_data_set_by_name_is_called_so_and_not_by_its_folder(tmp_path):
+    source = "futga:/home/alice/FUTGA disk7/x?window_seconds=0"
+    command = shlex.join(["collap", "evaluate", "--dataset", source, "--against", "audioset:data/mine", "--model", "m"])
+    results = make_results(dataset=source, dataset_config="MusicCaps", command=command)
+    card = make_card(evaluations={"evaluation/a.json": results}, summary=make_summary(dataset="vctk:d/vctk corpus"))
+    for hidden in ("alice", "disk7", "mine", "corpus"):
+        assert hidden not in str(card)
+    figure = reread(card, tmp_path).data.eval_results[0]
+    assert figure.dataset_name == figure.dataset_type == "futga?window_seconds=0"
+    assert "Trained on the data set `vctk`" in card.text and "| data | the data set `vctk`" in card.text
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    (tmp_path / "staged").mkdir()
+    stage_evaluations([tmp_path / "results.json"], tmp_path, "digest", tmp_path / "staged")
+    (published,) = (tmp_path / "staged" / "evaluation").glob("*.json")
+    assert published.name == "futga_window_seconds_0-MusicCaps-test-captions.json"
+    read = json.loads(published.read_text())
+    assert read["dataset"] == "futga?window_seconds=0" and "'futga:FOLDER?window_seconds=0'" in read["command"]
+    assert "audioset:FOLDER --model m" in read["command"]
+    again = make_card(
+        evaluations={"evaluation/a.json": read}, summary=without_local_paths(make_summary(dataset=source))
+    )
+    assert again.data.eval_results[0].dataset_name == figure.dataset_name and "`futga?window_seconds=0`" in again.text
+
+
 def test_a_folder_that_is_here_is_no_hub_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert hub_id("you/songs", lambda name: True) == "you/songs"
@@ -290,6 +315,11 @@ def test_training_and_limits_are_those_of_this_model():
         ("PYTHONPATH=.:/home/al/lib ~al/x of ~5/6 in a:b", "PYTHONPATH=.:.../lib .../x of ~5/6 in a:b"),
         ("/home/al/my songs/a b", ".../a b"),
         ("http://a.b:80/c/d cuda:0", "http://a.b:80/c/d cuda:0"),
+        ("song_describer:/home/al/sdd", "song_describer"),
+        (
+            "--dataset vctk:~/v --x wiki: folder:/a/b my-wiki:c",
+            "--dataset vctk:FOLDER --x wiki: folder:.../b my-wiki:c",
+        ),
     ],
 )
 def test_absolute_paths_are_shortened_and_nothing_else(given, expected):

@@ -48,3 +48,13 @@ def all_splits(request: Request) -> list[str]:
     entry, request = find_entry(request)
     kinds = (folder.ENTRY, shards.ENTRY) if entry in (folder.ENTRY, shards.ENTRY) else (entry,)
     return list(dict.fromkeys(name for kind in kinds for name in kind.splits(request)))
+
+
+def public_name(source: str) -> str | None:
+    """Return what a data set by name is called wherever its folder lies: `futga?window_seconds=0` of
+    `futga:FOLDER?window_seconds=0`; None of one that has no name."""
+    named = NAMED_PLACE.fullmatch(source)
+    if named is None or named["name"] not in SETS:
+        return None
+    settings = re.search(r"\?[\w=&.+-]*$", named["place"])
+    return named["name"] + (settings[0] if settings else "")

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from urllib.parse import parse_qsl
 
 import datasets
@@ -16,6 +17,10 @@ from .named import SETS
 
 ALL = "all"  # every split at once
 NAMES_SHOWN = 3
+
+
+class NoSuchConfig(ValueError):
+    """Say that a folder has no table of the config that was asked for."""
 
 
 def named_entry(named: NamedSet) -> Entry:
@@ -35,6 +40,7 @@ def read_records(named: NamedSet, request: Request) -> tuple[SetFolder, Iterator
     Raises:
         FileNotFoundError: there is no such folder, or it is of another data set; says of which.
         ValueError: a setting is unknown; while reading, a table is malformed.
+        NoSuchConfig: while reading, there is no table of the config.
     """
     place, settings = _place_and_settings(named, request.source)
     if not place or not Request(place).path.is_dir():
@@ -83,7 +89,7 @@ def _of_config(named: NamedSet, request: Request, records: Iterator[Record]) -> 
         if wanted is None or record.config == wanted:
             yield record
     if wanted is not None and wanted not in seen:
-        raise ValueError(f"{named.name}: no config {wanted!r}; {nearest(wanted, filter(None, seen))}")
+        raise NoSuchConfig(f"{named.name}: no config {wanted!r}; {nearest(wanted, filter(None, seen))}")
 
 
 def open_split(named: NamedSet, request: Request) -> datasets.Dataset:
@@ -93,30 +99,55 @@ def open_split(named: NamedSet, request: Request) -> datasets.Dataset:
         ValueError: there is no such split, or nothing of it can be used.
     """
     folder, records = read_records(named, request)
-    wanted, used, missing, splits = split_name(request.split), [], [], set()
+    wanted, used, missing, splits = split_name(request.split), [], Missing(), set()
     for record in records:
         splits.add(record.split)
-        if wanted in (ALL, record.split):
-            (used if record.files and record.texts else missing).append(record)
-    if not used and not missing:
+        if wanted not in (ALL, record.split):
+            continue
+        if record.files and record.texts:
+            used.append(record)
+        else:
+            missing.add(record)
+    if not used and not missing.count:
         raise ValueError(f"{request.source}: no split {wanted!r}; the splits are {[*sorted(splits), ALL]}")
-    if missing:
-        _say_missing(named, request, used, missing)
+    if missing.count:
+        _say_missing(named, request, len(used), missing)
     return take_split({wanted: records_table(used, folder)}, request.split, request.source)
 
 
-def _say_missing(named: NamedSet, request: Request, used: list[Record], missing: list[Record]) -> None:
+@dataclass
+class Missing:
+    """Count the recordings that cannot be used, of which there may be two million.
+
+    Attributes:
+        ids: of the first.
+        lacks_audio: whether one of them does, and not only texts.
+    """
+
+    count: int = 0
+    ids: list[str] = field(default_factory=list)
+    lacks_audio: bool = False
+
+    def add(self, record: Record) -> None:
+        """Count one."""
+        self.count += 1
+        self.lacks_audio |= not record.files
+        if self.count <= NAMES_SHOWN:
+            self.ids.append(record.id)
+
+
+def _say_missing(named: NamedSet, request: Request, used: int, missing: Missing) -> None:
     """Warn of recordings that are left out; a ValueError if that is all of them."""
-    what = "audio" if any(not record.files for record in missing) else "text"
-    listed = ", ".join(record.id for record in missing[:NAMES_SHOWN]) + (", ..." if len(missing) > NAMES_SHOWN else "")
+    what = "audio" if missing.lacks_audio else "text"
+    listed = ", ".join(missing.ids) + (", ..." if missing.count > NAMES_SHOWN else "")
     advice = f"`collap data check {named.name} FOLDER` lists them"
     if not used:
         raise ValueError(
-            f"{request.source}: none of the {len(missing)} recordings of {request.split!r} has {what} in the folder "
+            f"{request.source}: none of the {missing.count} recordings of {request.split!r} has {what} in the folder "
             f"({listed}); expected {named.layout}; {advice}, with commands that fetch audio"
         )
     warnings.warn(
-        f"{request.source}: {len(missing)} of {len(used) + len(missing)} recordings of {request.split!r} have no "
-        f"{what} and are left out ({listed}); the pool is {len(used)}. {advice}",
+        f"{request.source}: {missing.count} of {used + missing.count} recordings of {request.split!r} have no "
+        f"{what} and are left out ({listed}); the pool is {used}. {advice}",
         stacklevel=2,
     )

@@ -20,5 +20,8 @@ NAMES = (
     "lp_musiccaps",
     "laion_audio",
     "allmusiccaps",
+    "castella",
+    "mustbench",
+    "gtzan",
 )
 SETS: dict[str, NamedSet] = {name: importlib.import_module(f"{__name__}.{name}").SET for name in NAMES}

@@ -5,12 +5,13 @@ a segment is the names of its labels. With `full_tracks=true` the whole file of 
 """
 
 import csv
+import itertools
 import json
 from collections.abc import Iterator
 
 from collap.data.records import NamedSet, Record, youtube_command, youtube_source
-from collap.data.set_folder import SetFolder
-from collap.data.text_tables import decode_table
+from collap.data.set_folder import Clip, SetFolder
+from collap.data.text_tables import table_lines
 
 # Table -> config and split.
 TABLES = {
@@ -18,6 +19,7 @@ TABLES = {
     "balanced_train_segments.csv": ("balanced", "train"),
     "unbalanced_train_segments.csv": ("unbalanced", "train"),
 }
+SEGMENTS_HELD = 100_000  # of the two million of the largest table, with their clips
 
 
 def _tables(folder: SetFolder) -> list[str]:
@@ -31,8 +33,7 @@ def read_segments(folder: SetFolder, table: str) -> Iterator[tuple[str, float, f
         ValueError: names the line that is malformed.
     """
     path = folder.file(table)
-    lines = decode_table(path).splitlines()
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(table_lines(path), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         try:
@@ -60,9 +61,7 @@ def _read(folder: SetFolder, settings: dict) -> Iterator[Record]:
         folder.problems.append("neither class_labels_indices.csv nor ontology.json: the texts are ids of labels")
     for table in _tables(folder):
         config, split = TABLES[table.rpartition("/")[2].lower()]
-        segments = list(read_segments(folder, table))
-        clips = folder.clips([segment[:3] for segment in segments], settings["full_tracks"])
-        for (video, start, end, labels), clip in zip(segments, clips, strict=True):
+        for (video, start, end, labels), clip in _with_clips(folder, table, settings["full_tracks"]):
             if clip.problem:
                 folder.problems.append(clip.problem)
             yield Record(
@@ -77,6 +76,13 @@ def _read(folder: SetFolder, settings: dict) -> Iterator[Record]:
                 licence="CC BY 4.0 (labels)",
                 meta={"labels": labels},
             )
+
+
+def _with_clips(folder: SetFolder, table: str, full_tracks: bool) -> Iterator[tuple[tuple, Clip]]:
+    """Yield every segment of a table, as [`read_segments`], and its audio."""
+    segments = read_segments(folder, table)
+    while held := list(itertools.islice(segments, SEGMENTS_HELD)):
+        yield from zip(held, folder.clips([segment[:3] for segment in held], full_tracks), strict=True)
 
 
 SET = NamedSet(
