@@ -18,8 +18,8 @@ demo: $(ENV)
 # What each part of the score in time is worth: configs/ablation.yaml, about an hour on two cores.
 ablation: export HF_DATASETS_CACHE = data/ablation_cache
 ablation: $(ENV)
-	$(PYTHON) -m collap corpus data/ablation_songs --train 1000 --test 500 --min_seconds 60 --max_seconds 90 --seed 7
-	$(PYTHON) -m collap corpus data/ablation_long --train 0 --validation 0 --test 40 --min_seconds 235 --max_seconds 245 --seed 7
+	$(PYTHON) -m collap corpus render data/ablation_songs --train 1000 --test 500 --min_seconds 60 --max_seconds 90 --seed 7
+	$(PYTHON) -m collap corpus render data/ablation_long --train 0 --validation 0 --test 40 --min_seconds 235 --max_seconds 245 --seed 7
 	$(PYTHON) -m demo.small_backbones data/ablation_backbones --captions data/ablation_songs/train/metadata.jsonl
 	OMP_NUM_THREADS=1 $(PYTHON) -m demo.cache_features configs/ablation_small.yaml --num_workers 2
 	$(PYTHON) benchmarks/ablation.py configs/ablation_small.yaml --long data/ablation_long

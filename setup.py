@@ -14,7 +14,11 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["modeling_collap", "processing", "collap", "collap.*"]),
-    package_data={"collap.evaluation": ["probe_clips/*", "suites/*"], "collap.hub": ["*.md", "spaces/*/*"]},
+    package_data={
+        "collap.corpora": ["*.md", "prompts/*.txt"],
+        "collap.evaluation": ["probe_clips/*", "suites/*"],
+        "collap.hub": ["*.md", "spaces/*/*"],
+    },
     entry_points={"console_scripts": ["collap = collap.cli:main"]},
     install_requires=[
         "torch>=2.11",

@@ -159,7 +159,7 @@ def _convert_model(parser: Parser) -> None:
     parser.add_argument("target", type=Path, help="new folder")
 
 
-def _corpus(parser: Parser) -> None:
+def _corpus_render(parser: Parser) -> None:
     parser.add_argument("folder", type=Path, help="folder to create")
     for split, count in (("train", 400), ("validation", 50), ("test", 100)):
         parser.add_argument(f"--{split}", type=int, default=count, help=f"songs in this split, 0 for none ({count})")
@@ -169,6 +169,60 @@ def _corpus(parser: Parser) -> None:
     parser.add_argument("--sampling_rate", type=int, default=16000)
     parser.add_argument("--captions_per_song", type=int, default=3)
     parser.add_argument("--num_workers", type=int, default=2)
+
+
+def _corpus_build(parser: Parser) -> None:
+    parser.epilog = "A run that was killed goes on with the same command. OUT is read by train.py and load_dataset."
+    parser.add_argument("source", help="folder of audio, list (.csv, .jsonl, .parquet), .tar, Hub id, or NAME:FOLDER")
+    parser.add_argument("out", type=Path, help="folder of the data set")
+    parser.add_argument("--split", help="of the source; default: train, or all of a named data set")
+    parser.add_argument("--dataset_config", help="configuration of a Hub data set, or of a named one")
+    _add_limits(parser)
+    _add_captioning(parser)
+    parser.add_argument("--audio", choices=("embed", "reference"), default="embed", help="in the shards, or as links")
+    parser.add_argument("--validation", type=float, default=0.05, help="share of the artists or sources for that split")
+    parser.add_argument("--license", help="of the data set, for its card")
+    parser.add_argument(
+        "--tokenizer", nargs="+", default=["roberta-base", "gpt2"], help="to count tokens, if they are on this machine"
+    )
+    parser.add_argument("--shard", metavar="i/n", help="do this part of the tracks only: 0/4, 1/4, 2/4 or 3/4")
+    parser.add_argument("--num_workers", type=int, help="processes that decode and measure; default: all cores")
+    parser.add_argument("--seed", type=int, default=0, help="of wording, of a model's sampling, and of the split")
+
+
+def _add_limits(parser: Parser) -> None:
+    """Add what decides which tracks are kept."""
+    parser.add_argument("--min_seconds", type=float, default=120.0, help="of a track")
+    parser.add_argument("--max_seconds", type=float, default=300.0, help="of a track")
+    parser.add_argument("--longer", default="crop", help="what of longer tracks: crop, drop or keep")
+    parser.add_argument("--crop_from", default="start", help="start or middle")
+    parser.add_argument("--max_silent", type=float, default=0.5, help="share of a track below -60 dB")
+    parser.add_argument("--max_clipped", type=float, default=0.02, help="share of samples at full scale")
+    parser.add_argument("--music_only", action="store_true", help="leave out what holds no notes and has no pulse")
+    parser.add_argument("--against", nargs="+", default=[], help="evaluation sets whose recordings are left out")
+    parser.add_argument("--score_model", help="CoLLAP model that scores captions, for --drop_worst")
+    parser.add_argument("--drop_worst", type=float, default=0.0, help="share of captions with the lowest scores")
+
+
+def _add_captioning(parser: Parser) -> None:
+    """Add what finds sections and describes them."""
+    parser.add_argument("--annotations", type=Path, help="folder of annotation files; those beside the audio are found")
+    parser.add_argument(
+        "--captioner",
+        nargs="+",
+        default=["template"],
+        help="template (by tags and measures), columns (texts of the list), a transformers model, or FILE.py",
+    )
+    parser.add_argument("--prompts", type=Path, help="folder of prompts, in place of the package's own")
+    parser.add_argument("--names_sections", action="store_true", help="let the model name the sections of the track")
+    parser.add_argument("--temperature", type=float, default=0.0, help="of the model; 0 takes the likeliest words")
+    parser.add_argument("--window_seconds", type=float, default=180.0, help="what percents in texts are of; 0: all")
+    parser.add_argument("--batch_size", type=int, default=4, help="questions to a model at a time")
+    parser.add_argument("--device", help="where models run; default: cuda if there is one, else cpu")
+    parser.add_argument(
+        "--dtype", default="bfloat16", choices=("float32", "bfloat16", "float16"), help="of a captioner"
+    )
+    parser.add_argument("--trust_remote_code", action="store_true", help="let code in the captioner's folder run")
 
 
 def _data_check(parser: Parser) -> None:
@@ -208,7 +262,12 @@ COMMANDS = {
     "convert-model": Command(
         "convert a model folder of an earlier release", "collap.hub.convert_model", _convert_model
     ),
-    "corpus": Command("render songs with captions and section times", "collap.corpora.synthetic.songs", _corpus),
+    "corpus render": Command(
+        "render songs with captions and section times", "collap.corpora.synthetic.songs", _corpus_render
+    ),
+    "corpus build": Command(
+        "make a data set with sections and long captions of tracks", "collap.corpora.build", _corpus_build
+    ),
     "data check": Command("say what a data set holds, and what of it cannot be used", "collap.data.check", _data_check),
 }
 

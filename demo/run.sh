@@ -12,7 +12,7 @@ export HF_HUB_OFFLINE=1 HF_DATASETS_CACHE=data/demo_cache HF_HUB_DISABLE_PROGRES
 latest() { tail -c 400 "$1" | tr '\r' '\n' | tail -n 1 | cut -c 1-110; }
 
 echo "1/4 rendering songs of 1 to 5 minutes, with captions and section times: $SONGS"
-$PYTHON -m collap corpus $SONGS --train 800 --validation 50 --test 100
+$PYTHON -m collap corpus render $SONGS --train 800 --validation 50 --test 100
 
 echo "2/4 backbones with random weights, and the features of all songs: $BACKBONES"
 $PYTHON -m demo.small_backbones $BACKBONES --captions $SONGS/train/metadata.jsonl

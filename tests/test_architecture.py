@@ -16,7 +16,8 @@ DIRECTLY_BELOW = {
     "collap.files": ("modeling_collap", "processing"),
     "collap.models": ("collap.files",),
     "collap.data": ("collap.models",),
-    "collap.corpora": ("collap.data",),
+    "collap.card_text": ("collap.data",),
+    "collap.corpora": ("collap.card_text",),
     "collap.evaluation": (
         "collap.corpora",
     ),  # rendered songs are described and rendered anew for the benchmark of time

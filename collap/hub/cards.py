@@ -9,6 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from collap.card_text import hub_id, origin, plain_name, table_text, without_local_paths
 from collap.evaluation.metrics import measure_of
 from collap.evaluation.results import (
     DIRECTIONS,
@@ -20,8 +21,6 @@ from collap.evaluation.results import (
     show_interval,
 )
 from modeling_collap import CoLLAPConfig
-
-from .card_text import hub_id, origin, plain_name, table_text, without_local_paths
 
 MODEL_TEMPLATE = Path(__file__).with_name("model_card_template.md")
 MODEL_TAGS = ["collap", "audio-text-retrieval", "music", "long-form-audio", "zero-shot-audio-classification"]

@@ -1,20 +1,27 @@
-"""A corpus of `collap corpus` on the Hub: its card, and parquet shards that hold the audio."""
+"""A corpus of `collap corpus` on the Hub: its card, and parquet shards that hold the audio.
+
+Rendered songs are put into shards here; a data set that was built has them already.
+"""
 
 import json
 import math
+import os
 import shutil
 import statistics
 from pathlib import Path
 
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from .card_text import plain_name, table_text
+from collap.card_text import plain_name, table_text, without_local_paths
+from collap.corpora.card import built_card, data_configs, size_category
+from collap.data.catalogue.shards import parquet_shards
+from collap.files import write_json
+
 from .merge_cards import merge_cards
 from .remote import CARD, PublishSettings, RemoteRepository, older_cards
 
 DATASET_TEMPLATE = Path(__file__).with_name("dataset_card_template.md")
 DATASET_TAGS = ["collap", "audio-text-retrieval", "music", "synthetic"]
-DATA_FILES = "data/{split}-*.parquet"  # where its repository holds a split
 COLUMNS = {  # of the corpora in collap/corpora/synthetic
     "audio": "the song, mono",
     "song_id": "its name",
@@ -27,15 +34,7 @@ COLUMNS = {  # of the corpora in collap/corpora/synthetic
     "sections": "label, start and end in seconds, instruments and more of every section",
 }
 SHARD_BYTES = 500 * 10**6
-
-
-def size_category(num_rows: int) -> str:
-    """Return the category of the Hub: `n<1K`, `1K<n<10K`, ... up to `n>1T`."""
-    names = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
-    power = len(str(num_rows)) - 3  # 1000 has four digits
-    if power <= 0:
-        return "n<1K"
-    return f"{names[power - 1]}<n<{names[power]}" if power < len(names) else "n>1T"
+REPORT = "report.json"  # of a data set that was built
 
 
 def corpus_command(settings: dict) -> str:
@@ -43,7 +42,7 @@ def corpus_command(settings: dict) -> str:
     counts = {split: settings["num_songs"].get(split, 0) for split in ("train", "validation", "test")}
     names = ("seed", "min_seconds", "max_seconds", "sampling_rate", "captions_per_song")
     options = [f"--{name} {value}" for name, value in {**counts, **{name: settings[name] for name in names}}.items()]
-    return f"collap corpus FOLDER {' '.join(options)}"
+    return f"collap corpus render FOLDER {' '.join(options)}"
 
 
 def read_corpus(folder: Path) -> tuple[dict, dict[str, list[dict]]]:
@@ -61,8 +60,8 @@ def read_corpus(folder: Path) -> tuple[dict, dict[str, list[dict]]]:
         corpus_command(settings)
     except FileNotFoundError as error:
         raise ValueError(
-            f"{error.filename}: not found; expected a corpus of collap.corpora.synthetic.songs: corpus.json and a "
-            "folder with metadata.jsonl for each split"
+            f"{error.filename}: not found; expected a corpus of `collap corpus render`: corpus.json and a folder with "
+            "metadata.jsonl for each split; or of `collap corpus build`: report.json and data/"
         ) from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{folder}: its corpus.json or a metadata.jsonl is damaged ({error!r})") from error
@@ -86,7 +85,6 @@ def dataset_card(folder: str | Path, repo_id: str, license: str | None = None) -
     settings, rows = read_corpus(Path(folder))
     everything = [row for split in rows.values() for row in split]
     words = [len(text.split()) for row in everything for text in row["captions"]]
-    files = [{"split": split, "path": DATA_FILES.format(split=split)} for split in rows]
     data = DatasetCardData(
         pretty_name=plain_name(repo_id),
         license=license,
@@ -97,7 +95,7 @@ def dataset_card(folder: str | Path, repo_id: str, license: str | None = None) -
         source_datasets=["original"],
         size_categories=[size_category(len(everything))],
         tags=list(DATASET_TAGS),
-        configs=[{"config_name": "default", "data_files": files}],
+        configs=data_configs(rows),
     )
     return DatasetCard.from_template(
         data,
@@ -116,6 +114,41 @@ def dataset_card(folder: str | Path, repo_id: str, license: str | None = None) -
 
 
 def stage_corpus(folder: Path, staging: Path, settings: PublishSettings, remote: RemoteRepository) -> None:
+    """Put together what the repository of a corpus holds."""
+    if (folder / REPORT).is_file():
+        stage_built(folder, staging, settings, remote)
+    else:
+        stage_rendered(folder, staging, settings, remote)
+
+
+def stage_built(folder: Path, staging: Path, settings: PublishSettings, remote: RemoteRepository) -> None:
+    """Copy the shards, figures and report of a data set that was built, without paths of this machine; write its card.
+
+    Raises:
+        ValueError: its audio is not in the shards, a shard is missing, or the report is damaged.
+    """
+    try:
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        splits, is_embedded = report["splits"], report["settings"]["audio"] == "embed"
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / REPORT}: is damaged ({error!r}); build it again") from error
+    if not is_embedded:
+        raise ValueError(
+            f"{folder}: its audio lies elsewhere on this machine; build it with --audio embed to publish it"
+        )
+    (staging / "data").mkdir()
+    for split in splits:
+        for shard in parquet_shards(folder, split):
+            os.symlink(shard.resolve(), staging / "data" / shard.name)  # read, and not changed, by the upload
+    shutil.copytree(folder / "figures", staging / "figures")
+    write_json(staging / REPORT, without_local_paths(report))
+    older = older_cards(DatasetCard, folder, remote)
+    license = settings.license or next((card.data.license for card in older if card.data.license), None)
+    card = built_card(report, settings.repo_id, license)
+    merge_cards(card, older, ["license"] if settings.license else []).save(staging / CARD)
+
+
+def stage_rendered(folder: Path, staging: Path, settings: PublishSettings, remote: RemoteRepository) -> None:
     """Write parquet shards that hold the audio, corpus.json and the card, as `load_dataset` and train.py read them."""
     from datasets import Audio  # with the `train` extra, as the reader of corpora
     from datasets.table import embed_table_storage

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from huggingface_hub import RepoCard
 
+from collap.card_text import plain_name
 from collap.evaluation import metrics
 
-from .card_text import plain_name
 from .merge_cards import parse_card
 from .remote import CARD
 

@@ -24,7 +24,8 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from .card_text import plain_name
+from collap.card_text import plain_name
+
 from .corpus import stage_corpus
 from .doctor import diagnose
 from .metric_space import METRIC, space_sdk, write_metric_space

@@ -6,11 +6,10 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from collap.card_text import plain_name, without_local_paths
 from collap.evaluation.results import Results, read_results
 from collap.files import write_json
 from collap.models import weights_digest
-
-from .card_text import plain_name, without_local_paths
 
 SUMMARY = "training/summary.json"
 SUMMARY_KEYS = ("finished", "steps", "epochs", "songs", "hours_of_audio", "wall_seconds", "peak_memory_gb", "best")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
+from collap.card_text import without_local_paths
 from collap.files import write_json
 from collap.models import load_config, load_model, save_model_folder
 
-from .card_text import without_local_paths
 from .cards import ModelFacts, model_card
 from .golden import GOLDEN_FILE, write_golden
 from .merge_cards import merge_cards

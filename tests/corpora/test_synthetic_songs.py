@@ -538,9 +538,9 @@ def test_the_command(tmp_path, capsys):
     folder = tmp_path / "songs"
     settings = "--train 2 --validation 1 --test 0 --min_seconds 12 --max_seconds 14 --num_workers 1"
     command = [str(folder), *settings.split()]
-    assert run_command("corpus", command) == 0
+    assert run_command("corpus render", command) == 0
     rows = [json.loads(line) for line in (folder / "train" / "metadata.jsonl").read_text().splitlines()]
     assert [row["file_name"] for row in rows] == ["train-0001.flac", "train-0002.flac"]
     assert sorted(path.name for path in folder.iterdir()) == ["corpus.json", "train", "validation"]
-    assert run_command("corpus", [*command, "--seed", "4"]) == 2
+    assert run_command("corpus render", [*command, "--seed", "4"]) == 2
     assert "seed is 0, asked for 4" in capsys.readouterr().err

@@ -9,13 +9,14 @@ import pytest
 from huggingface_hub import EvalResult, ModelCard
 from tiny import tiny_config, tiny_model, tiny_processor
 
+from collap.card_text import hub_id, without_local_paths
 from collap.cli import run_command
+from collap.corpora.card import size_category
 from collap.corpora.synthetic import songs as synthetic_songs
 from collap.evaluation.results import read_results
 from collap.evaluation.songs import RetrievalSet
-from collap.hub.card_text import hub_id, without_local_paths
 from collap.hub.cards import ModelFacts, model_card
-from collap.hub.corpus import dataset_card, size_category
+from collap.hub.corpus import dataset_card
 from collap.hub.merge_cards import lost_sections, merge_cards, parse_card
 from collap.hub.records import stage_evaluations
 from collap.models import save_model_folder
@@ -426,9 +427,9 @@ def test_the_card_of_a_corpus_says_what_is_in_it(songs):
 
 def test_the_command_on_the_card_makes_the_same_corpus(songs, tmp_path):
     text = dataset_card(songs, "you/my-songs").text
-    (command,) = (line for line in text.splitlines() if line.startswith("collap corpus"))
-    arguments = shlex.split(command.replace("FOLDER", str(tmp_path / "again")))[2:]
-    assert run_command("corpus", [*arguments, "--num_workers", "1"]) == 0
+    (command,) = (line for line in text.splitlines() if line.startswith("collap corpus render"))
+    arguments = shlex.split(command.replace("FOLDER", str(tmp_path / "again")))[3:]
+    assert run_command("corpus render", [*arguments, "--num_workers", "1"]) == 0
     files = sorted(path.relative_to(songs) for path in songs.rglob("*") if path.is_file())
     assert len(files) == 6
     for name in files:

@@ -653,6 +653,23 @@ Path({str(tmp_path)!r}, "song.flac").write_bytes(songs[0]["audio"]["bytes"])
     assert (tmp_path / "song.flac").read_bytes() == (songs / "train" / train[0]["file_name"]).read_bytes()
 
 
+def test_a_data_set_that_was_built_is_published(hub, publish, tmp_path):
+    songs = build_corpus(tmp_path / "songs", {"train": 2}, 5, 12.0, 14.0, num_workers=1) / "train"
+    out, options = tmp_path / "mine", ["--min_seconds", "5", "--num_workers", "1"]
+    assert run_command("corpus build", [str(songs), str(out), "--audio", "reference", *options]) == 0
+    code, _, err = publish(out, "you/mine", "--repo_type", "dataset")
+    assert code == 1 and "build it with --audio embed" in one_line(err)
+    assert run_command("corpus build", [str(songs), str(tmp_path / "set"), *options]) == 0
+    publish.succeed(tmp_path / "set", "you/mine", "--repo_type", "dataset", "--license", "cc0-1.0")
+    files = hub.files("you/mine", kind="dataset")
+    shards = {f"data/{path.name}" for path in (tmp_path / "set" / "data").iterdir()}
+    assert set(files) == {"README.md", "report.json", "figures/histograms.png", "figures/song.png", *shards}
+    card, report = files["README.md"].decode(), files["report.json"].decode()
+    assert "license: cc0-1.0" in card and "template | Apache-2.0 | 2" in card and str(tmp_path) not in card + report
+    publish.succeed(tmp_path / "set", "you/mine", "--repo_type", "dataset")
+    assert hub.files("you/mine", kind="dataset") == files
+
+
 def test_a_metric_is_published_as_it_is(hub, publish, tmp_path):
     metric = tmp_path / "metric"
     (metric / "__pycache__").mkdir(parents=True)

@@ -98,7 +98,7 @@ def test_a_data_set_is_named_by_the_same_options_everywhere():
 def test_the_choices_in_the_help_are_those_of_the_modules():
     assert tuple(DTYPES) == TOKEN_DTYPES
     assert tuple(parser_of("export")._option_string_actions["--format"].choices) == tuple(SUFFIXES)
-    assert {f"--{split}" for split in SPLITS} <= parser_of("corpus").known_options
+    assert {f"--{split}" for split in SPLITS} <= parser_of("corpus render").known_options
 
 
 def test_what_a_command_cannot_do_is_one_line(capsys, tmp_path):

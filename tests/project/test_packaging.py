@@ -15,7 +15,14 @@ from hub_server import HubServer
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("modeling_collap", "processing", "collap")
-DATA = ("collap/hub/*.md", "collap/evaluation/probe_clips/*", "collap/evaluation/suites/*", "collap/hub/spaces/*/*")
+DATA = (
+    "collap/corpora/*.md",
+    "collap/corpora/prompts/*",
+    "collap/hub/*.md",
+    "collap/evaluation/probe_clips/*",
+    "collap/evaluation/suites/*",
+    "collap/hub/spaces/*/*",
+)
 LEFT_OUT = (".*", "__pycache__", "*.egg-info", "build", "dist", "data", "runs", "results")
 # What an installed package does, run in one process: prints the exit code of every command.
 COMMANDS = """
@@ -130,7 +137,16 @@ def test_the_wheel_works_in_a_fresh_environment_without_a_clone(source, inputs, 
     run(python, "-m", "pip", "install", "--constraint", ROOT / "constraints.txt", f"{wheel}[train]", cwd=tmp_path)
     for file in imported_from(python, "modeling_collap, processing, collap", tmp_path):
         assert file.is_relative_to(environment / "lib")
-    for name in ("evaluate", "precompute", "publish", "doctor", "data check", "export", "corpus"):
+    for name in (
+        "evaluate",
+        "precompute",
+        "publish",
+        "doctor",
+        "data check",
+        "export",
+        "corpus render",
+        "corpus build",
+    ):
         assert "usage:" in run(environment / "bin" / "collap", *name.split(), "--help", cwd=tmp_path)
     everything_works(python, environment / "lib", inputs, tmp_path / "elsewhere")
 

@@ -1,6 +1,6 @@
 """Songs with known structure, composed, rendered and written to disk as a `datasets` audiofolder.
 
-    collap corpus FOLDER --train 400 --validation 50 --test 100 --seed 0
+    collap corpus render FOLDER --train 400 --validation 50 --test 100 --seed 0
 
 No recording is needed: a song is a `Song` (tempo, key, sections with their instruments), drawn from a seed, and
 everything that a caption says about it is a field of that `Song` which `render_song` turns into sound. Section times
@@ -257,7 +257,7 @@ def build_corpus(
 
 
 def run(options) -> int:
-    """Do `collap corpus`; return its exit code."""
+    """Do `collap corpus render`; return its exit code."""
     settings = vars(options)
     num_songs = {split: settings.pop(split) for split in SPLITS}
     try:
