@@ -113,8 +113,10 @@ def look_at(items: Iterable[Item], columns: dict[str, dict[str, str]]) -> tuple[
     seen: dict[str, set[str]] = {}  # split -> its recordings
     audio: Audio = {}
     for item in tqdm(items, desc="rows", disable=None):
-        report = checked.splits.setdefault(item.part, SplitReport(0, columns.get(item.part, COLUMNS)))
-        own = seen.setdefault(item.part, set())
+        if item.part not in seen:
+            seen[item.part] = set()
+            checked.splits.setdefault(item.part, SplitReport(0, columns.get(item.part, COLUMNS)))
+        report, own = checked.splits[item.part], seen[item.part]
         is_new = not any(item.recording in others for others in seen.values())
         is_new_here = item.recording not in own
         own.add(item.recording)

@@ -1,5 +1,6 @@
 """`collap data check`: what it says of data sets that are whole, and of those that are not."""
 
+import gc
 import json
 import shutil
 
@@ -8,7 +9,11 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoTokenizer
 
 from collap.cli import run_command
-from collap.data.check import split_names
+from collap.data.catalogue import Request
+from collap.data.catalogue.named_sets import open_split
+from collap.data.check import check_named, split_names
+from collap.data.records import NamedSet, Record
+from collap.data.set_folder import Clip, SetFolder
 
 
 def report(capsys, *arguments) -> dict:
@@ -176,3 +181,33 @@ def test_slips_of_the_command(capsys, real, tmp_path):
     ):
         assert run_command("data check", [str(one) for one in arguments]) == 1
         assert message in capsys.readouterr().err
+
+
+def test_records_pass_by_and_only_a_few_commands_are_kept(tmp_path):
+    """AudioSet has two million segments, of which few are on a disk."""
+    before, counts = live_records(), []
+
+    def read(folder, settings):
+        for index in range(200):
+            yield Record(id=str(index), texts=["a text"], source=f"x:{index}")
+        counts.append(live_records() - before)
+
+    named = NamedSet("passing", "a table", lambda folder: ["table"], read, "it", fetch=lambda record: record.id)
+    checked, _ = check_named(named, Request(str(tmp_path)), (), is_all=False)
+    assert (len(checked.totals.missing), checked.num_commands, checked.commands) == (200, 200, ["0", "1", "2"])
+    assert "  and 197 more; --json lists all" in list(checked.lines())
+    assert len(check_named(named, Request(str(tmp_path)), (), is_all=True)[0].commands) == 200
+    with pytest.raises(ValueError, match=r"none of the 200 recordings .* \(0, 1, 2, ...\)"):
+        open_split(named, Request(str(tmp_path), "test"))
+    assert len(counts) == 3 and max(counts) < 5
+
+
+def live_records() -> int:
+    return sum(type(one) is Record for one in gc.get_objects())
+
+
+def test_segments_without_a_file_are_not_looked_for(real, monkeypatch):
+    folder, asked = SetFolder(real["audioset"]), []
+    monkeypatch.setattr(folder, "audio", lambda name: asked.append(name))
+    assert folder.clips([("not_there_1", 0, 10), ("-0RWZT-miFs", 30, 40)]) == [Clip(), Clip()]
+    assert asked and all("-0RWZT-miFs" in name for name in asked)
