@@ -246,9 +246,8 @@ def _key(name: str) -> str:
 
 def _videos(key: str) -> Iterator[str]:
     """Yield what may be the id of a video in what an audio file is found by: all that [`_cut_names`] begins with."""
-    yield key[1:].partition("]-[")[0]
-    for name in (key, key[1:]):  # with a Y before it
-        yield from (name, name.rpartition("_")[0], name.rpartition("_")[0].rpartition("_")[0])
+    yield from (key, key.rpartition("_")[0], key.rpartition("_")[0].rpartition("_")[0])
+    yield key[1:].partition("]-[")[0]  # also behind a Y
 
 
 def _cut_names(video: str, start: float, end: float) -> Iterator[str]:
