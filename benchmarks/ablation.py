@@ -1,4 +1,4 @@
-"""What each part of the score in time is worth: one training run for each row of a table, measured on held-out songs.
+"""Measure what each part of the score in time is worth: a training run for each row of a table, on held-out songs.
 
     python benchmarks/ablation.py configs/ablation_small.yaml  # two cores
     python benchmarks/ablation.py configs/structure_gpt2.yaml configs/ablation_crops.yaml --dataset FOLDER \

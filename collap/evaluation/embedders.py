@@ -1,4 +1,4 @@
-"""What a model must do to be measured: embed texts, embed a song, and score them. CoLLAP and its controls do it here.
+"""Embed texts and songs, and score them, as a model must do to be measured: CoLLAP and its controls.
 
 Dimensions: `B` texts, `Q` sentences of a text, `M` samples, `T` tokens or windows of a song (1 for a single vector),
 `D` shared width.

@@ -34,7 +34,7 @@ from .metrics import retrieval_metrics
 from .results import DIRECTIONS, command_line
 from .score_files import ScoreFiles
 from .songs import ranks_by_direction
-from .suite_data import NothingThere, OpenPool, find_pool, label_of, open_pool
+from .suite_data import NothingThere, OpenPool, check_data_root, find_pool, label_of, open_pool
 from .suite_file import Pool, Suite, Table, read_suite
 from .suite_tables import markdown_tables, write_tables
 
@@ -218,16 +218,19 @@ def adjust_p_values(pools: list[dict]) -> None:
         one["p_holm"] = float(adjusted)
 
 
+def collapse_of(embedder: Embedder) -> str | None:
+    """Return, and say, how the text tower of a model is collapsed; None if it is not."""
+    spread = embedder.text_spread()
+    if spread.status != "failed":
+        return None
+    _say(f"warning: {embedder.name}: text tower: {spread.detail}; its rows are marked")
+    return spread.detail
+
+
 def measure_suite(suite: Suite, embedders: list[Embedder], options) -> dict:
     """Measure a suite; what results.json holds."""
     stores = [EmbeddingStore(options.output_dir / "embeddings", one.weights, one.settings) for one in embedders]
-    models = []
-    for embedder in embedders:
-        spread = embedder.text_spread()
-        flag = spread.detail if spread.status == "failed" else None
-        models.append({"name": embedder.name, "paper_row": embedder.paper_row, "collapsed": flag})
-        if flag:
-            _say(f"warning: {embedder.name}: text tower: {flag}; its rows are marked")
+    models = [{"name": one.name, "paper_row": one.paper_row, "collapsed": collapse_of(one)} for one in embedders]
     tables = []
     for table in suite.tables:
         pools = [measure_pool(embedders, stores, table, pool, options) for pool in table.pools]
@@ -262,10 +265,7 @@ def run(options) -> int:
     """Do `collap evaluate --suite SUITE`; return its exit code, 1 if nothing could be measured."""
     options.device = own_device(options.device)
     suite = read_suite(options.suite)
-    if not options.data_root.is_dir():
-        raise FileNotFoundError(
-            f"--data_root {options.data_root}: no such folder; expected one with a folder for each set"
-        )
+    check_data_root(options.data_root)
     results = measure_suite(suite, load_embedders(options), options)
     state = PartialState()
     state.wait_for_everyone()

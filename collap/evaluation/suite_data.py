@@ -86,6 +86,12 @@ class Found:
     open: Callable[[], Dataset]
 
 
+def check_data_root(root: Path) -> None:
+    """Raise a FileNotFoundError unless there is a folder that may hold data sets."""
+    if not root.is_dir():
+        raise FileNotFoundError(f"--data_root {root}: no such folder; expected one with a folder for each set")
+
+
 def open_pool(pool: Pool, root: Path) -> OpenPool:
     """Open a pool: the recordings whose audio is there, with a header that can be read, and whose texts are.
 

@@ -102,6 +102,14 @@ def suite_path(name: str) -> Path:
     raise FileNotFoundError(f"--suite {name}: no such file, and no suite of ours; {nearest(name, ours)}")
 
 
+def read_yaml(path: Path):
+    """Read what a YAML file holds; a ValueError if it is none."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+
+
 def read_suite(name: str) -> Suite:
     """Read a suite.
 
@@ -110,11 +118,7 @@ def read_suite(name: str) -> Suite:
         ValueError: it is no suite; says where and what is known.
     """
     path = suite_path(name)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-    content = _typed(content, Suite, path, ("name",), quoted=str | None)  # there the name of a file
+    content = _typed(read_yaml(path), Suite, path, ("name",), quoted=str | None)  # there the name of a file
     quoted = _quoted(path.parent / content["quoted"]) if content.get("quoted") else {}
     tables = tuple(_table(table, quoted, f"{path}: tables[{i}]") for i, table in enumerate(content["tables"]))
     if not tables or len({table.name for table in tables}) < len(tables):

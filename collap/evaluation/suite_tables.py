@@ -6,7 +6,7 @@ how far it is, and whether its interval covers the paper's.
 
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -343,19 +343,30 @@ def write_tables(results: dict, folder: Path) -> dict[str, Path]:
     Raises:
         ValueError: a figure has no manifest; nothing is written then.
     """
+    drawings = ((table["name"], draw_table(results, table)) for table in results["tables"])
+    return write_results(results, to_markdown(results), to_latex(results), drawings, folder)
+
+
+def write_results(results: dict, markdown: str, latex: str, drawings: Iterable[tuple], folder: Path) -> dict[str, Path]:
+    """Write results.json, results.md, results.tex, and NAME.png for each drawing.
+
+    Args:
+        drawings: name and figure of each, drawn one at a time; None where there is nothing to draw.
+
+    Returns:
+        The files, by suffix or by the name of the drawing.
+    """
     texts = {
         "json": json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-        "md": to_markdown(results),
-        "tex": to_latex(results),
+        "md": markdown,
+        "tex": latex,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {}
+    paths = {suffix: folder / f"results.{suffix}" for suffix in texts}
     for suffix, text in texts.items():
-        paths[suffix] = folder / f"results.{suffix}"
         replace_text(paths[suffix], text)
-    for table in results["tables"]:
-        figure = draw_table(results, table)
+    for name, figure in drawings:
         if figure is not None:
-            paths[table["name"]] = folder / f"{table['name']}.png"
-            replace_file(paths[table["name"]], lambda path, one=figure: save_figure(one, path))
+            paths[name] = folder / f"{name}.png"
+            replace_file(paths[name], lambda path, one=figure: save_figure(one, path))
     return paths

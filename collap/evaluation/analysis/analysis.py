@@ -1,4 +1,4 @@
-"""What an analysis is: settings that a suite's file can give, what it must hear, and figures under conditions.
+"""Define what an analysis is: settings that a suite's file can give, what it must hear, and figures under conditions.
 
 One is added as a frozen dataclass of its settings that inherits [`Analysis`], and named in `analysis/__init__.py`.
 """

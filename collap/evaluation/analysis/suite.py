@@ -9,19 +9,16 @@ What is embedded is kept in `embeddings` below `--output_dir`, so that a run tha
 import os
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
-import yaml
 
 from collap.files import nearest
 
-from ..comparison import holm
 from ..embedders import Embedder
 from ..results import command_line
-from ..suite import load_embedders, make_manifest
-from ..suite_data import NothingThere, open_pool
-from ..suite_file import Pool, read_fields, read_pools, suite_path
+from ..suite import adjust_p_values, collapse_of, load_embedders, make_manifest
+from ..suite_data import NothingThere, check_data_root, open_pool
+from ..suite_file import Pool, read_fields, read_pools, read_yaml, suite_path
 from . import ANALYSES
 from .analysis import Analysis, Outcome
 from .pool_run import PoolRun
@@ -38,20 +35,13 @@ class AnalysisSuite:
     analyses: tuple[tuple[Analysis, tuple[str, ...]], ...]
 
 
-def _content(path: Path):
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-
-
 def is_of_analyses(name: str) -> bool:
     """Tell whether a suite is of analyses; one of tables is read by `collap.evaluation.suite_file`.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, or it is not YAML.
     """
-    content = _content(suite_path(name))
+    content = read_yaml(suite_path(name))
     return isinstance(content, dict) and "analyses" in content
 
 
@@ -63,7 +53,7 @@ def read_analyses(name: str) -> AnalysisSuite:
         ValueError: it is no such suite; says where and what is known.
     """
     path = suite_path(name)
-    content = read_fields(_content(path), AnalysisSuite, path, ("name",))
+    content = read_fields(read_yaml(path), AnalysisSuite, path, ("name",))
     pools = read_pools(content["pools"], f"{path}: pools")
     for pool in pools:
         if pool.window_seconds is not None:
@@ -140,24 +130,13 @@ def measure_analyses(suite: AnalysisSuite, embedders: list[Embedder], options) -
         for analysis in wanted:
             results[analysis.name]["pools"].append(measure_analysis(analysis, run, pool.title, embedders, options))
     for one in results.values():
-        _adjust_p_values(one["pools"])
+        adjust_p_values(one["pools"])
     facts = {"suite": suite.name, "title": suite.title, "command": command_line(), "seed": options.seed}
-    return {**facts, "models": [_model(one) for one in embedders], "analyses": list(results.values())}
-
-
-def _adjust_p_values(pools: list[dict]) -> None:
-    """Add to every comparison of an analysis its p-value by Holm, for the number of them."""
-    compared = [one for pool in pools for one in pool["comparisons"]]
-    for one, adjusted in zip(compared, holm([one["p"] for one in compared]), strict=True):
-        one["p_holm"] = float(adjusted)
-
-
-def _model(embedder: Embedder) -> dict:
-    spread = embedder.text_spread()
-    flag = spread.detail if spread.status == "failed" else None
-    if flag:
-        print(f"warning: {embedder.name}: text tower: {flag}; its rows are marked", file=sys.stderr)
-    return {"name": embedder.name, "collapsed": flag}
+    return {
+        **facts,
+        "models": [{"name": one.name, "collapsed": collapse_of(one)} for one in embedders],
+        "analyses": list(results.values()),
+    }
 
 
 def run(options) -> int:
@@ -168,10 +147,7 @@ def run(options) -> int:
         )
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     suite = read_analyses(options.suite)
-    if not options.data_root.is_dir():
-        raise FileNotFoundError(
-            f"--data_root {options.data_root}: no such folder; expected one with a folder for each set"
-        )
+    check_data_root(options.data_root)
     results = measure_analyses(suite, load_embedders(options), options)
     if not any(pool["rows"] for one in results["analyses"] for pool in one["pools"]):
         raise ValueError(f"{options.data_root}: nothing of the suite can be measured; see above what is missing")

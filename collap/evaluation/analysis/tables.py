@@ -4,18 +4,15 @@ A table has a row for each model and a column for each condition, one table for 
 scores give. A figure is printed only with its manifest.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from collap.files import replace_file, replace_text
-
 from ..metrics import Measure
-from ..report import COLORS, save_figure
-from ..suite_tables import COLLAPSED, Block, Row, check_manifest, latex_text
+from ..report import COLORS
+from ..suite_tables import COLLAPSED, Block, Row, check_manifest, latex_text, write_results
 
 PANELS = 3  # in a row of a drawing
 TOLD = ("command", "analysis", "settings")  # elsewhere
@@ -201,19 +198,5 @@ def write_analyses(results: dict, folder: Path) -> dict[str, Path]:
     Raises:
         ValueError: a figure has no manifest; nothing is written then.
     """
-    texts = {
-        "json": json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-        "md": to_markdown(results),
-        "tex": to_latex(results),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {}
-    for suffix, text in texts.items():
-        paths[suffix] = folder / f"results.{suffix}"
-        replace_text(paths[suffix], text)
-    for analysis in results["analyses"]:
-        figure = draw_analysis(analysis)
-        if figure is not None:
-            paths[analysis["name"]] = folder / f"{analysis['name']}.png"
-            replace_file(paths[analysis["name"]], lambda path, one=figure: save_figure(one, path))
-    return paths
+    drawings = ((analysis["name"], draw_analysis(analysis)) for analysis in results["analyses"])
+    return write_results(results, to_markdown(results), to_latex(results), drawings, folder)
