@@ -22,18 +22,19 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
+from collap.data.audio_parts import file_of
+from collap.data.rows import content_digest
 from collap.files import replace_file, write_json
 
 from .captioners import Captioner, load_captioner, load_prompts
-from .captions import caption_text
 from .card import built_card
 from .collect import Limits
 from .hearing import probe_captioner
 from .listening import WITHOUT_WEIGHTS, Listening, hear, mapping
 from .listing import read_tracks
 from .report import add_table, draw_histograms, histogram_values, make_report, report_lines
-from .scores import Scorer
-from .selection import select, usable_captions
+from .scores import Scorer, load_scorer
+from .selection import checked_captions, select, usable_captions
 from .song_picture import draw_song
 from .state import State
 from .tracks import Track
@@ -91,7 +92,16 @@ def settings_of(options, limits: Limits) -> dict:
 
 def list_tracks(options, state_folder: Path) -> Iterator[Track]:
     """List the tracks of the source; bytes of a table are written beside the state."""
-    return read_tracks(options.source, options.split, options.dataset_config, state_folder / "given")
+    for track in read_tracks(options.source, options.split, options.dataset_config, state_folder / "given"):
+        track.listing = listing_digest(track)
+        yield track
+
+
+def listing_digest(track: Track) -> str:
+    """Return a digest of what is listed of a track and of the size of its file; not of where it lies."""
+    size = os.path.getsize(file) if os.path.isfile(file := file_of(track.audio)) else None
+    said = {**track.to_json(), "audio": os.path.basename(track.audio), "origin": "", "size": size}
+    return content_digest(json.dumps(said, sort_keys=True, default=str).encode())
 
 
 # ---- every track
@@ -104,7 +114,7 @@ def pending(tracks: Iterable[Track], state: State, shard: Shard, block: int) -> 
         group = list(itertools.islice(tracks, block))
         if not group:
             return
-        if shard.has(number) and not all(state.has(track.id) for track in group):
+        if shard.has(number) and not all(map(state.has, group)):
             yield from ((number, track) for track in group)
 
 
@@ -122,8 +132,9 @@ def describe_block(
         for track, caption in zip(tracks, captioner.describe(tracks, samples), strict=True):
             track.captions.append(caption)
     for track, sound in kept if scorer else ():
-        texts = {one.captioner: caption_text(one, track.seconds) for one in track.captions}
-        track.measures["scores"] = scorer.scores(sound, {name: text for name, text in texts.items() if text.strip()})
+        said = [(caption, text) for caption, text, _ in checked_captions(track) if text]
+        for (caption, _), score in zip(said, scorer.scores(sound, [text for _, text in said]), strict=True):
+            caption.score = score
     for track, sound in heard:
         if sound is not None:
             state.save(track)
@@ -188,13 +199,12 @@ def load_with_weights(options, device: str) -> tuple[list[Captioner], Scorer | N
             options.batch_size,
             options.temperature,
             options.names_sections,
-            options.window_seconds,
             options.trust_remote_code,
         )
         for spec in options.captioner
         if spec not in WITHOUT_WEIGHTS
     ]
-    return captioners, Scorer(options.score_model, device) if options.score_model else None
+    return captioners, load_scorer(options.score_model, device) if options.score_model else None
 
 
 def probe(captioners: list[Captioner], seconds: float, state: State) -> None:
@@ -263,8 +273,8 @@ def finish(out: Path, state: State, names: list[str], options, settings: dict) -
     values = histogram_values(state, chosen)
     replace_file(out / "figures" / "histograms.png", lambda path: draw_histograms(path, values))
     first = state.load(next(iter(chosen.splits)))
-    text = usable_captions(first, chosen.least_score)[0][1]
-    replace_file(out / "figures" / "song.png", lambda path: draw_song(path, first, text))
+    caption, text, _ = usable_captions(first, chosen.least_score)[0]
+    replace_file(out / "figures" / "song.png", lambda path: draw_song(path, first, caption, text))
     card = built_card(report, out.name, options.license)
     replace_file(out / "README.md", card.save)
     write_json(out / "report.json", report)

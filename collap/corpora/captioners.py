@@ -1,7 +1,7 @@
-"""Describe tracks by a music language model, by the texts that their list has, or by templates.
+"""Describe tracks by a music language model, or by a captioner of the user's own.
 
-A captioner is named by `template`, `columns`, the folder or Hub id of a transformers model that hears, or a Python file
-with a `load()` of the user's own.
+A captioner is named by the folder or Hub id of a transformers model that hears, or by a Python file with a `load()`.
+`template` and `columns`, which need no weights, are carried out where a track is decoded: `collap.corpora.listening`.
 
 Dimensions: `N` samples at `RATE`, `S` sections.
 """
@@ -15,12 +15,9 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from collap.data.catalogue.named import futga
 from collap.files import nearest
 
-from .caption_lines import plain, read_lines
 from .captions import read_caption, read_text
-from .template_captions import TemplateCaptioner
 from .tracks import RATE, Caption, Section, Track
 from .transformers_writer import TransformersWriter
 
@@ -174,41 +171,6 @@ def answer_seed(*parts: object) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-class ColumnCaptioner:
-    """Take the texts that a list has of a track, such as FUTGA's, by the same schema.
-
-    Args:
-        window_seconds: what percents in them are of, from the beginning; 0 for all of the track.
-    """
-
-    name = "columns"
-    licence = None
-
-    def __init__(self, window_seconds: float = futga.SET.settings["window_seconds"]):
-        self.window_seconds = window_seconds
-
-    def describe(self, tracks: list[Track], samples: list[np.ndarray]) -> list[Caption]:
-        """Return a caption from the first text of each track; of one without a text it is empty.
-
-        A text whose sections cannot be read is an overview. So is what a text says before its sections, if these are
-        those of the track already: they were found in it, and moved as the track was cropped.
-        """
-        return [self._describe(track, len(one) / RATE) for track, one in zip(tracks, samples, strict=True)]
-
-    def _describe(self, track: Track, seconds: float) -> Caption:
-        text = track.texts[0] if track.texts else ""
-        if track.boundaries == "caption" and track.sections:
-            caption = Caption(read_lines(text)[0], [replace(one) for one in track.sections])
-        elif track.crop is not None or not text:
-            caption = Caption(plain(text))  # its times are those of another recording
-        else:
-            try:
-                caption = read_caption(text, seconds, self.window_seconds)
-            except ValueError:
-                caption = Caption(plain(text))
-        return replace(caption, captioner=self.name, licence=self.licence)
-
-
 def load_prompts(folder: Path | None = None) -> dict[str, str]:
     """Return the prompts by name: `overview`, `section`, `track`, `pieces`.
 
@@ -259,26 +221,20 @@ def load_captioner(
     batch_size: int = 4,
     temperature: float = 0.0,
     names_sections: bool = False,
-    window_seconds: float = futga.SET.settings["window_seconds"],
     trust_remote_code: bool = False,
 ) -> Captioner:
     """Load what a user names.
 
     Args:
-        spec: `template`, `columns`, folder or Hub id of a transformers model, or `FILE.py`.
+        spec: folder or Hub id of a transformers model, or `FILE.py`.
         device, dtype: of a model.
-        seed, batch_size, temperature, names_sections: see [`PromptedCaptioner`]; the templates take the seed.
+        seed, batch_size, temperature, names_sections: see [`PromptedCaptioner`].
         prompts: see [`load_prompts`].
-        window_seconds: see [`ColumnCaptioner`].
         trust_remote_code: whether code in the model's folder may run, as MOSS-Music needs.
 
     Raises:
         OSError, ValueError: there is no such captioner; one line.
     """
-    if spec == "template":
-        return TemplateCaptioner(seed)
-    if spec == "columns":
-        return ColumnCaptioner(window_seconds)
     texts = load_prompts(prompts)
     if spec.endswith(".py"):
         writer = load_own(Path(spec))

@@ -261,19 +261,18 @@ def test_own_captions_are_scored_and_checked(listed, model_folder, tmp_path):
     report = build(listed, tmp_path / "set", *more)
     assert report["captioners"]["own@1"] == {
         "licence": "cc-by-nc-4.0",
-        "tracks": report["kept"],
+        "tracks": sum("own@1" in row["captioner"] for row in rows_of(tmp_path / "set")),
         "commercial_use": False,
     }
     assert report["captions"]["contradicting_dropped"] == 1  # Bob's, which ends after the song
     assert report["captions"]["untrue"]["tempo"] >= 1
     rows = rows_of(tmp_path / "set")
-    scores = {
-        (row["song_id"], name): score for row in rows for name, score in json.loads(row["measures"])["scores"].items()
-    }
-    kept = {(row["song_id"], name) for row in rows for name in row["captioner"]}
+    kept = {(row["song_id"], name): score for row in rows for name, score in zip(row["captioner"], row["score"])}
     assert {name for _, name in kept} == {"template", "own@1"} and ("train-0003", "own@1") not in kept
-    dropped = [key for key, score in scores.items() if score < report["least_score"]]
-    assert dropped and not kept & set(dropped)
+    states = [json.loads(path.read_text()) for path in (tmp_path / "set" / "work" / "tracks").glob("*.json")]
+    scores = {(one["id"], said["captioner"]): said["score"] for one in states for said in one["captions"]}
+    dropped = {key for key, score in scores.items() if score < report["least_score"]}
+    assert dropped and not dropped & set(kept) and all(scores[key] == score for key, score in kept.items())
     heard = [one["id"] for one in report["dropped"] if one["reason"].partition(":")[0] in ("no_caption", *COPIES)]
     calls = (tmp_path / "calls").read_text().split()
     assert sorted(calls) == sorted([*(row["song_id"] for row in rows), *heard])  # once each, none that was dropped

@@ -9,6 +9,7 @@ from collap.corpora import captioners, transformers_writer
 from collap.corpora.captioners import PromptedCaptioner, answer_seed, load_captioner, load_prompts
 from collap.corpora.hearing import probe_captioner, probe_hearing
 from collap.corpora.licences import allows_commerce, model_licence
+from collap.corpora.listening import column_captions
 from collap.corpora.tracks import RATE, Section, Track
 from collap.corpora.transformers_writer import SeededSampling
 
@@ -142,19 +143,19 @@ def test_the_probe_allows_for_a_device_that_does_not_always_add_up_the_same():
 
 
 def test_captions_that_a_list_has_enter_by_the_same_schema():
-    tracks = [
-        track("a", texts=[SECONDS]),
-        track("b", texts=["A calm piece,\nfor piano."]),
-        track("c", texts=[SECONDS], crop=(1.0, 9.0)),
-        track("d"),
-        track("e", texts=[SECONDS], sections=[Section(0.0, 7.0, "Verse", "drums")], boundaries="caption"),
-    ]
-    found = load_captioner("columns").describe(tracks, [SOUND] * 5)
-    assert [one.label for one in found[0].sections] == ["Intro", "Verse"] and found[0].captioner == "columns"
-    assert found[1].overview == "A calm piece, for piano." and not found[1].sections
-    assert not found[2].sections and "soft piano" in found[2].overview  # its times are not those of the crop
-    assert found[3].overview == "" and found[4].sections == tracks[4].sections
-    assert found[4].overview == "A calm piece for piano."
+    listed = track("a", texts=[SECONDS, "A calm piece,\nfor piano.", PERCENT])
+    first, plain, percent = column_captions(listed, 8.0, window_seconds=0)
+    assert [one.label for one in first.sections] == ["Intro", "Verse"] and first.captioner == "columns"
+    assert plain.overview == "A calm piece, for piano." and not plain.sections
+    assert percent == first and column_captions(track("b"), 8.0, 0) == []
+
+
+def test_the_times_of_listed_captions_move_with_the_crop_and_percents_are_of_what_was_heard():
+    cropped = track("a", texts=[PERCENT, SECONDS], listed_seconds=16.0, crop=(2.0, 10.0))
+    for window, starts in ((0, [0.0, 2.0]), (8.0, [0.0])):  # 25 % of 16 s, and of 8 s
+        percent, seconds = column_captions(cropped, 8.0, window)
+        assert [one.start for one in percent.sections] == starts
+        assert [(one.start, one.end) for one in seconds.sections] == [(0.0, 6.0)]
 
 
 def test_a_file_of_ones_own_prompts_and_what_is_wrong_with_them(tmp_path):
@@ -173,7 +174,7 @@ def test_a_file_of_ones_own_prompts_and_what_is_wrong_with_them(tmp_path):
     for spec, folder, message in [
         (str(own), None, "expected a function load"),
         (str(tmp_path / "gone.py"), None, "no such file"),
-        ("template2", None, "template2: no such folder"),
+        ("templates", None, "templates: no such folder"),
         (str(own), tmp_path, "did you mean 'track'"),
         (str(own), tmp_path / "none", "holds no prompt"),
     ]:

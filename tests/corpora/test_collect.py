@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import tarfile
 import warnings
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from collap.corpora.collect import REASONS, Limits, count_drops, file_tags, listen, look_at, reason_to_drop
+from collap.corpora.collect import REASONS, Limits, file_tags, listen, look_at, reason_to_drop
 from collap.corpora.duplicates import EvaluationSets, exact_duplicates, find_duplicates, track_fingerprint
 from collap.corpora.listing import read_tracks
 from collap.corpora.synthetic.songs import compose_song, render_song
@@ -80,7 +81,6 @@ def test_hostile_files_are_left_out_with_their_reasons(collected):
     assert tracks["short"].dropped == "too_short: 4.0 s; expected 12 s or more"
     assert tracks["silent"].dropped == "silent: 100.0% of it; expected 50.0% or less"
     assert "renamed.mp3" in tracks["renamed"].dropped and "\n" not in tracks["broken"].dropped
-    assert count_drops(tracks.values()) == {"broken": 3, "too_short": 1, "silent": 1, "clipped": 1}
     assert set(reasons.values()) <= set(REASONS)
 
 
@@ -201,8 +201,8 @@ def test_rows_that_hold_bytes_are_written_once(tmp_path, songs):
     with pytest.raises(ValueError, match="holds audio as bytes; expected a folder"):
         list(read_tracks(str(tmp_path / "train.parquet")))
     found = list(read_tracks(str(tmp_path), keep_in=tmp_path / "kept"))
-    assert [track.id for track in found] == ["a", "A-2"]  # one file on a disk that knows no case
-    assert found[0].audio == found[1].audio and len(list((tmp_path / "kept").iterdir())) == 1
+    assert [(track.id, track.texts) for track in found] == [("a", ["x", "y"])]  # one recording
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == [os.path.basename(found[0].audio)]
     assert np.array_equal(listen(look_at(found[0], LIMITS), LIMITS), load_audio(content.getvalue()))
 
 
@@ -225,7 +225,7 @@ def test_archives_are_read_as_they_are(tmp_path, songs):
         found = [look_at(track, LIMITS) for track in read_tracks(str(source))]
         assert [track.texts for track in found] == [["a song"], ["the same song"], []]
         assert found[0].tags == {"tag": "piano, calm"} and found[0].digest == found[1].digest
-        assert found[2].dropped.startswith("broken: 0.tar/14.json is no JSON object")
+        assert found[2].dropped.startswith("broken: 14.json is no JSON object")
         assert listen(found[0], LIMITS) is not None
     (tmp_path / "1.tar").write_bytes(b"no archive")
     assert next(read_tracks(str(tmp_path / "1.tar"))).dropped.startswith("broken: ")
