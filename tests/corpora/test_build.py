@@ -267,7 +267,11 @@ def test_own_captions_are_scored_and_checked(listed, model_folder, tmp_path):
     assert report["captions"]["contradicting_dropped"] == 1  # Bob's, which ends after the song
     assert report["captions"]["untrue"]["tempo"] >= 1
     rows = rows_of(tmp_path / "set")
-    kept = {(row["song_id"], name): score for row in rows for name, score in zip(row["captioner"], row["score"])}
+    kept = {
+        (row["song_id"], name): score
+        for row in rows
+        for name, score in zip(row["captioner"], row["score"], strict=True)
+    }
     assert {name for _, name in kept} == {"template", "own@1"} and ("train-0003", "own@1") not in kept
     states = [json.loads(path.read_text()) for path in (tmp_path / "set" / "work" / "tracks").glob("*.json")]
     scores = {(one["id"], said["captioner"]): said["score"] for one in states for said in one["captions"]}
