@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from collap.data.check_report import TABLE_COLUMNS, TABLE_ONE, Checked, SplitReport, mean_tokens
 
 from .collect import REASONS
-from .licences import allows_commerce
+from .licences import allows_commerce, training_of
 from .selection import SPLITS, Selection, usable_captions
 from .state import State
 
@@ -80,7 +80,12 @@ def _captioners(tracks: list[dict]) -> dict[str, dict]:
     """Return name of a captioner -> its licence, of how many tracks a caption is kept, whether commerce is allowed."""
     counts = collections.Counter(one for track in tracks for one in track["captioners"])
     return {
-        name: {"licence": licence, "tracks": count, "commercial_use": allows_commerce(licence)}
+        name: {
+            "licence": licence,
+            "trained_on": training_of(name),
+            "tracks": count,
+            "commercial_use": allows_commerce(licence),
+        }
         for (name, licence), count in sorted(counts.items(), key=str)
     }
 
@@ -139,7 +144,10 @@ def report_lines(report: dict, table: Checked) -> Iterator[str]:
     yield f"  refuted by what is measured: {refuted or 'none'}"
     for name, one in report["captioners"].items():
         allowed = {True: "commercial use not excluded", False: "no commercial use", None: "commercial use not known"}
-        yield f"captioner {name}: licence {one['licence'] or 'not stated'} ({allowed[one['commercial_use']]})"
+        yield (
+            f"captioner {name}: licence {one['licence'] or 'not stated'} ({allowed[one['commercial_use']]}); "
+            f"trained on: {one['trained_on']}"
+        )
     yield f"licences of the tracks: {', '.join(f'{name} {count}' for name, count in report['licences'].items())}"
     yield from table.table_one()
 

@@ -261,6 +261,7 @@ def test_own_captions_are_scored_and_checked(listed, model_folder, tmp_path):
     report = build(listed, tmp_path / "set", *more)
     assert report["captioners"]["own@1"] == {
         "licence": "cc-by-nc-4.0",
+        "trained_on": "not known",
         "tracks": sum("own@1" in row["captioner"] for row in rows_of(tmp_path / "set")),
         "commercial_use": False,
     }
