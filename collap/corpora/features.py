@@ -23,7 +23,7 @@ OVERTONES, OVERTONE_SHARE = {1: 0, 2: 0, 3: 7, 4: 0, 5: 4, 6: 7}, 0.7  # semiton
 AT_A_TIME = 512  # frames whose spectra are in memory at once
 MEL_BANDS = 40
 SLOWEST, FASTEST = 50.0, 210.0  # BPM
-USUAL_BPM, OCTAVES = 115.0, 0.8  # of the tempo that is likelier among those that fit, and how broadly
+USUAL_BPM, OCTAVES = 120.0, 1.0  # of the tempo that is likelier among those that fit, and how broadly, as in librosa
 LEAST_PERIODICITY = 0.08  # peak of the autocorrelation below which no tempo is stated
 LEAST_KEY_CORRELATION, LEAST_KEY_MARGIN = 0.5, 0.04  # below them no key is stated
 # Margin below which a key is not told from its relative, of the same notes: of 80 rendered songs 67 % were right.
