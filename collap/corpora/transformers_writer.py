@@ -2,7 +2,7 @@
 
 The way of all: a chat of one turn with audio and prompt, by the processor's own template. Three things are particular.
 Qwen2-Audio and Qwen2.5-Omni cut what is longer than their feature extractor's window without a word: they are given
-the pieces of a recording one after the other. Of the Omni models only the half that writes is asked. A processor
+the pieces of a recording one after the other. Of the Omni models only the half that writes is loaded. A processor
 without a chat template, as MOSS-Music's, takes prompt and audio as they are, one at a time.
 
 Dimensions: `N` samples, `A` questions, `K` tokens, `V` words of the vocabulary.
@@ -52,10 +52,14 @@ class SeededSampling(LogitsProcessor):
 def find_class(config, name: str, trust_remote_code: bool):
     """Return the class that a checkpoint was saved from, or that the code in its folder gives it.
 
+    Of an Omni model it is that of the half that writes.
+
     Raises:
         ValueError: transformers has no such class, and code in the folder may not run.
     """
     saved = (config.architectures or [""])[0]
+    if hasattr(config, "thinker_config") and "Thinker" not in saved:
+        saved = saved.replace("ForConditionalGeneration", "ThinkerForConditionalGeneration")
     if hasattr(transformers, saved):
         return getattr(transformers, saved)
     entries = getattr(config, "auto_map", None) or {}
@@ -83,12 +87,9 @@ class TransformersWriter:
         try:
             config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
             processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ImportError) as error:  # the Omni models' processors need torchvision
             raise OSError(f"{name}: no such folder, and no captioner that can be read ({flat(error, 300)})") from error
-        if hasattr(config, "enable_audio_output"):
-            config.enable_audio_output = False  # of the Omni models: only the half that writes
-        loaded = find_class(config, name, trust_remote_code).from_pretrained(name, config=config, dtype=dtype)
-        model = getattr(loaded, "thinker", loaded)
+        model = _load(find_class(config, name, trust_remote_code), config, name, dtype)
         if not model.can_generate():
             raise ValueError(f"{name}: a {config.model_type!r} model, which writes no text")
         with naming_device(device):
@@ -168,6 +169,19 @@ class TransformersWriter:
             prompt = f"{told} {prompt}"
         content = [{"type": "audio", "audio": one} for one in parts]
         return [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
+
+
+def _load(model_class, config, name: str, dtype: str):
+    """Load a model, of an Omni model the half that writes.
+
+    Raises:
+        ValueError: weights are missing, for which transformers would draw random ones.
+    """
+    half = getattr(config, "thinker_config", config)
+    model, told = model_class.from_pretrained(name, config=half, dtype=dtype, output_loading_info=True)
+    if missing := sorted(told["missing_keys"]):
+        raise ValueError(f"{name}: has no weights for {len(missing)} parts of the model, such as {missing[0]}")
+    return model
 
 
 def _version(name: str, config) -> str:
