@@ -10,6 +10,8 @@ import json
 import math
 import os
 import re
+import socket
+import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -248,18 +250,19 @@ def _row_tracks(dataset, source: str, ids: _Ids, keep_in: Path | None) -> Iterat
         name = next((str(row[one]) for one in ID_COLUMNS if row.get(one) not in (None, "")), "")
         if isinstance(content, bytes):
             name = name or os.path.splitext(name_within(named))[0] or content_digest(content)
-            content = _kept_bytes(content, os.path.splitext(named)[1], keep_in, source)
+            content = kept_bytes(content, os.path.splitext(named)[1], keep_in, source)
         yield _track(ids.take(name or os.path.splitext(name_within(content))[0]), content, origin, row)
 
 
-def _kept_bytes(content: bytes, suffix: str, keep_in: Path | None, source: str) -> str:
+def kept_bytes(content: bytes, suffix: str, keep_in: Path | None, source: str) -> str:
     """Write the bytes of a table's audio as a file, once, and return its path."""
     if keep_in is None:
         raise ValueError(f"{source}: holds audio as bytes; expected a folder to write it to")
     path = Path(keep_in) / f"{content_digest(content)}{suffix if suffix.lower() in AUDIO_SUFFIXES else ''}"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, lambda temporary: temporary.write_bytes(content))
+        writer = f".{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"  # parts may begin at one moment
+        replace_file(path, lambda temporary: temporary.write_bytes(content), writer)
     return str(path)
 
 

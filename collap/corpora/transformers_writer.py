@@ -1,4 +1,4 @@
-"""Ask a language model that hears, of any architecture of transformers, about audio.
+"""Ask a language model of transformers, of any architecture: one that hears about audio, any one about words.
 
 The way of all: a chat of one turn with audio and prompt, by the processor's own template. Three things are particular.
 Qwen2-Audio and Qwen2.5-Omni cut what is longer than their feature extractor's window without a word: they are given
@@ -99,11 +99,21 @@ class TransformersWriter:
         self.extractor = getattr(processor, "feature_extractor", None)
         self.name, self.licence = f"{name}@{_version(name, config)}", model_licence(name)
 
+    @property
+    def chats(self) -> bool:
+        """Tell whether it can be asked without audio."""
+        return self._tokenizer().chat_template is not None
+
     @torch.inference_mode()
     def write(
-        self, prompts: list[str], audios: list[np.ndarray], seeds: list[int], temperature: float, max_tokens: int
+        self,
+        prompts: list[str],
+        audios: list[np.ndarray | None],
+        seeds: list[int],
+        temperature: float,
+        max_tokens: int,
     ) -> list[str]:
-        """Return an answer to each of A prompts about its audio (N,) at `RATE`.
+        """Return an answer to each of A prompts about its audio (N,) at `RATE`, None for no audio in all of them.
 
         Args:
             temperature: 0 for the likeliest words.
@@ -134,6 +144,8 @@ class TransformersWriter:
 
     def _inputs(self, prompts: list[str], audios: list[np.ndarray]) -> dict[str, torch.Tensor]:
         """Return the model's inputs, padded on the left, on its device and in its precision."""
+        if audios[0] is None:
+            return self._text_inputs(prompts)
         rate = getattr(self.extractor, "sampling_rate", RATE)
         heard = [
             one if rate == RATE else np.concatenate(list(resample(iter([(0, one)]), RATE, rate, 0))) for one in audios
@@ -158,6 +170,16 @@ class TransformersWriter:
             for name, one in inputs.items()
             if isinstance(one, torch.Tensor)
         }
+
+    def _text_inputs(self, prompts: list[str]) -> dict[str, torch.Tensor]:
+        """Return the model's inputs of questions without audio."""
+        tokenizer = self._tokenizer()
+        tokenizer.padding_side = "left"
+        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        inputs = tokenizer.apply_chat_template(
+            chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
+        )
+        return inputs.to(self.model.device)
 
     def _chat(self, prompt: str, audio: np.ndarray) -> list[dict]:
         """Return one turn: the audio, in pieces if it must be, and the prompt."""

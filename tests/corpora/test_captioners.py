@@ -1,12 +1,22 @@
 """A music language model describes tracks: scripted answers, and the noise of a tiny one of a real architecture."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
-from hearing_models import WINDOW_SECONDS, Scripted, save_tiny_qwen2_audio
+from hearing_models import (
+    WINDOW_SECONDS,
+    Scripted,
+    save_tiny_flamingo,
+    save_tiny_qwen2_audio,
+    save_tiny_qwen3_omni,
+)
+from safetensors.torch import load_file, save_file
 
-from collap.corpora import captioners, transformers_writer
-from collap.corpora.captioners import PromptedCaptioner, answer_seed, load_captioner, load_prompts
+from collap.corpora import asking, transformers_writer
+from collap.corpora.asking import Asking, answer_seed
+from collap.corpora.captioners import PromptedCaptioner, load_captioner, load_prompts
 from collap.corpora.hearing import probe_captioner, probe_hearing
 from collap.corpora.licences import allows_commerce, model_licence
 from collap.corpora.listening import column_captions
@@ -34,7 +44,7 @@ def tiny_folder(tmp_path_factory):
 @pytest.fixture
 def tiny(tiny_folder, monkeypatch):
     """Make captioners of the tiny model, with short answers."""
-    monkeypatch.setattr(captioners, "MAX_TOKENS", {"overview": 12, "section": 9, "track": 20})
+    monkeypatch.setattr(asking, "MAX_TOKENS", {"overview": 12, "section": 9, "track": 20, "rewrite": 9})
     return lambda **options: load_captioner(str(tiny_folder), **{"dtype": "float32", **options})
 
 
@@ -95,12 +105,38 @@ def test_noise_of_a_real_architecture_is_kept_and_counted(tiny):
     assert by_section.licence == "tiny-noncommercial"
 
 
+@pytest.mark.parametrize("kind", ["AudioFlamingo3", "MusicFlamingo", "Qwen3Omni"])
+def test_other_architectures_write_by_their_own_chat_template_and_hear_to_the_end(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(asking, "MAX_TOKENS", {"track": 20})
+    if kind == "Qwen3Omni":
+        pytest.importorskip("torchvision", reason="its processor needs it")
+        save_tiny_qwen3_omni(tmp_path)
+    else:
+        save_tiny_flamingo(tmp_path, kind)
+    captioner = load_captioner(str(tmp_path), dtype="float32")
+    found = captioner.describe([track("a"), track("b")], [SOUND, SOUND[: 5 * RATE]])
+    assert all(one.raw and one.says_nothing for one in found) and found[0].raw != found[1].raw
+    alone = load_captioner(str(tmp_path), dtype="float32", asking=Asking(batch_size=1))
+    assert alone.describe([track("b")], [SOUND[: 5 * RATE]]) == found[1:]
+    assert probe_captioner(captioner, 15.0).is_whole
+
+
+def test_weights_that_are_missing_are_not_drawn_at_random(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    weights = load_file(path)
+    del weights[next(name for name in weights if "q_proj.weight" in name)]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="has no weights for 1 parts of the model, such as .*q_proj.weight"):
+        load_captioner(str(tmp_path / "model"), dtype="float32")
+
+
 def test_a_drawn_answer_depends_on_its_track_and_the_seed_not_on_order_or_batch(tiny):
     tracks, sounds = [track("a", sections=two_sections()[:1]), track("b")], [SOUND, SOUND[: 5 * RATE]]
-    whole = tiny(temperature=1.0).describe(tracks, sounds)
-    alone = tiny(temperature=1.0, batch_size=1)
+    whole = tiny(asking=Asking(temperature=1.0)).describe(tracks, sounds)
+    alone = tiny(asking=Asking(temperature=1.0, batch_size=1))
     assert alone.describe(tracks[::-1], sounds[::-1])[::-1] == whole
-    [other] = tiny(temperature=1.0, seed=1).describe(tracks[1:], sounds[1:])
+    [other] = tiny(asking=Asking(temperature=1.0, seed=1)).describe(tracks[1:], sounds[1:])
     assert other.raw != whole[1].raw
 
 

@@ -6,6 +6,8 @@ import os
 import shutil
 import tarfile
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import av
 import numpy as np
@@ -16,7 +18,7 @@ import soundfile
 
 from collap.corpora.collect import REASONS, Limits, file_tags, listen, look_at, reason_to_drop
 from collap.corpora.duplicates import EvaluationSets, exact_duplicates, find_duplicates, track_fingerprint
-from collap.corpora.listing import read_tracks
+from collap.corpora.listing import kept_bytes, read_tracks
 from collap.corpora.synthetic.songs import compose_song, render_song
 from collap.corpora.tracks import RATE, Section, Track
 from processing import load_audio
@@ -204,6 +206,14 @@ def test_rows_that_hold_bytes_are_written_once(tmp_path, songs):
     assert [(track.id, track.texts) for track in found] == [("a", ["x", "y"])]  # one recording
     assert [path.name for path in (tmp_path / "kept").iterdir()] == [os.path.basename(found[0].audio)]
     assert np.array_equal(listen(look_at(found[0], LIMITS), LIMITS), load_audio(content.getvalue()))
+
+
+def test_parts_that_begin_at_one_moment_write_the_bytes_of_a_table_side_by_side(tmp_path):
+    contents = [bytes([number]) * 200_000 for number in range(4)] * 8
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(lambda content: kept_bytes(content, ".mp3", tmp_path, "table"), contents))
+    assert all(Path(path).read_bytes() == content for path, content in zip(paths, contents, strict=True))
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_archives_are_read_as_they_are(tmp_path, songs):
