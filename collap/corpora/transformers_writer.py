@@ -97,7 +97,8 @@ class TransformersWriter:
         self.processor, self.pieces, self.kind = processor, pieces, config.model_type
         self.has_template = getattr(processor, "apply_chat_template", None) is not None
         self.extractor = getattr(processor, "feature_extractor", None)
-        self.name, self.licence = f"{name}@{_version(name, config)}", model_licence(name)
+        shown = Path(name).name if Path(name).exists() else name  # with captions goes no path of this machine
+        self.name, self.licence = f"{shown}@{_version(name, config)}", model_licence(name)
 
     @property
     def chats(self) -> bool:
