@@ -16,7 +16,8 @@ from collap.data.catalogue.named import futga
 from .annotations import find_annotation, read_annotation
 from .caption_lines import plain
 from .captions import read_caption
-from .novelty import alike_sections, edge_seconds, frame_features, section_edges
+from .frames import frame_features
+from .novelty import alike_sections, edge_seconds, section_edges
 from .tracks import RATE, Caption, Section, Track
 
 LEAST_SECONDS = 1.0  # of a section that is cut by the beginning or the end of the track

@@ -10,7 +10,8 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 from benchmarks.segmentation import figures, measure, rendered, table
-from collap.corpora.novelty import HOP, MIN_NOVELTY, average_linkage, novelty_curve, pick_peaks, section_edges
+from collap.corpora.frames import HOP
+from collap.corpora.novelty import MIN_NOVELTY, average_linkage, novelty_curve, pick_peaks, section_edges
 from collap.corpora.structure import audio_sections, find_sections, letter
 from collap.corpora.synthetic.composition import Section as ComposedSection
 from collap.corpora.synthetic.composition import Song
