@@ -283,6 +283,22 @@ def test_own_captions_are_scored_and_checked(listed, model_folder, tmp_path):
     assert sorted(calls) == sorted([*(row["song_id"] for row in rows), *heard])  # once each, none that was dropped
 
 
+def test_a_list_that_was_changed_is_heard_anew_where_it_was(listed, built, tmp_path):
+    rows = [json.loads(line) for line in listed.read_text().splitlines()][:3]
+    changed = listed.with_name("changed.jsonl")
+    changed.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    build(changed, tmp_path / "set")
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "set" / "work" / "tracks").iterdir()}
+    rows[1]["genre"] = "ambient"
+    changed.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    build(changed, tmp_path / "set")
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "set" / "work" / "tracks").iterdir()}
+    name = rows[1]["audio"].removesuffix(".flac")
+    assert {one for one in after if after[one] != before[one]} == {f"{name}.json"}
+    (row,) = (row for row in rows_of(tmp_path / "set") if row["song_id"] == name)
+    assert json.loads(row["tags"])["genre"] == "ambient" and "ambient" in row["text"][0]
+
+
 def test_a_state_of_other_settings_is_refused(tmp_path):
     State(tmp_path / "work", {"seed": 0, "captioner": ["template"]})
     State(tmp_path / "work", {"seed": 0, "captioner": ["template"]})
