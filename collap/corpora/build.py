@@ -255,6 +255,7 @@ def build(options) -> dict | None:
         )
     if process:
         process.wait_for_everyone()
+        process.destroy_process_group()
     if shard.count > 1:
         print(f"part {options.shard} is done; when all are, the same command without --shard writes the data set")
         return None
@@ -334,9 +335,13 @@ def _process():
     """Return the state of one of several processes that Accelerate has started; None of one that runs alone."""
     if int(os.environ.get("WORLD_SIZE", 1)) < 2:
         return None
+    import torch
     from accelerate import PartialState
 
-    return PartialState(timeout=LONGEST_WAIT)
+    process = PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
+    if process.num_processes < 2:  # each would do all of it, and write the same files
+        raise ValueError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but Accelerate knows of one process only")
+    return process
 
 
 def _device() -> str:

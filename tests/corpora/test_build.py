@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -215,6 +216,20 @@ def test_parts_of_several_machines_make_the_same_bytes(built, listed, tmp_path, 
         path.rename(one / "work" / path.relative_to(other / "work"))
     build(listed, one)
     assert hashes(one) == hashes(built[0])
+
+
+def test_processes_of_accelerate_share_the_tracks_and_make_the_same_bytes(built, listed, tmp_path):
+    out, log = tmp_path / "set", tmp_path / "log"
+    log.touch()
+    command = ["corpus", "build", str(listed), str(out), *OPTIONS]
+    processes = runs.start_processes(command, log, 2, script=main)
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0], log.read_text()[-2000:]
+    heard = re.findall(r"heard ([\d.]+) hours", log.read_text())
+    whole = sum(json.loads(path.read_text())["measures"].get("heard_seconds", 0) for path in out.glob("work/tracks/*"))
+    assert len(heard) == 2 and sum(map(float, heard)) == pytest.approx(whole / 3600, abs=0.011)
+    assert min(map(float, heard)) > 0 and hashes(out) == hashes(built[0])
 
 
 def test_references_are_links_that_train_reads(listed, tmp_path):
