@@ -18,7 +18,6 @@ from transformers import AutoModel, AutoProcessor
 
 from collap.models import save_model_folder
 from collap.training.trainable import (
-    TOWERS,
     add_lora,
     compile_encoders,
     enable_gradient_checkpointing,
@@ -28,6 +27,7 @@ from collap.training.trainable import (
     trainable_summary,
 )
 
+TOWERS = ("text", "music", "speech")
 TEXT_TOWERS = ("gpt2", "roberta")
 FEW_SONGS = (1.0, 5.0, 3.0)
 
