@@ -244,7 +244,7 @@ class TestScore:
         with pytest.raises(ValueError, match="found 2 audios and 3 texts"):
             model(**inputs, return_loss=True)
         messages = {"input_ids": "found audio; expected input_ids.*needs both sides"}
-        messages |= {"music_features": "without speech_features", "speech_features": "without music_features"}
+        messages |= {name: f"without {name}" for name in ("music_features", "speech_features")}
         for missing, message in messages.items():
             with pytest.raises(ValueError, match=message):
                 model(**{name: tensor for name, tensor in inputs.items() if name != missing}, return_loss=True)
