@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from runs import start_processes
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
@@ -21,7 +22,6 @@ from collap.data.sources import open_dataset
 from collap.data.token_cache import DTYPES, TokenCache, pack_tokens, unpack_tokens
 from modeling_collap import CoLLAPModel
 from processing import AudioFileError, CoLLAPFeatureExtractor, CoLLAPProcessor, load_audio
-from runs import start_processes
 
 REPOSITORY = Path(__file__).parents[2]
 # Relative to the tokens: float16 rounds each value by 2^-11 at most; int8 by half a step, of which the largest value of
