@@ -103,8 +103,10 @@ def _precompute(parser: Parser) -> None:
     _add_data_options(parser)
     parser.add_argument("--splits", nargs="+", default=["train", "validation"])
     parser.add_argument("--model", help="folder or Hub id of a CoLLAP model, for its encoders")
-    parser.add_argument("--music", help="converted BEATs: folder or Hub id; instead of --model")
-    parser.add_argument("--speech", default="openai/whisper-small", help="Whisper: folder or Hub id; with --music")
+    parser.add_argument("--music", help="converted BEATs: folder or Hub id, or none; instead of --model")
+    parser.add_argument(
+        "--speech", default="openai/whisper-small", help="Whisper: folder or Hub id, or none; with --music"
+    )
     parser.add_argument("--segment_seconds", type=float, help="with --music; default: all that Whisper reads")
     parser.add_argument("--segment_batch_size", type=int, help="segments encoded at a time; default: the model's")
     parser.add_argument("--output_dir", required=True, type=Path, help="folder of the stored tokens")

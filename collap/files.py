@@ -14,6 +14,11 @@ from safetensors import SafetensorError
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch and safetensors have their own for a full disk
 
 
+def none_by_name(value: str | None) -> str | None:
+    """Return None for what people write for it on a command line."""
+    return None if value in ("none", "None") else value
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return what an unknown `name` may have meant: "did you mean 'x'?", or else "expected one of a, b, c"."""
     known = [str(one) for one in known]

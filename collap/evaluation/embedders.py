@@ -17,6 +17,7 @@ from collap.files import nearest
 from collap.models import load_model, weights_digest
 from modeling_collap import mean_pooled_scores
 from modeling_collap.alignment_collap import pool_sentences
+from modeling_collap.configuration_collap import AUDIO_ENCODERS
 from modeling_collap.weighting_collap import score_embeddings
 from processing.embed_audio import embed_segments, feature_blocks
 
@@ -120,7 +121,10 @@ class CoLLAPEmbedder(Embedder):
         config, parameters = self.score_parameters.config, self.score_parameters
         self.name, self.reading = shown(self.folder, reading, self.READINGS), reading
         self.paper_row = PAPER_ROWS.get(config.text_config.model_type) if reading == "attention" else None
-        heard = reading if reading in ("music", "speech") else "both"
+        built = config.audio_encoders
+        if reading in AUDIO_ENCODERS and built != "both":
+            raise ValueError(f"{self.folder}@{reading}: this model has one audio encoder, {built}; name it without @")
+        heard = reading if reading in AUDIO_ENCODERS else built
         self.settings = {
             "window": f"the whole song in segments of {config.segment_seconds:g} s",
             "encoders": heard,
@@ -140,6 +144,8 @@ class CoLLAPEmbedder(Embedder):
 
     def forms(self, of: str) -> dict[str, Embedder]:
         if self.reading != "attention":
+            return {}
+        if of == "encoders" and self.settings["encoders"] != "both":
             return {}
         if of == "encoders":
             labels = {"both encoders": "attention", "music alone": "music", "speech alone": "speech"}
