@@ -165,4 +165,5 @@ def report(update: Update, folder: Path) -> None:
         print(f"{before} files are broken as before; --retry_broken tries them again", file=sys.stderr)
     done = [f"{count} {name}" for name, count in {**update.counts, "removed": update.num_removed}.items() if count]
     print(f"{folder}: {_contents(folder)}; {', '.join(done) or 'nothing has changed'}")
-    print(f"{update.heard_seconds / 3600:.2f} hours embedded in {update.wall_seconds:.1f} s: {update.speed()}")
+    if update.heard_seconds:
+        print(f"{update.heard_seconds / 3600:.2f} hours embedded in {update.wall_seconds:.1f} s: {update.speed()}")
