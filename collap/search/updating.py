@@ -256,7 +256,8 @@ class Update:
 
     def _put_together(self) -> None:
         """Put the used rows of sparse and of many small shards into new ones."""
-        store = IndexStore.open(self.folder)
+        is_published = self.old is None or self.manifest is not self.old.manifest
+        store = IndexStore.open(self.folder) if is_published else self.old
         used, moved = sparse_shards(store, self.settings["shard_tracks"]), {}
         batch, num_rows = [], sum(map(len, used.values()))
         for shard, row, recording in stored_recordings(store, used):
