@@ -377,6 +377,7 @@ def test_a_manifest_that_names_other_places_is_refused(change, said, tmp_path, i
         ("path", b"a/../../b.mp3", "outside"),
         ("path", b"\xff\xfe/../b.mp3", "outside"),
         ("path", b"a\0b", "outside"),
+        ("path", None, "a row has no path"),
         ("row", 5000, "a row that its shard does not have"),
         ("row", -1, "a row that its shard does not have"),
         ("shard", "0" * 32, "a shard that the index does not have"),
