@@ -7,7 +7,7 @@ left out below a second unless it is all there is.
 Dimensions: `B` texts, `K` tokens, `M` samples, `T` windows, `D` shared width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -17,28 +17,40 @@ MIN_SECONDS = 1.0
 BATCH = 8
 
 
-def cut_windows(samples: np.ndarray, size: int, smallest: int) -> list[np.ndarray]:
-    """Cut samples (M,) into consecutive windows of `size`, and a last one of what is left if it has `smallest`."""
-    starts = range(0, len(samples), size)
-    return [samples[start : start + size] for start in starts if start == 0 or len(samples) - start >= smallest]
+def real_windows(blocks: Iterable[np.ndarray], smallest: int) -> Iterator[np.ndarray]:
+    """Yield consecutive windows of samples, without a last one that has less than `smallest` unless it is all."""
+    return (block for index, block in enumerate(blocks) if index == 0 or len(block) >= smallest)
 
 
-def embed_windows(windows: list[np.ndarray], encode: Callable[[list[np.ndarray]], torch.Tensor]) -> torch.Tensor:
-    """Embed T windows, of which only the last may be shorter: (T, D) float32.
+def batches_of(windows: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """Yield windows in lists of one length, at most `BATCH` each, as they come."""
+    batch: list[np.ndarray] = []
+    for window in windows:
+        if batch and (len(batch) == BATCH or len(window) != len(batch[0])):
+            yield batch
+            batch = []
+        batch.append(window)
+    if batch:
+        yield batch
+
+
+def embed_windows(
+    windows: Iterable[np.ndarray], encode: Callable[[list[np.ndarray]], torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embed T windows as they come: (T, D) float32, and the samples of each (T,).
 
     Args:
         encode: embeds windows of one length.
     """
-    size = len(windows[0])
-    whole = [window for window in windows if len(window) == size]
-    batches = [whole[start : start + BATCH] for start in range(0, len(whole), BATCH)]
-    batches += [windows[-1:]] if len(windows[-1]) < size else []
-    return torch.cat([encode(batch).float().cpu() for batch in batches])
+    found, lengths = [], []
+    for batch in batches_of(windows):
+        found.append(encode(batch).float().cpu())  # (windows, D)
+        lengths += map(len, batch)
+    return torch.cat(found), torch.tensor(lengths, dtype=torch.float32)
 
 
-def mean_window(windows: list[np.ndarray], embeds: torch.Tensor) -> torch.Tensor:
-    """Return the mean (D,) of embeddings (T, D) of windows, each by its length."""
-    lengths = torch.tensor([len(window) for window in windows], dtype=torch.float32)
+def mean_window(embeds: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Return the mean (D,) of embeddings (T, D) of windows, each by its length (T,)."""
     return lengths / lengths.sum() @ embeds
 
 

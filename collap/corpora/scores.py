@@ -96,9 +96,10 @@ class ClapScorer:
         extractor = self.processor.feature_extractor
         rate = extractor.sampling_rate
         heard = np.concatenate(list(resample(iter([(0, samples)]), RATE, rate, 0)))  # (M,)
-        windows = clap.cut_windows(heard, *(round(one * rate) for one in (clap.WINDOW_SECONDS, clap.MIN_SECONDS)))
-        embeds = clap.embed_windows(windows, lambda some: clap.encode_clap_windows(self.model, extractor, some))
-        song = F.normalize(clap.mean_window(windows, embeds), dim=-1)  # (D,)
+        size, smallest = round(clap.WINDOW_SECONDS * rate), round(clap.MIN_SECONDS * rate)
+        windows = clap.real_windows((heard[start : start + size] for start in range(0, len(heard), size)), smallest)
+        embedded = clap.embed_windows(windows, lambda some: clap.encode_clap_windows(self.model, extractor, some))
+        song = F.normalize(clap.mean_window(*embedded), dim=-1)  # (D,)
         return [round(float((F.normalize(self._lines(text), dim=-1) @ song).mean()), 6) for text in texts]
 
     def _lines(self, text: str) -> torch.Tensor:

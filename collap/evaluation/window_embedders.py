@@ -3,16 +3,21 @@
 Dimensions: `B` texts, `M` samples, `T` windows of a song, `D` shared width.
 """
 
+import itertools
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor, ClapModel
 
 from collap import clap
+from collap.data.guarded_reading import Source, stream_audio
 from collap.models import naming_device
 from modeling_collap import CoLLAPConfig, attention_pooled_scores
+from processing.embed_audio import check_samples
 
-from .embedders import Embedder, files_digest, shown
+from .embedders import Embedder, Read, blocks_of, every_segment, files_digest, shown
 
 TEXT_BATCH = 32
 
@@ -38,7 +43,7 @@ class WindowEmbedder(Embedder):
             self.model = model.to(device).eval()
         self.processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
         self.sampling_rate = self.processor.feature_extractor.sampling_rate
-        self.window_seconds = self.WINDOW_SECONDS
+        self.window_seconds = self.token_seconds = self.WINDOW_SECONDS
         window = f"{self.window_seconds:g} s"
         self.settings = {
             "window": f"the first {window}" if reading == "first" else f"all of {window}, the last one shorter",
@@ -78,16 +83,31 @@ class WindowEmbedder(Embedder):
             found.append(self.encode_texts(inputs).float().cpu())
         return torch.cat(found)  # (B, D)
 
-    @torch.no_grad()
     def embed_audio(self, samples: np.ndarray) -> torch.Tensor:
-        size, smallest = (round(seconds * self.sampling_rate) for seconds in (self.window_seconds, clap.MIN_SECONDS))
-        windows = clap.cut_windows(samples, size, smallest)
-        if self.reading == "first":
-            windows = windows[:1]
-        found = clap.embed_windows(windows, self.encode_windows)  # (T, D)
+        return self._embed(blocks_of(samples)(None, self.sampling_rate, self.window_seconds))
+
+    def embed_file(self, source: Source, stride: int = 1, read: Read = stream_audio) -> torch.Tensor:
+        read = every_segment(read, self.window_seconds, stride)
+
+        def checked() -> Iterator[np.ndarray]:
+            for index, block in enumerate(read(source, self.sampling_rate, block_seconds=self.window_seconds)):
+                check_samples(block, source, self.sampling_rate, is_start=index == 0)
+                yield block
+
+        return self._embed(checked())
+
+    @torch.no_grad()
+    def _embed(self, blocks: Iterable[np.ndarray]) -> torch.Tensor:
+        """Embed a song that comes window by window."""
+        windows = clap.real_windows(blocks, round(clap.MIN_SECONDS * self.sampling_rate))
+        windows = itertools.islice(windows, 1) if self.reading == "first" else windows
+        found, lengths = clap.embed_windows(windows, self.encode_windows)  # (T, D), (T,)
         if self.reading == "tokens":
             return F.normalize(found, dim=-1)
-        return clap.mean_window(windows, found).unsqueeze(0)  # (1, D)
+        return clap.mean_window(found, lengths).unsqueeze(0)  # (1, D)
+
+    def token_starts(self, num_tokens: int, stride: int = 1) -> torch.Tensor:
+        return torch.arange(num_tokens) * float(stride * self.window_seconds)
 
     def score(self, text_embeds: torch.Tensor, audio_embeds: torch.Tensor) -> torch.Tensor:
         if self.reading == "tokens":
