@@ -103,8 +103,10 @@ def _precompute(parser: Parser) -> None:
     _add_data_options(parser)
     parser.add_argument("--splits", nargs="+", default=["train", "validation"])
     parser.add_argument("--model", help="folder or Hub id of a CoLLAP model, for its encoders")
-    parser.add_argument("--music", help="converted BEATs: folder or Hub id; instead of --model")
-    parser.add_argument("--speech", default="openai/whisper-small", help="Whisper: folder or Hub id; with --music")
+    parser.add_argument("--music", help="converted BEATs: folder or Hub id, or none; instead of --model")
+    parser.add_argument(
+        "--speech", default="openai/whisper-small", help="Whisper: folder or Hub id, or none; with --music"
+    )
     parser.add_argument("--segment_seconds", type=float, help="with --music; default: all that Whisper reads")
     parser.add_argument("--segment_batch_size", type=int, help="segments encoded at a time; default: the model's")
     parser.add_argument("--output_dir", required=True, type=Path, help="folder of the stored tokens")
@@ -214,6 +216,7 @@ def _add_captioning(parser: Parser) -> None:
         help="template (by tags and measures), columns (texts of the list), a transformers model, or FILE.py",
     )
     parser.add_argument("--prompts", type=Path, help="folder of prompts, in place of the package's own")
+    parser.add_argument("--rewriter", help="a language model that says every caption once more, in other words")
     parser.add_argument("--names_sections", action="store_true", help="let the model name the sections of the track")
     parser.add_argument("--temperature", type=float, default=0.0, help="of the model; 0 takes the likeliest words")
     parser.add_argument("--window_seconds", type=float, default=180.0, help="what percents in texts are of; 0: all")
@@ -236,6 +239,29 @@ def _data_check(parser: Parser) -> None:
     parser.add_argument("--against", nargs="+", default=[], help="NAME:FOLDER of data sets, for ids in common")
     parser.add_argument("--similar_to", nargs="+", default=[], help="data sets, for recordings that sound the same")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+
+
+def _index(parser: Parser) -> None:
+    parser.epilog = (
+        "A run that was killed goes on with the same command. What is not said the second time is as it was the first."
+    )
+    parser.add_argument("folder", nargs="?", help="of the library; all audio files in it and below are indexed")
+    parser.add_argument("--index", required=True, type=Path, help="folder of the index; made if it is not there")
+    parser.add_argument("--model", help="folder or Hub id of a CoLLAP or CLAP model")
+    parser.add_argument("--device", help="where the model runs; default: cuda if there is one, else cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the encoders; default: float32")
+    parser.add_argument("--stride", type=int, help="embed every so many segments; 2 is twice as fast and finds less")
+    parser.add_argument("--threads", type=int, help="of the processor; default: one for each core")
+    parser.add_argument("--nice", type=int, default=0, help="lower the priority, up to 19, so that others go first")
+    parser.add_argument("--retry_broken", action="store_true", help="try files again that could not be read")
+    parser.add_argument("--shard", metavar="i/n", help="index this part of the library only: 0/4, 1/4, 2/4 or 3/4")
+    parser.add_argument("--shard_tracks", type=int, help="tracks of a file, published when it is full; default: 256")
+    parser.add_argument("--merge", nargs="+", type=Path, metavar="PART", help="put indexes of parts into --index")
+    parser.add_argument("--verify", action="store_true", help="compare every file of the index with its checksum")
+
+
+def _not_indexed(options: argparse.Namespace) -> list[str]:
+    return [] if options.folder or options.merge or options.verify else ["folder"]
 
 
 @dataclass(frozen=True)
@@ -267,6 +293,9 @@ COMMANDS = {
     ),
     "corpus build": Command(
         "make a data set with sections and long captions of tracks", "collap.corpora.build", _corpus_build
+    ),
+    "index": Command(
+        "index a library of music, to be searched by descriptions", "collap.search.indexing", _index, _not_indexed
     ),
     "data check": Command("say what a data set holds, and what of it cannot be used", "collap.data.check", _data_check),
 }

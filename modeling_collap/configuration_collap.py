@@ -26,6 +26,7 @@ from .validation_collap import (
 
 # Which hidden state stands for the text (paper, section II): RoBERTa's first token, GPT-2's last real one.
 TEXT_POOLING = {"gpt2": "last", "roberta": "first"}
+AUDIO_ENCODERS = ("music", "speech")
 MUSIC_FRAMES_PER_SECOND = 100
 SPEECH_TOKENS_PER_SECOND = 50
 FORMER_SETTINGS = ("config_version", "segment_batch_size")  # of saved configurations; they have no meaning any more
@@ -97,6 +98,7 @@ class CoLLAPConfig(CheckedConfig):
     text_config: dict | PreTrainedConfig | None = None
     music_config: dict | PreTrainedConfig | None = None
     speech_config: dict | PreTrainedConfig | None = None
+    audio_encoders: Literal["both", "music", "speech"] = "both"
     projection_dim: int = positive(512, MAX_WIDTH)
     segment_seconds: float | int = 30
     kernel_seconds: float | int = positive(10.0, DAY)
@@ -141,6 +143,17 @@ class CoLLAPConfig(CheckedConfig):
         """Read a dictionary as [`CheckedConfig.from_dict`] does, without settings of before."""
         kept = {name: value for name, value in config_dict.items() if name not in FORMER_SETTINGS}
         return super().from_dict(kept, **kwargs)
+
+    @property
+    def built_encoders(self) -> tuple[str, ...]:
+        """The audio encoders that the model has, in the order of their places in a fused token."""
+        return AUDIO_ENCODERS if self.audio_encoders == "both" else (self.audio_encoders,)
+
+    @property
+    def fused_width(self) -> int:
+        """M, width of a fused token: the hidden sizes of the audio encoders one after the other."""
+        widths = {"music": self.music_config.hidden_size, "speech": self.speech_config.d_model}
+        return sum(widths[name] for name in self.built_encoders)
 
     @property
     def tokens_per_segment(self) -> int:
@@ -228,8 +241,10 @@ def check_settings(names: Iterable[str]) -> None:
     Raises:
         ValueError: naming the first unknown name and the nearest setting.
     """
-    known = [name for name in CoLLAPConfig.own_settings() if name not in CoLLAPConfig.sub_configs]
+    known = [name for name in CoLLAPConfig.own_settings() if name not in (*CoLLAPConfig.sub_configs, "audio_encoders")]
     for name in names:
+        if name == "audio_encoders":
+            raise ValueError("audio_encoders follows from the parts: name none for the encoder to do without")
         if name not in known:
             nearest = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean {nearest[0]}?" if nearest else f"expected one of {', '.join(known)}"
@@ -260,6 +275,22 @@ def speech_tokens_per_patch(music_config: BeatsConfig) -> int:
 def max_segment_seconds(speech_config: WhisperConfig) -> float:
     """Return the longest segment that a speech encoder has positions for; 30 s for pretrained Whisper."""
     return speech_config.max_source_positions / SPEECH_TOKENS_PER_SECOND
+
+
+def audio_settings(music_config: BeatsConfig | None, speech_config: WhisperConfig | None) -> dict:
+    """Return the settings of a [`CoLLAPConfig`] with these audio encoders, None for one that it does without; segments
+    are as long as Whisper reads.
+
+    Raises:
+        ValueError: both are None.
+    """
+    if music_config is None and speech_config is None:
+        raise ValueError("found neither a music nor a speech encoder; a CoLLAP model needs one of them")
+    settings = {"music_config": music_config, "audio_encoders": "music" if speech_config is None else "both"}
+    if speech_config is not None:
+        settings |= {"speech_config": speech_config, "segment_seconds": max_segment_seconds(speech_config)}
+        settings["audio_encoders"] = "speech" if music_config is None else "both"
+    return settings
 
 
 def segment_positions(seconds: float, speech_config: WhisperConfig) -> int:

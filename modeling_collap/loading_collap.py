@@ -6,8 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel, WhisperModel
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 LOCATION = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -199,14 +198,6 @@ def load_whole(auto_class, name: str, unused: tuple[str, ...] = ()) -> PreTraine
     )
     check_whole(name, missing, unknown)
     return model
-
-
-def load_speech_encoder(encoder: WhisperEncoder, whisper: WhisperModel) -> None:
-    """Copy the weights of Whisper's encoder into one that may have positions for shorter segments."""
-    state = whisper.encoder.state_dict()
-    positions = encoder.config.max_source_positions
-    state["embed_positions.weight"] = state["embed_positions.weight"][:positions]
-    encoder.load_state_dict(state)
 
 
 def without_pooler(encoder: PreTrainedModel) -> PreTrainedModel:

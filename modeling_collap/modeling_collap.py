@@ -15,17 +15,16 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModel, PreTrainedModel, WhisperModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .alignment_collap import pool_sentences
-from .configuration_collap import CoLLAPConfig, check_settings, max_segment_seconds
-from .loading_collap import StrictLoading, load_speech_encoder, load_whole, without_pooler
+from .configuration_collap import CoLLAPConfig, check_settings
+from .loading_collap import StrictLoading, load_whole, without_pooler
 from .localization_collap import CoLLAPLocalization, localize_sentences, localize_texts, pair_location_losses
 from .loss_collap import contrastive_loss, gather_orders, gather_rows, gather_texts, other_orders, split_orders
-from .modeling_beats import BeatsModel
 from .structure_collap import StructureLayers, ZeroLinear, token_start_seconds
-from .towers_collap import AudioTower, SpeechEncoder, TextTower
+from .towers_collap import AudioBackbones, AudioTower, TextTower, build_audio_encoders
 from .weighting_collap import ScoreParameters, score_embeddings
 
 RECORDED = ("output_hidden_states", "output_attentions")
@@ -102,55 +101,45 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
     def __init__(self, config: CoLLAPConfig):
         super().__init__(config)
         text = without_pooler(AutoModel.from_config(config.text_config))
-        music = BeatsModel(config.music_config)
-        speech = SpeechEncoder(config.speech_config)
+        music, speech = build_audio_encoders(config)
         width = config.projection_dim
-        audio_width = config.music_config.hidden_size + config.speech_config.d_model  # M
         self.text_tower = TextTower(text, nn.Linear(config.text_config.hidden_size, width), config.text_pooling)
-        self.audio_tower = AudioTower(music, speech, nn.Linear(audio_width, width))
+        self.audio_tower = AudioTower(music, speech, nn.Linear(config.fused_width, width), config.music_config)
         self.structure = StructureLayers(config)
         self.score_parameters = ScoreParameters(config)
-        self._gather_properties((text, music, speech))
+        self._gather_properties(tuple(self.encoders.values()))
         self.post_init()
 
     @classmethod
-    def from_backbones(cls, text: str, music: str, speech: str, **config) -> "CoLLAPModel":
+    def from_backbones(cls, text: str, music: str | None, speech: str | None, **config) -> "CoLLAPModel":
         """Build a model from pretrained parts; the projections, and structure layers if any, are newly initialised.
 
         Args:
             text: folder or Hub id of a text encoder, for example `"gpt2"` or `"roberta-base"`.
-            music: folder or Hub id of a converted BEATs (`collap convert-beats`).
+            music: folder or Hub id of a converted BEATs (`collap convert-beats`); None for a model without.
             speech: folder or Hub id of a Whisper model; only its encoder is kept, its positions sliced to
-                `segment_seconds`.
+                `segment_seconds`. None for a model without.
             **config: settings of [`CoLLAPConfig`] other than those of the parts. Where they do not say which, the
                 alignment is the one that finds most, [`NEW_MODELS`]; `alignment="paper"` is the paper's model.
 
         Raises:
-            ValueError: for a name that is no setting, or if a part lacks weights that CoLLAP needs; nothing pretrained
-                is re-initialised silently.
+            ValueError: for a name that is no setting, without any audio encoder, or if a part lacks weights that CoLLAP
+                needs; nothing pretrained is re-initialised silently.
             OSError: from transformers, if a folder or Hub id cannot be found.
         """
         check_settings(config)
         if "alignment" not in config:
             config = NEW_MODELS | config
-        text_encoder = load_whole(AutoModel, text, unused=("pooler.",))
-        beats = load_whole(BeatsModel, music)
-        whisper = load_whole(WhisperModel, speech, unused=("decoder.",))
-        config.setdefault("segment_seconds", max_segment_seconds(whisper.config))
-        settings = CoLLAPConfig(
-            text_config=text_encoder.config, music_config=beats.config, speech_config=whisper.config, **config
-        )
-        model = cls(settings)
+        text_encoder, audio = load_whole(AutoModel, text, unused=("pooler.",)), AudioBackbones.load(music, speech)
+        model = cls(CoLLAPConfig(text_config=text_encoder.config, **{**audio.settings, **config}))
         model.text_tower.encoder.load_state_dict(without_pooler(text_encoder).state_dict())
-        model.audio_tower.music.load_state_dict(beats.state_dict())
-        load_speech_encoder(model.audio_tower.speech, whisper)
+        audio.copy_to(model.audio_tower)
         return model
 
     @property
     def encoders(self) -> dict[str, PreTrainedModel]:
-        """The three pretrained encoders, by name: text, music and speech."""
-        audio = self.audio_tower
-        return {"text": self.text_tower.encoder, "music": audio.music, "speech": audio.speech}
+        """The pretrained encoders, by name: text, and music and speech or one of them."""
+        return {"text": self.text_tower.encoder, **self.audio_tower.encoders}
 
     def get_input_embeddings(self) -> nn.Module:
         """Return those of the text tower, which `resize_token_embeddings` replaces."""
@@ -224,7 +213,8 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
 
         Args:
             music_features: (A, S, fbank frames, mel bins) Kaldi filter bank of every segment.
-            speech_features: (A, S, mel bins, log-mel frames) Whisper log-mel of every segment.
+            speech_features: (A, S, mel bins, log-mel frames) Whisper log-mel of every segment. Of an encoder that the
+                model does without, features are not read.
             music_attention_mask: (A, S, fbank frames), True = the frame holds audio; None if all do.
             segment_mask: (A, S), True = the segment holds audio; None if all do. Other segments are not encoded.
             audio_token_mask: (A, T), True = the token starts before the audio ends; None for all of the real segments.
@@ -239,16 +229,18 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
             audio_token_mask, adapter = audio_token_mask.bool(), self.audio_tower.adapter
             tokens = adapter(fused_tokens.to(adapter.weight.dtype))  # (A, T, D)
             return unit_tokens(self.structure(tokens, audio_token_mask), audio_token_mask), audio_token_mask
+        features = {"music": music_features, "speech": speech_features}
+        features = {name: features[name] for name in self.config.built_encoders}
         if segment_mask is None:
-            segment_mask = torch.ones(music_features.shape[:2], device=music_features.device)
+            first = features[self.config.built_encoders[0]]
+            segment_mask = torch.ones(first.shape[:2], device=first.device)
         segment_mask = segment_mask.bool()  # (A, S)
         if audio_token_mask is None:
             audio_token_mask = segment_mask.repeat_interleave(self.config.tokens_per_segment, dim=1)  # (A, T)
         if music_attention_mask is not None:
             music_attention_mask = music_attention_mask[segment_mask]  # (N, fbank frames)
-        encoded = self.audio_tower(
-            music_features[segment_mask], speech_features[segment_mask], music_attention_mask
-        )  # (N, K, D)
+        real = {name: one[segment_mask] for name, one in features.items()}
+        encoded = self.audio_tower(real.get("music"), real.get("speech"), music_attention_mask)  # (N, K, D)
         tokens = encoded.new_zeros(*segment_mask.shape, *encoded.shape[1:])  # (A, S, K, D)
         tokens[segment_mask.to(encoded.device)] = encoded
         audio_token_mask = audio_token_mask.bool()
@@ -349,8 +341,11 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
                 sentences, or orders for another alignment.
         """
         has_text = input_ids is not None or text_embeds is not None
-        has_audio = fused_tokens is not None or (music_features is not None and speech_features is not None)
-        _check_sides(has_text, has_audio, music_features is not None or speech_features is not None, return_loss)
+        features = {"music": music_features, "speech": speech_features}
+        missing = [f"{name}_features" for name in self.config.built_encoders if features[name] is None]
+        has_audio = fused_tokens is not None or not missing
+        found = any(one is not None for one in features.values())
+        _check_sides(has_text, has_audio, missing if found else [], return_loss)
         asked = self._asked_of_text_encoder(kwargs)
         loss = logits = audio_embeds = encoded = None
         if input_ids is not None and text_embeds is None:
@@ -412,10 +407,10 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
         return {name: value for name, value in asked.items() if value}
 
 
-def _check_sides(has_text: bool, has_audio: bool, has_features: bool, return_loss: bool):
-    """ValueError unless there is something to embed, and both sides for the loss."""
-    if has_features and not has_audio:
-        raise ValueError("CoLLAPModel reads music_features together with speech_features; found only one of them")
+def _check_sides(has_text: bool, has_audio: bool, missing: list[str], return_loss: bool):
+    """ValueError unless there is something to embed, and both sides for the loss; `missing` features have others."""
+    if missing and not has_audio:
+        raise ValueError(f"found features of audio without {' and '.join(missing)}, which this model reads")
     if not (has_text and has_audio if return_loss else has_text or has_audio):
         raise ValueError(
             f"found {'text' if has_text else 'audio' if has_audio else 'neither text nor audio'}; expected input_ids "

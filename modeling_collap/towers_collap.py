@@ -5,15 +5,25 @@ sequences that the text encoder reads, `P` tokens of the longest of these, `N` r
 `M` music + speech hidden, `D` shared width.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, WhisperModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, sinusoids
 
-from .configuration_collap import speech_tokens_per_patch, text_positions
+from .configuration_beats import BeatsConfig
+from .configuration_collap import (
+    AUDIO_ENCODERS,
+    CoLLAPConfig,
+    audio_settings,
+    speech_tokens_per_patch,
+    text_positions,
+)
+from .loading_collap import load_whole
 from .modeling_beats import BeatsModel
 
 SEGMENT_BATCH_SIZE = 8
@@ -80,25 +90,25 @@ def token_spans(
     return hidden_states[sequences.unsqueeze(-1), columns], place < lengths.unsqueeze(-1)
 
 
-def fuse_segments(
-    music: torch.Tensor, speech: torch.Tensor, frequency_patches: int, speech_tokens_per_patch: int
-) -> torch.Tensor:
-    """Bring the outputs of both encoders onto the time grid of BEATs.
+def music_on_grid(hidden_states: torch.Tensor, frequency_patches: int) -> torch.Tensor:
+    """Average BEATs over the frequency patches of each time patch: (N, K * frequency_patches, hidden), time-major, to
+    (N, K, hidden)."""
+    return hidden_states.unflatten(1, (-1, frequency_patches)).mean(2)  # (N, K, hidden)
 
-    Fused token k is the mean over the frequency patches of time patch k, next to the mean of the Whisper tokens that
-    span it; Whisper tokens beyond the last time patch are dropped.
+
+def speech_on_grid(hidden_states: torch.Tensor, num_tokens: int, tokens_per_patch: int) -> torch.Tensor:
+    """Average Whisper over the time patches of BEATs, and drop what lies beyond the last of them.
 
     Args:
-        music: (N, K * frequency_patches, music hidden), time-major.
-        speech: (N, at least K * speech_tokens_per_patch, speech hidden).
+        hidden_states: (N, at least K * tokens_per_patch, hidden).
+        num_tokens: K.
+        tokens_per_patch: Whisper tokens that span a time patch.
 
     Returns:
-        (N, K, M).
+        (N, K, hidden).
     """
-    music = music.unflatten(1, (-1, frequency_patches)).mean(2)  # (N, K, music hidden)
-    speech = speech[:, : music.shape[1] * speech_tokens_per_patch]
-    speech = speech.unflatten(1, (-1, speech_tokens_per_patch)).mean(2)  # (N, K, speech hidden)
-    return torch.cat([music, speech], dim=-1)  # (N, K, M)
+    hidden_states = hidden_states[:, : num_tokens * tokens_per_patch]
+    return hidden_states.unflatten(1, (-1, tokens_per_patch)).mean(2)  # (N, K, hidden)
 
 
 class TextTower(nn.Module):
@@ -200,70 +210,132 @@ class SpeechEncoder(WhisperEncoder):
             module.weight.requires_grad_(False)  # transformers makes anew what a checkpoint lacks
 
 
+def build_audio_encoders(config: CoLLAPConfig) -> tuple[BeatsModel | None, SpeechEncoder | None]:
+    """Make the music and the speech encoder of a configuration, with random weights; None for what it does without."""
+    music = BeatsModel(config.music_config) if "music" in config.built_encoders else None
+    return music, SpeechEncoder(config.speech_config) if "speech" in config.built_encoders else None
+
+
 class AudioTower(nn.Module):
-    """BEATs and the Whisper encoder on one time grid, and the paper's audio feature adapter.
+    """BEATs and the Whisper encoder on one time grid, or one of them, and the paper's audio feature adapter.
 
     Args:
-        music: BEATs.
-        speech: the encoder of Whisper.
+        music: BEATs, or None for a tower without.
+        speech: the encoder of Whisper, or None for a tower without.
         adapter: h_A of the paper, from M to D; `nn.Identity()` where only [`fuse`] is called.
+        grid: configuration of BEATs, whose time patches are the time grid, whether there is a music encoder or not.
 
     Attributes:
         segment_batch_size: segments that pass the encoders at a time; bounds the memory of long recordings and changes
             no value. It is not saved with the model.
     """
 
-    def __init__(self, music: BeatsModel, speech: WhisperEncoder, adapter: nn.Module):
+    def __init__(self, music: BeatsModel | None, speech: SpeechEncoder | None, adapter: nn.Module, grid: BeatsConfig):
         super().__init__()
         self.music = music
         self.speech = speech
         self.adapter = adapter
+        self.grid = grid
         self.segment_batch_size = SEGMENT_BATCH_SIZE
 
     @property
     def width(self) -> int:
         """M, of a fused token."""
-        return self.music.config.hidden_size + self.speech.config.d_model
+        return sum(encoder.config.hidden_size for encoder in self.encoders.values())
+
+    @property
+    def encoders(self) -> dict[str, PreTrainedModel]:
+        """The encoders that there are, by name, in the order of their places in a fused token."""
+        return {name: getattr(self, name) for name in AUDIO_ENCODERS if getattr(self, name) is not None}
 
     def fuse(
         self,
-        music_features: torch.Tensor,
-        speech_features: torch.Tensor,
+        music_features: torch.Tensor | None,
+        speech_features: torch.Tensor | None,
         music_attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Encode segments, `segment_batch_size` at a time; what frozen encoders give can be stored and passed to
         [`CoLLAPModel.get_audio_features`] as `fused_tokens`.
 
         Args:
-            music_features: (N, fbank frames, mel bins) Kaldi filter bank.
-            speech_features: (N, mel bins, log-mel frames) Whisper log-mel, 100 frames a second.
+            music_features: (N, fbank frames, mel bins) Kaldi filter bank; not read without a music encoder.
+            speech_features: (N, mel bins, log-mel frames) Whisper log-mel, 100 frames a second; not read without a
+                speech encoder.
             music_attention_mask: (N, fbank frames), True = audio; None if all are.
 
         Returns:
             (N, K, M), before the adapter.
         """
-        size = self.segment_batch_size
-        masks = [None] * len(music_features.split(size))
+        size, features = self.segment_batch_size, {"music": music_features, "speech": speech_features}
+        parts = {name: features[name].split(size) for name in self.encoders}
+        count = len(next(iter(parts.values())))
+        masks = [None] * count
         if music_attention_mask is not None:  # where all is audio: the same numbers without a mask to add
             masks = [None if mask.all() else mask for mask in music_attention_mask.split(size)]
-        batches = zip(music_features.split(size), speech_features.split(size), masks, strict=True)
+        batches = zip(*(parts.get(name, [None] * count) for name in AUDIO_ENCODERS), masks, strict=True)
         return torch.cat([self.fuse_at_once(*batch) for batch in batches])  # (N, K, M)
 
     def fuse_at_once(
-        self, music_features: torch.Tensor, speech_features: torch.Tensor, music_attention_mask: torch.Tensor | None
+        self,
+        music_features: torch.Tensor | None,
+        speech_features: torch.Tensor | None,
+        music_attention_mask: torch.Tensor | None,
     ) -> torch.Tensor:
         """Encode segments as [`fuse`] does, all of them in one call of each encoder."""
-        music = self.music(music_features, attention_mask=music_attention_mask, return_dict=True).last_hidden_state
-        speech = self.speech(speech_features.to(self.speech.conv1.weight.dtype), return_dict=True).last_hidden_state
-        # The encoders may be on two devices.
-        grid = self.music.config.frequency_patches, speech_tokens_per_patch(self.music.config)
-        return fuse_segments(music, speech.to(music.device), *grid)  # (N, K, M)
+        fused = []
+        if self.music is not None:
+            music = self.music(music_features, attention_mask=music_attention_mask, return_dict=True).last_hidden_state
+            fused.append(music_on_grid(music, self.grid.frequency_patches))  # (N, K, music hidden)
+        if self.speech is not None:
+            # Segments of n fbank frames have n + 2 of log-mel.
+            num_tokens = (speech_features.shape[-1] - 2) // self.grid.patch_size  # K
+            features = speech_features.to(self.speech.conv1.weight.dtype)
+            speech = self.speech(features, return_dict=True).last_hidden_state
+            speech = speech_on_grid(speech, num_tokens, speech_tokens_per_patch(self.grid))  # (N, K, speech hidden)
+            fused.append(speech.to(fused[0].device) if fused else speech)  # the encoders may be on two devices
+        return torch.cat(fused, dim=-1)  # (N, K, M)
 
     def forward(
         self,
-        music_features: torch.Tensor,
-        speech_features: torch.Tensor,
+        music_features: torch.Tensor | None,
+        speech_features: torch.Tensor | None,
         music_attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the adapter's tokens (N, K, D), not normalised, of what [`fuse`] returns for the same arguments."""
         return self.adapter(self.fuse(music_features, speech_features, music_attention_mask))
+
+
+@dataclass
+class AudioBackbones:
+    """Hold the pretrained parts of an audio tower; None for an encoder that the model does without."""
+
+    music: BeatsModel | None
+    speech: WhisperModel | None
+
+    @classmethod
+    def load(cls, music: str | None, speech: str | None) -> "AudioBackbones":
+        """Load BEATs and Whisper by folder or Hub id.
+
+        Raises:
+            ValueError: one lacks weights.
+            OSError: from transformers, there is no such model.
+        """
+        return cls(
+            None if music is None else load_whole(BeatsModel, music),
+            None if speech is None else load_whole(WhisperModel, speech, unused=("decoder.",)),
+        )
+
+    @property
+    def settings(self) -> dict:
+        """Return what a [`CoLLAPConfig`] has to know of them, as [`audio_settings`] does."""
+        return audio_settings(*(None if part is None else part.config for part in (self.music, self.speech)))
+
+    def copy_to(self, tower: AudioTower) -> None:
+        """Copy the weights into a tower, whose speech encoder may have positions for shorter segments."""
+        if self.music is not None:
+            tower.music.load_state_dict(self.music.state_dict())
+        if self.speech is not None:
+            state = self.speech.encoder.state_dict()
+            positions = tower.speech.config.max_source_positions
+            state["embed_positions.weight"] = state["embed_positions.weight"][:positions]
+            tower.speech.load_state_dict(state)

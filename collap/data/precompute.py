@@ -23,8 +23,6 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import WhisperModel
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from collap.data.batches import check_processes
 from collap.data.guarded_reading import Source, stream_audio
@@ -43,11 +41,10 @@ from collap.data.token_cache import (
     write_index,
     write_shard,
 )
+from collap.files import none_by_name
 from collap.models import load_model
-from modeling_collap import BeatsModel, CoLLAPConfig
-from modeling_collap.configuration_collap import max_segment_seconds
-from modeling_collap.loading_collap import load_speech_encoder, load_whole
-from modeling_collap.towers_collap import AudioTower
+from modeling_collap import CoLLAPConfig
+from modeling_collap.towers_collap import AudioBackbones, AudioTower, build_audio_encoders
 from processing import CoLLAPFeatureExtractor
 from processing.decode_audio import AudioFileError
 from processing.embed_audio import feature_blocks
@@ -56,15 +53,16 @@ FRAME_SECONDS = 0.01
 NAMES_SHOWN = 5  # of bad files in the last line
 
 
-def backbone_tower(music: str, speech: str, segment_seconds: float | None) -> tuple[AudioTower, CoLLAPConfig]:
+def backbone_tower(
+    music: str | None, speech: str | None, segment_seconds: float | None
+) -> tuple[AudioTower, CoLLAPConfig]:
     """Build the encoders that `CoLLAPModel.from_backbones` builds, with the same errors; no adapter is needed."""
-    beats = load_whole(BeatsModel, music)
-    whisper = load_whole(WhisperModel, speech, unused=("decoder.",))
-    seconds = max_segment_seconds(whisper.config) if segment_seconds is None else segment_seconds
-    config = CoLLAPConfig(music_config=beats.config, speech_config=whisper.config, segment_seconds=seconds)
-    encoder = WhisperEncoder(config.speech_config)  # with the positions of one segment
-    load_speech_encoder(encoder, whisper)
-    return AudioTower(beats, encoder, nn.Identity()), config
+    audio = AudioBackbones.load(music, speech)
+    chosen = {} if segment_seconds is None else {"segment_seconds": segment_seconds}
+    config = CoLLAPConfig(**{**audio.settings, **chosen})
+    tower = AudioTower(*build_audio_encoders(config), nn.Identity(), config.music_config)
+    audio.copy_to(tower)
+    return tower, config
 
 
 def load_encoders(options, device: torch.device) -> tuple[AudioTower, CoLLAPFeatureExtractor]:
@@ -73,7 +71,9 @@ def load_encoders(options, device: torch.device) -> tuple[AudioTower, CoLLAPFeat
         model, processor = load_model(options.model)
         tower, feature_extractor = model.audio_tower, processor.feature_extractor
     else:
-        tower, config = backbone_tower(options.music, options.speech, options.segment_seconds)
+        tower, config = backbone_tower(
+            none_by_name(options.music), none_by_name(options.speech), options.segment_seconds
+        )
         feature_extractor = CoLLAPFeatureExtractor.from_model_config(config)
     if options.segment_batch_size is not None:
         tower.segment_batch_size = options.segment_batch_size
@@ -93,7 +93,7 @@ def encode_song(
         AudioFileError: it cannot be read, or its tokens not be stored.
     """
     segment_seconds, blocks, seconds = float(feature_extractor.segment_seconds), [], 0.0
-    where = (tower.segment_batch_size, tower.music.device)
+    where = (tower.segment_batch_size, next(tower.parameters()).device)
     for features in feature_blocks(feature_extractor, source, *where, read=stream_audio):
         frames = features["music_attention_mask"]  # (S, F)
         fused = tower.fuse(features["music_features"], features["speech_features"], frames)  # (S, K, M)

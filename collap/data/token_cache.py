@@ -56,14 +56,14 @@ FEATURE_SETTINGS = (
 
 
 def encoder_digest(audio_tower) -> str:
-    """Return the BLAKE2b of both audio encoders: names, dtypes, shapes and bytes of their weights, and their settings.
+    """Return the BLAKE2b of the audio encoders: names, dtypes, shapes and bytes of their weights, and their settings.
 
     Args:
         audio_tower: an `AudioTower`.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for part, names in ENCODER_SETTINGS.items():
-        encoder = getattr(audio_tower, part)
+    for part, encoder in audio_tower.encoders.items():
+        names = ENCODER_SETTINGS[part]
         digest.update(json.dumps([f"{part}_model", {name: getattr(encoder.config, name) for name in names}]).encode())
         for name, tensor in sorted(encoder.state_dict().items()):
             digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
@@ -88,7 +88,7 @@ def cache_settings(audio_tower, feature_extractor, dtype: str, shard_songs: int)
         "dtype": dtype,
         "shard_songs": shard_songs,
         "width": audio_tower.width,
-        "tokens_per_segment": segment_tokens(feature_extractor.segment_seconds, audio_tower.music.config.patch_size),
+        "tokens_per_segment": segment_tokens(feature_extractor.segment_seconds, audio_tower.grid.patch_size),
     }
 
 

@@ -1,31 +1,25 @@
-"""Models of short clips from transformers, CLAP and PE-A, on whole songs: by windows that are always the same ones.
-
-CLAP's own feature extractor crops at random what is longer than 10 s, so that one file has many embeddings; here it
-never sees more than a window. Windows follow each other without overlap; the last is as long as what is left, and is
-left out below a second unless it is all there is.
+"""Models of short clips from transformers, CLAP and PE-A, on whole songs: by the windows of `collap.clap`.
 
 Dimensions: `B` texts, `M` samples, `T` windows of a song, `D` shared width.
 """
+
+import itertools
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor, ClapModel
 
+from collap import clap
+from collap.data.guarded_reading import Source, stream_audio
 from collap.models import naming_device
 from modeling_collap import CoLLAPConfig, attention_pooled_scores
+from processing.embed_audio import check_samples
 
-from .embedders import Embedder, files_digest, shown
+from .embedders import Embedder, Read, blocks_of, every_segment, files_digest, shown
 
-MIN_SECONDS = 1.0
-BATCH = 8
 TEXT_BATCH = 32
-
-
-def cut_windows(samples: np.ndarray, size: int, smallest: int) -> list[np.ndarray]:
-    """Cut samples (M,) into consecutive windows of `size`, and a last one of what is left if it has `smallest`."""
-    starts = range(0, len(samples), size)
-    return [samples[start : start + size] for start in starts if start == 0 or len(samples) - start >= smallest]
 
 
 class WindowEmbedder(Embedder):
@@ -49,7 +43,7 @@ class WindowEmbedder(Embedder):
             self.model = model.to(device).eval()
         self.processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
         self.sampling_rate = self.processor.feature_extractor.sampling_rate
-        self.window_seconds = self.WINDOW_SECONDS
+        self.window_seconds = self.token_seconds = self.WINDOW_SECONDS
         window = f"{self.window_seconds:g} s"
         self.settings = {
             "window": f"the first {window}" if reading == "first" else f"all of {window}, the last one shorter",
@@ -89,20 +83,31 @@ class WindowEmbedder(Embedder):
             found.append(self.encode_texts(inputs).float().cpu())
         return torch.cat(found)  # (B, D)
 
-    @torch.no_grad()
     def embed_audio(self, samples: np.ndarray) -> torch.Tensor:
-        size, smallest = (round(seconds * self.sampling_rate) for seconds in (self.window_seconds, MIN_SECONDS))
-        windows = cut_windows(samples, size, smallest)
-        if self.reading == "first":
-            windows = windows[:1]
-        whole = [window for window in windows if len(window) == size]
-        batches = [whole[start : start + BATCH] for start in range(0, len(whole), BATCH)]
-        batches += [windows[-1:]] if len(windows[-1]) < size else []
-        found = torch.cat([self.encode_windows(batch).float().cpu() for batch in batches])  # (T, D)
+        return self._embed(blocks_of(samples)(None, self.sampling_rate, self.window_seconds))
+
+    def embed_file(self, source: Source, stride: int = 1, read: Read = stream_audio) -> torch.Tensor:
+        read = every_segment(read, self.window_seconds, stride)
+
+        def checked() -> Iterator[np.ndarray]:
+            for index, block in enumerate(read(source, self.sampling_rate, block_seconds=self.window_seconds)):
+                check_samples(block, source, self.sampling_rate, is_start=index == 0)
+                yield block
+
+        return self._embed(checked())
+
+    @torch.no_grad()
+    def _embed(self, blocks: Iterable[np.ndarray]) -> torch.Tensor:
+        """Embed a song that comes window by window."""
+        windows = clap.real_windows(blocks, round(clap.MIN_SECONDS * self.sampling_rate))
+        windows = itertools.islice(windows, 1) if self.reading == "first" else windows
+        found, lengths = clap.embed_windows(windows, self.encode_windows)  # (T, D), (T,)
         if self.reading == "tokens":
             return F.normalize(found, dim=-1)
-        seconds = torch.tensor([len(window) for window in windows], dtype=torch.float32)
-        return (seconds / seconds.sum() @ found).unsqueeze(0)  # (1, D)
+        return clap.mean_window(found, lengths).unsqueeze(0)  # (1, D)
+
+    def token_starts(self, num_tokens: int, stride: int = 1) -> torch.Tensor:
+        return torch.arange(num_tokens) * float(stride * self.window_seconds)
 
     def score(self, text_embeds: torch.Tensor, audio_embeds: torch.Tensor) -> torch.Tensor:
         if self.reading == "tokens":
@@ -128,7 +133,7 @@ GAMMAS = {"gamma_kernel": 1.0, "gamma_temporal": 1.0, "attention_temperature": 1
 class ClapEmbedder(WindowEmbedder):
     """Embed with a `ClapModel` (HTSAT), fused or not; a fused one never sees its three random crops."""
 
-    WINDOW_SECONDS = 10.0
+    WINDOW_SECONDS = clap.WINDOW_SECONDS
 
     def __init__(self, name: str, *arguments):
         super().__init__(name, *arguments)
@@ -139,21 +144,13 @@ class ClapEmbedder(WindowEmbedder):
         return ClapModel.from_pretrained(name, dtype=dtype, trust_remote_code=False)
 
     def max_text_tokens(self) -> int:
-        positions = self.model.config.text_config.max_position_embeddings
-        return min(
-            self.processor.tokenizer.model_max_length, positions - self.model.config.text_config.pad_token_id - 1
-        )
+        return clap.max_clap_tokens(self.model, self.processor.tokenizer)
 
     def encode_texts(self, inputs: dict) -> torch.Tensor:
-        return self.model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
+        return clap.encode_clap_texts(self.model, inputs)
 
     def encode_windows(self, windows: list[np.ndarray]) -> torch.Tensor:
-        state = np.random.get_state()  # it draws a clip that it says is longer, which is ignored
-        inputs = self.processor.feature_extractor(windows, sampling_rate=self.sampling_rate, return_tensors="pt")
-        np.random.set_state(state)
-        features = inputs["input_features"].to(self.model.device, self.model.dtype)  # (windows, 1 or 4, fbank, mel)
-        longer = torch.zeros(len(windows), 1, dtype=torch.bool, device=self.model.device)
-        return self.model.get_audio_features(features, is_longer=longer).pooler_output
+        return clap.encode_clap_windows(self.model, self.processor.feature_extractor, windows)
 
 
 class PeAudioEmbedder(WindowEmbedder):

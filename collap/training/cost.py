@@ -29,9 +29,9 @@ from collap.files import write_json
 from collap.models import check_vocabulary, load_config
 from collap.training.settings import TrainSettings
 from collap.training.summary import PLAN_FILE
-from collap.training.trainable import TOWERS, add_lora, enable_gradient_checkpointing, freeze
+from collap.training.trainable import add_lora, enable_gradient_checkpointing, freeze
 from modeling_collap import BeatsConfig, CoLLAPConfig, CoLLAPModel
-from modeling_collap.configuration_collap import MUSIC_FRAMES_PER_SECOND, max_segment_seconds
+from modeling_collap.configuration_collap import AUDIO_ENCODERS, MUSIC_FRAMES_PER_SECOND, audio_settings
 from modeling_collap.scoring_collap import attention_pooled_scores, texts_at_a_time
 
 PLANNED_TEXTS = 256  # rows whose texts are counted
@@ -167,7 +167,7 @@ def count_flops(forward: Callable[[], torch.Tensor]) -> tuple[int, int]:
 def build_meta_model(config: CoLLAPConfig, workload: Workload) -> CoLLAPModel:
     """Build the model of a run without its weights, frozen and adapted as the workload says, in training mode; a
     ValueError for towers that are unknown, or both frozen and adapted."""
-    stored = {"music", "speech"} if workload.precomputed_tokens else set()
+    stored = set(config.built_encoders) if workload.precomputed_tokens else set()
     with torch.device("meta"):
         model = CoLLAPModel(config)
         freeze(model, sorted(stored.union(workload.frozen)))
@@ -177,10 +177,9 @@ def build_meta_model(config: CoLLAPConfig, workload: Workload) -> CoLLAPModel:
 
 
 def segment_inputs(config: CoLLAPConfig, precomputed_tokens: bool) -> list[torch.Tensor]:
-    """Return one segment on the meta device: features of both encoders and a mask, or its stored tokens (1, K, M)."""
-    width = config.music_config.hidden_size + config.speech_config.d_model  # M
+    """Return one segment on the meta device: its features and a mask, or its stored tokens (1, K, M)."""
     if precomputed_tokens:
-        return [torch.empty(1, config.tokens_per_segment, width, device="meta")]  # (1, K, M)
+        return [torch.empty(1, config.tokens_per_segment, config.fused_width, device="meta")]  # (1, K, M)
     columns = round(MUSIC_FRAMES_PER_SECOND * config.segment_seconds)
     music = torch.empty(1, columns - 2, config.music_config.num_mel_bins, device="meta")  # (1, fbank frames, bins)
     speech = torch.empty(1, config.speech_config.num_mel_bins, columns, device="meta")  # (1, bins, columns)
@@ -230,7 +229,7 @@ def activation_bytes(config: CoLLAPConfig, workload: Workload, parameters: dict[
     }
     held, moment = {}, {}
     for name, (part, length, count, at_a_time) in parts.items():
-        if workload.precomputed_tokens and name in ("music", "speech"):
+        if name in AUDIO_ENCODERS and (workload.precomputed_tokens or name not in config.built_encoders):
             continue
         kept = KEPT["gpt2" if part.model_type == "gpt2" else name][is_half]
         layer, entry = length * layer_bytes(kept, part, length), FLOAT32_BYTES * length * part.hidden_size
@@ -241,7 +240,7 @@ def activation_bytes(config: CoLLAPConfig, workload: Workload, parameters: dict[
         around = kept.around * length * part.hidden_size * (name not in workload.lora)  # which begins in the layers
         held[name] = (count * (all_layers + around) + copies) * (trainable > 0)
         moment[name] = at_a_time * kept.moment * layer * (part.num_hidden_layers > 0)
-    held["adapter"] = FLOAT32_BYTES * segments * tokens * (music.hidden_size + speech.d_model)
+    held["adapter"] = FLOAT32_BYTES * segments * tokens * config.fused_width
     held["tokens"] = TOKENS_KEEP[is_half] * segments * tokens * config.projection_dim
     frames = max((longest * tokens - config.kernel_size) // config.stride + 1, 1)  # W
     grid = (songs, longest * tokens, config.kernel_size, config.stride)
@@ -347,7 +346,7 @@ def count_parameters(model: CoLLAPModel) -> dict[str, tuple[int, int]]:
     def count(module) -> tuple[int, int]:
         return module.num_parameters(), module.num_parameters(only_trainable=True)
 
-    counts, whole = {name: count(model.encoders[name]) for name in TOWERS}, count(model)
+    counts, whole = {name: count(encoder) for name, encoder in model.encoders.items()}, count(model)
     rest = tuple(total - sum(each) for total, *each in zip(whole, *counts.values(), strict=True))
     return counts | {"adapter and score": rest, "whole": whole}
 
@@ -366,11 +365,12 @@ def run_cost(config: CoLLAPConfig, workload: Workload = PAPER, tflops: float | N
     memory = memory_bytes(config, workload, parameters)
     resident = sum(size for name, size in memory.items() if "micro-batch" not in name)
     music, speech = fused * config.music_config.frequency_patches, segments * config.speech_config.max_source_positions
+    encoded = {name: {"music": music, "speech": speech}[name] for name in config.built_encoders}
     return RunCost(
         workload=workload,
         parameters=parameters,
         segments_per_song=segments,
-        tokens_per_song={"music": music, "speech": speech, "fused": fused, "text": workload.text_tokens},
+        tokens_per_song={**encoded, "fused": fused, "text": workload.text_tokens},
         flops_per_step=step_flops(parts, workload, segments / longest, cached=workload.is_cached),
         model_flops_per_step=step_flops(once, workload, segments / longest, cached=False),
         memory=memory,
@@ -404,9 +404,8 @@ def planned_model(settings: TrainSettings) -> tuple[CoLLAPConfig, list[str]]:
     if chosen.model is not None:
         return load_config(chosen.model), assumed
     parts = ((chosen.text, None), (chosen.music, "beats"), (chosen.speech, "whisper"))
-    text, music, speech = (read_part(name, kind, assumed) for name, kind in parts)
-    sizes = {"segment_seconds": max_segment_seconds(speech), **chosen.model_config}
-    return CoLLAPConfig(text_config=text, music_config=music, speech_config=speech, **sizes), assumed
+    text, *audio = (None if name is None else read_part(name, kind, assumed) for name, kind in parts)
+    return CoLLAPConfig(text_config=text, **{**audio_settings(*audio), **chosen.model_config}), assumed
 
 
 def planned_workload(settings: TrainSettings, config: CoLLAPConfig) -> Workload:

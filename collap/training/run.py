@@ -266,6 +266,15 @@ def build_model_and_processor(settings: ModelSettings, segment_batch_size: int) 
     return model, processor
 
 
+def check_frozen(frozen: list[str], encoders: list[str]) -> None:
+    """Refuse stored tokens for audio encoders that would train: a ValueError that says what to freeze."""
+    if not set(encoders) <= set(frozen):
+        raise ValueError(
+            f"precomputed holds what the frozen audio encoders made of every song: it needs --freeze "
+            f"{' '.join(encoders)}, found freeze={frozen}"
+        )
+
+
 def choose_what_trains(settings: ModelSettings, output_dir: Path, model, processor, accelerator: Accelerator):
     """Freeze towers, add LoRA, checkpoint gradients and compile, in place."""
     freeze(model, settings.freeze)
@@ -300,6 +309,8 @@ def build_run(settings: TrainSettings, accelerator: Accelerator) -> Run:
     output_dir = Path(output.output_dir)
     set_seed(optimisation.seed)
     model, processor = build_model_and_processor(settings.model, optimisation.segment_batch_size)
+    if settings.data.precomputed:
+        check_frozen(settings.model.freeze, list(model.audio_tower.encoders))
     batch = (optimisation.batch_size, optimisation.seed)
     data = build_train_data(settings.data, *batch, model, processor, accelerator)
     eval_set, eval_tokens = build_eval_data(settings.data, model, processor, accelerator)

@@ -14,7 +14,7 @@ from typing import ClassVar, get_args, get_origin, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
-from collap.files import nearest
+from collap.files import nearest, none_by_name
 from collap.training.tracking import check_trackers
 from modeling_collap.configuration_collap import check_settings
 
@@ -87,8 +87,8 @@ class ModelSettings:
 
     model: str | None = _help(None, "CoLLAP folder or Hub id to continue from")
     text: str = _help("gpt2", "text encoder: folder or Hub id")
-    music: str = _help("", "converted BEATs: folder or Hub id")
-    speech: str = _help("openai/whisper-small", "Whisper: folder or Hub id")
+    music: str | None = _help("", "converted BEATs: folder or Hub id, or none for a model without")
+    speech: str | None = _help("openai/whisper-small", "Whisper: folder or Hub id, or none for a model without")
     model_config: dict = field(default_factory=dict, metadata={"help": "settings of CoLLAPConfig for a new model"})
     freeze: list[str] = field(default_factory=list, metadata={"help": "towers that do not train: text, music, speech"})
     lora: list[str] = field(
@@ -248,7 +248,8 @@ def parse_settings(arguments: list[str], description: str = "") -> TrainSettings
         )
     found = TrainSettings(*groups)
     found.model.model_config = {**model_config, **found.model.model_config}
-    found.data.eval_split = None if found.data.eval_split in (None, "none", "None", "") else found.data.eval_split
+    found.data.eval_split = none_by_name(found.data.eval_split) or None
+    found.model.music, found.model.speech = none_by_name(found.model.music), none_by_name(found.model.speech)
     check_train_settings(found)
     return found
 
@@ -258,8 +259,13 @@ def check_train_settings(settings: TrainSettings):
     data, model, optimisation, output = settings.data, settings.model, settings.optimisation, settings.output
     if not data.dataset and not output.plan:
         raise ValueError("dataset is missing: name a folder, a table file or a Hub id with --dataset")
-    if model.model is None and not model.music and not output.plan:
-        raise ValueError("music is missing: name a converted BEATs with --music, or a CoLLAP model with --model")
+    if model.model is None and model.music == "" and not output.plan:
+        raise ValueError(
+            "music is missing: name a converted BEATs with --music (none for a model of speech alone), or a CoLLAP "
+            "model with --model"
+        )
+    if model.model is None and model.music is None and model.speech is None:
+        raise ValueError("music and speech are both none: a CoLLAP model needs one of them")
     if model.model is not None and model.model_config:
         raise ValueError("model_config is for a new model; the one that --model names has its own configuration")
     if "segment_batch_size" in model.model_config:
@@ -271,7 +277,7 @@ def check_train_settings(settings: TrainSettings):
     _check_numbers(settings.flat())
     if optimisation.batch_size < 2:
         raise ValueError("batch_size is 1: a song is contrasted with the others of its batch, so give at least 2")
-    _check_data_settings(data, model.freeze)
+    _check_data_settings(data)
     _check_sections(data, model)
 
 
@@ -299,7 +305,7 @@ def _check_numbers(values: dict):
         raise ValueError(f"num_workers must not be negative, found {values['num_workers']}")
 
 
-def _check_data_settings(data: DataSettings, frozen: list[str]):
+def _check_data_settings(data: DataSettings):
     """Raise a ValueError for settings of the data path that exclude or need one another."""
     if data.streaming != (data.steps_per_epoch is not None):
         raise ValueError(
@@ -313,11 +319,6 @@ def _check_data_settings(data: DataSettings, frozen: list[str]):
         raise ValueError(f"streaming reads shards, but {whole_songs[0]} needs the whole data set; choose one")
     if len(whole_songs) > 1:
         raise ValueError("precomputed already spares the features that cache_features keeps; choose one")
-    if data.precomputed and not {"music", "speech"} <= set(frozen):
-        raise ValueError(
-            "precomputed holds what the frozen audio encoders made of every song: it needs --freeze music speech, "
-            f"found freeze={frozen}"
-        )
 
 
 def _check_sections(data: DataSettings, model: ModelSettings):

@@ -1,9 +1,9 @@
 """Choose which parts of a CoLLAP model train, and how: frozen towers, LoRA, learning rates, checkpointing, compilation.
 
-A *tower* is one of the three encoders, `text`, `music` or `speech`. The rest of the model (projections, structure
-layers, the score's scalars) are the *heads*; they always train. Every function takes the plain model, before
-`accelerator.prepare` or from `accelerator.unwrap_model`; the order is `freeze`, `add_lora`, `compile_encoders` and
-`enable_gradient_checkpointing`, `parameter_groups`.
+A *tower* is one of the encoders of `CoLLAPModel.encoders`: `text`, `music` and `speech`, or one of these two. The rest
+of the model (projections, structure layers, the score's scalars) are the *heads*; they always train. Every function
+takes the plain model, before `accelerator.prepare` or from `accelerator.unwrap_model`; the order is `freeze`,
+`add_lora`, `compile_encoders` and `enable_gradient_checkpointing`, `parameter_groups`.
 """
 
 import copy
@@ -26,7 +26,6 @@ from transformers.pytorch_utils import Conv1D
 from collap.files import nearest
 from collap.models import save_model_folder
 
-TOWERS = ("text", "music", "speech")  # as `CoLLAPModel.encoders` names them
 ADAPTER_FOLDER = "adapter"
 
 
@@ -54,7 +53,7 @@ def freeze(model: PreTrainedModel, towers: list[str]) -> None:
     Raises:
         ValueError: for an unknown tower, naming the nearest, or one that has LoRA.
     """
-    _check_names(towers, TOWERS)
+    _check_names(towers, model.encoders)
     for name in towers:
         tower = model.encoders[name]
         if _state(tower) == "LoRA":
@@ -96,7 +95,7 @@ def add_lora(model: PreTrainedModel, towers: list[str], rank: int, base_model: s
     Raises:
         ValueError: for an unknown tower, naming the nearest, a frozen one, or a rank below 1.
     """
-    _check_names(towers, TOWERS)
+    _check_names(towers, model.encoders)
     if rank < 1:
         raise ValueError(f"the rank of LoRA must be at least 1, found {rank}")
     for name in towers:
@@ -235,10 +234,10 @@ def trainable_summary(model: PreTrainedModel) -> str:
     trained, total = trains(model.parameters())
     lines = [f"trains {trained:.2f} of {total:.2f} million parameters ({100 * trained / total:.1f} %):"]
     heads = trained, total
-    for name in TOWERS:
-        counts = trains(model.encoders[name].parameters())
+    for name, encoder in model.encoders.items():
+        counts = trains(encoder.parameters())
         heads = heads[0] - counts[0], heads[1] - counts[1]
-        lines.append(f"  {name:6} {_state(model.encoders[name]):6} {counts[0]:.2f} of {counts[1]:.2f}")
+        lines.append(f"  {name:6} {_state(encoder):6} {counts[0]:.2f} of {counts[1]:.2f}")
     return "\n".join([*lines, f"  heads  full   {heads[0]:.2f} of {heads[1]:.2f}"])
 
 

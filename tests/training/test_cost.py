@@ -141,7 +141,7 @@ import sys
 sys.path[:0] = ["{here}", "{tests}", "{repository}"]
 import test_cost as t
 import torch
-from collap.training.tracking import peak_memory_bytes
+from collap.models import peak_memory_bytes
 config = t.medium_config()
 model = t.real_model(config)
 for songs in t.FEW_AND_MANY:
@@ -157,6 +157,7 @@ def medium_config() -> CoLLAPConfig:
     return config_without_dropout(music_config=music, speech_config=speech, segment_seconds=4)
 
 
+@pytest.mark.slow
 def test_peak_memory_is_that_of_a_real_process():
     """What more songs add to the peak of a process, libraries and weights aside: within a fifth."""
     script = PEAK_SCRIPT.format(
