@@ -9,7 +9,7 @@ install: $(ENV)
 
 $(ENV): setup.py constraints.txt
 	python3 -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable ".[train,export,sentence-transformers,int8,test]"
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable ".[train,export,sentence-transformers,int8,search,test]"
 	touch $(ENV)
 
 demo: $(ENV)

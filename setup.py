@@ -46,6 +46,7 @@ setup(
         "export": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
         "sentence-transformers": ["sentence-transformers>=6.2"],
         "int8": ["torchao>=0.18"],
+        "search": ["datasets>=5", "mutagen>=1.47", "tqdm>=4.66"],
         "probe": ["scikit-learn>=1.5"],
         "test": [
             "mteb>=2.26",

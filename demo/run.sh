@@ -37,11 +37,11 @@ done
 trap - EXIT
 grep -ah "^epoch\|epoch [0-9]*:" runs/demo/*.log | tr '\r' '\n' | grep "^epoch" || true
 
-echo "4/4 finding 100 songs that no model has heard, and what both models know of the order within 40 of them"
+echo "4/4 finding 100 songs that no model has heard, and what both models know of the order within 30 of them"
 evaluate() {
   OMP_NUM_THREADS=1 $PYTHON -m collap evaluate --model runs/demo/collap-$1/best --dataset $SONGS --split test \
     --text_column captions --song_column song_id --sections_column sections --output_dir results/demo/collap-$1
-  OMP_NUM_THREADS=1 $PYTHON -m collap evaluate --suite temporal --songs 40 --model runs/demo/collap-$1/best \
+  OMP_NUM_THREADS=1 $PYTHON -m collap evaluate --suite temporal --songs 30 --model runs/demo/collap-$1/best \
     --dataset $SONGS --split test --text_column captions --sections_column sections --output_dir results/demo/collap-$1
 }
 started=()

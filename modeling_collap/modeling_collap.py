@@ -24,7 +24,7 @@ from .loading_collap import StrictLoading, load_whole, without_pooler
 from .localization_collap import CoLLAPLocalization, localize_sentences, localize_texts, pair_location_losses
 from .loss_collap import contrastive_loss, gather_orders, gather_rows, gather_texts, other_orders, split_orders
 from .structure_collap import StructureLayers, ZeroLinear, token_start_seconds
-from .towers_collap import AudioBackbones, AudioTower, TextTower
+from .towers_collap import AudioBackbones, AudioTower, TextTower, build_audio_encoders
 from .weighting_collap import ScoreParameters, score_embeddings
 
 RECORDED = ("output_hidden_states", "output_attentions")
@@ -101,9 +101,10 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
     def __init__(self, config: CoLLAPConfig):
         super().__init__(config)
         text = without_pooler(AutoModel.from_config(config.text_config))
+        music, speech = build_audio_encoders(config)
         width = config.projection_dim
         self.text_tower = TextTower(text, nn.Linear(config.text_config.hidden_size, width), config.text_pooling)
-        self.audio_tower = AudioTower(config, nn.Linear(config.fused_width, width))
+        self.audio_tower = AudioTower(music, speech, nn.Linear(config.fused_width, width), config.music_config)
         self.structure = StructureLayers(config)
         self.score_parameters = ScoreParameters(config)
         self._gather_properties(tuple(self.encoders.values()))

@@ -15,6 +15,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder, sinusoids
 
+from .configuration_beats import BeatsConfig
 from .configuration_collap import (
     AUDIO_ENCODERS,
     CoLLAPConfig,
@@ -209,28 +210,38 @@ class SpeechEncoder(WhisperEncoder):
             module.weight.requires_grad_(False)  # transformers makes anew what a checkpoint lacks
 
 
+def build_audio_encoders(config: CoLLAPConfig) -> tuple[BeatsModel | None, SpeechEncoder | None]:
+    """Make the music and the speech encoder of a configuration, with random weights; None for what it does without."""
+    music = BeatsModel(config.music_config) if "music" in config.built_encoders else None
+    return music, SpeechEncoder(config.speech_config) if "speech" in config.built_encoders else None
+
+
 class AudioTower(nn.Module):
     """BEATs and the Whisper encoder on one time grid, or one of them, and the paper's audio feature adapter.
 
     Args:
-        config: says which encoders there are, and their sizes.
+        music: BEATs, or None for a tower without.
+        speech: the encoder of Whisper, or None for a tower without.
         adapter: h_A of the paper, from M to D; `nn.Identity()` where only [`fuse`] is called.
+        grid: configuration of BEATs, whose time patches are the time grid, whether there is a music encoder or not.
 
     Attributes:
-        music, speech: the encoders; None for one that the configuration does without.
-        width: M, of a fused token.
-        grid: configuration of BEATs, whose time patches are the time grid, whether there is a music encoder or not.
         segment_batch_size: segments that pass the encoders at a time; bounds the memory of long recordings and changes
             no value. It is not saved with the model.
     """
 
-    def __init__(self, config: CoLLAPConfig, adapter: nn.Module):
+    def __init__(self, music: BeatsModel | None, speech: SpeechEncoder | None, adapter: nn.Module, grid: BeatsConfig):
         super().__init__()
-        self.music = BeatsModel(config.music_config) if "music" in config.built_encoders else None
-        self.speech = SpeechEncoder(config.speech_config) if "speech" in config.built_encoders else None
+        self.music = music
+        self.speech = speech
         self.adapter = adapter
-        self.width, self.grid = config.fused_width, config.music_config
+        self.grid = grid
         self.segment_batch_size = SEGMENT_BATCH_SIZE
+
+    @property
+    def width(self) -> int:
+        """M, of a fused token."""
+        return sum(encoder.config.hidden_size for encoder in self.encoders.values())
 
     @property
     def encoders(self) -> dict[str, PreTrainedModel]:

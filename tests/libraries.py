@@ -1,5 +1,9 @@
 """Libraries of music as people have them: six formats with tags, in folders, of rendered songs."""
 
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import mutagen
@@ -7,6 +11,8 @@ import numpy as np
 import soundfile
 from audio_matrix import encode
 from mutagen.id3 import TALB, TCON, TDRC, TIT2, TPE1
+
+from collap.cli import main
 
 KINDS = {
     "wav": "wav, 16 bit",
@@ -60,3 +66,35 @@ def make_library(folder: Path, songs: list[Path], kinds: tuple[str, ...] = tuple
 def paths_of(folder: Path) -> list[str]:
     """The names of all files in a folder, relative to it."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def index(*arguments: object) -> int:
+    """`collap index` in this process; its exit code."""
+    return main(["index", *map(str, arguments)])
+
+
+def index_process(log: Path, *arguments: object, before: Callable[[], None] = bool) -> multiprocessing.Process:
+    """`collap index` in another process, forked because importing torch takes longer than the run.
+
+    Args:
+        log: file of its output.
+        before: called in that process first.
+    """
+
+    def work() -> None:
+        with log.open("a") as output:
+            for descriptor in (1, 2):
+                os.dup2(output.fileno(), descriptor)
+        sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", buffering=1) for descriptor in (1, 2))
+        before()
+        os._exit(index(*arguments))
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    return process
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The content of all files of an index but its lock, by name."""
+    names = [name for name in paths_of(folder) if name != "lock"]
+    return {name: (folder / name).read_bytes() for name in names}

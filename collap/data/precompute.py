@@ -44,7 +44,7 @@ from collap.data.token_cache import (
 from collap.files import none_by_name
 from collap.models import load_model
 from modeling_collap import CoLLAPConfig
-from modeling_collap.towers_collap import AudioBackbones, AudioTower
+from modeling_collap.towers_collap import AudioBackbones, AudioTower, build_audio_encoders
 from processing import CoLLAPFeatureExtractor
 from processing.decode_audio import AudioFileError
 from processing.embed_audio import feature_blocks
@@ -60,7 +60,7 @@ def backbone_tower(
     audio = AudioBackbones.load(music, speech)
     chosen = {} if segment_seconds is None else {"segment_seconds": segment_seconds}
     config = CoLLAPConfig(**{**audio.settings, **chosen})
-    tower = AudioTower(config, nn.Identity())
+    tower = AudioTower(*build_audio_encoders(config), nn.Identity(), config.music_config)
     audio.copy_to(tower)
     return tower, config
 

@@ -177,8 +177,9 @@ def write_shard(folder: Path, recordings: Sequence[Recording]) -> tuple[str, dic
     name = json_digest([about["digest"], [_checksum(one.vectors) for one in recordings]])
 
     def write(place: Path) -> None:
-        save_file(vectors, place / VECTORS)
         _write_arrow(place / ROWS, pa.table(about, SHARD_ROWS))
+        save_file(vectors, place / VECTORS)
+        shutil.copymode(place / ROWS, place / VECTORS)  # safetensors lets nobody else read what it writes
 
     write_folder(folder / SHARDS / name, write)
     return name, {file: _entry(folder / SHARDS / name / file) for file in (VECTORS, ROWS)}

@@ -364,11 +364,8 @@ def run_cost(config: CoLLAPConfig, workload: Workload = PAPER, tflops: float | N
     parameters, fused = count_parameters(model), segments * config.tokens_per_segment
     memory = memory_bytes(config, workload, parameters)
     resident = sum(size for name, size in memory.items() if "micro-batch" not in name)
-    encoded = {
-        "music": fused * config.music_config.frequency_patches,
-        "speech": segments * config.speech_config.max_source_positions,
-    }
-    encoded = {name: encoded[name] for name in config.built_encoders}
+    music, speech = fused * config.music_config.frequency_patches, segments * config.speech_config.max_source_positions
+    encoded = {name: {"music": music, "speech": speech}[name] for name in config.built_encoders}
     return RunCost(
         workload=workload,
         parameters=parameters,

@@ -133,7 +133,8 @@ def test_token_embeddings_are_resized_and_saved(text, size, tmp_path):
     last = torch.tensor([[size - 1, 5]])
     with torch.no_grad():
         expected = model.get_text_features(last)
-        assert torch.equal(CoLLAPModel.from_pretrained(tmp_path).get_text_features(last), expected)
+        # Weights in a mapped file lie otherwise in memory, which moves the last digit on some processors.
+        torch.testing.assert_close(CoLLAPModel.from_pretrained(tmp_path).get_text_features(last), expected)
 
 
 def test_input_embeddings_are_replaced():

@@ -36,7 +36,7 @@ from transformers import (
 
 from collap.cli import main as collap
 from modeling_collap import BeatsModel, CoLLAPConfig, CoLLAPModel, attention_pooled_scores
-from modeling_collap.towers_collap import fuse_segments, pool_text
+from modeling_collap.towers_collap import music_on_grid, pool_text, speech_on_grid
 
 TEXT_TOWERS = ("gpt2", "roberta")
 SONG_SECONDS = (2.0, 7.3, 0.4, 4.1)  # 1, 4, 1 and 3 segments of 2 s
@@ -104,8 +104,8 @@ class TestTokenTimeline:
     def test_fused_token_is_the_mean_of_what_each_encoder_heard_in_its_160_ms(self):
         patches = 10.0 * torch.arange(3).repeat_interleave(8) + torch.arange(8).repeat(3)  # time-major
         speech = torch.arange(27.0)  # 24 tokens span 3 patches; 3 are left over
-        fused = fuse_segments(patches[None, :, None], speech[None, :, None], 8, 8)
-        assert fused.tolist() == [[[3.5, 3.5], [13.5, 11.5], [23.5, 19.5]]]
+        assert music_on_grid(patches[None, :, None], 8).tolist() == [[[3.5], [13.5], [23.5]]]
+        assert speech_on_grid(speech[None, :, None], 3, 8).tolist() == [[[3.5], [11.5], [19.5]]]
 
     def test_a_moment_of_the_audio_reaches_the_tokens_of_its_segment_only(self):
         (song,) = songs(7.3)
@@ -244,7 +244,7 @@ class TestScore:
         with pytest.raises(ValueError, match="found 2 audios and 3 texts"):
             model(**inputs, return_loss=True)
         messages = {"input_ids": "found audio; expected input_ids.*needs both sides"}
-        messages |= {"music_features": "without speech_features", "speech_features": "without music_features"}
+        messages |= {name: f"without {name}" for name in ("music_features", "speech_features")}
         for missing, message in messages.items():
             with pytest.raises(ValueError, match=message):
                 model(**{name: tensor for name, tensor in inputs.items() if name != missing}, return_loss=True)
