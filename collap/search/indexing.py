@@ -22,6 +22,7 @@ from collap.data.shares import parse_shard
 
 from .library import Walk, share_of, shown, walk_library
 from .merging import merge_indexes
+from .score_function import ScoreFunction
 from .space import Space, load_searched, space_of
 from .store import MANIFEST, IndexStore, damaged_files, named_files, read_manifest
 from .updating import Update
@@ -89,7 +90,8 @@ def index_library(options: argparse.Namespace) -> Update:
             space.check(old.space, folder)
         walk = walk_library(root)
         check_library(walk, root, old)
-        about = {"space": space.about, "space_id": space.id, "settings": settings, "library": root}
+        score = ScoreFunction.read(settings["model"], settings["stride"]).to_dict()
+        about = {"space": space.about, "space_id": space.id, "score": score, "settings": settings, "library": root}
         update = Update(
             folder, old, share_of(walk, parse_shard(options.shard)), about, device, retry=options.retry_broken
         )
