@@ -259,10 +259,11 @@ def _index(parser: Parser) -> None:
     parser.add_argument("--shard_tracks", type=int, help="tracks of a file, published when it is full; default: 256")
     parser.add_argument("--merge", nargs="+", type=Path, metavar="PART", help="put indexes of parts into --index")
     parser.add_argument("--verify", action="store_true", help="compare every file of the index with its checksum")
+    parser.add_argument("--calibrate", action="store_true", help="measure what collap search --mode calibrated needs")
 
 
 def _not_indexed(options: argparse.Namespace) -> list[str]:
-    return [] if options.folder or options.merge or options.verify else ["folder"]
+    return [] if options.folder or options.merge or options.verify or options.calibrate else ["folder"]
 
 
 def _search(parser: Parser) -> None:
@@ -328,7 +329,9 @@ COMMANDS = {
     "index": Command(
         "index a library of music, to be searched by descriptions", "collap.search.indexing", _index, _not_indexed
     ),
-    "search": Command("find music, and its seconds, by a description", "collap.search.searching", _search, _not_searched),
+    "search": Command(
+        "find music, and its seconds, by a description", "collap.search.searching", _search, _not_searched
+    ),
     "data check": Command("say what a data set holds, and what of it cannot be used", "collap.data.check", _data_check),
 }
 

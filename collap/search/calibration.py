@@ -25,7 +25,7 @@ from .writing import writing_to
 
 ALPHA = 0.05
 CALIBRATED_K = 10
-SCORED = 1000  # tracks of which the true best are taken to be, by their estimates
+SCORED = 500  # tracks of which the true best are taken to be, by their estimates
 MARGIN = 0.9  # share of them beyond which none of the best may be
 MIN_MATCH = 0.05  # of `Hit.match`, below which nothing matches well
 MAX_GROWTH = 0.1  # of an index since it was calibrated

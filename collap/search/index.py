@@ -60,9 +60,7 @@ class TrackIndex:
         self._embedder: Embedder | None = None
 
     @classmethod
-    def open(
-        cls, folder: str | Path, model: str | Path | Embedder | None = None, device: str = "cpu"
-    ) -> "TrackIndex":
+    def open(cls, folder: str | Path, model: str | Path | Embedder | None = None, device: str = "cpu") -> "TrackIndex":
         """Open an index.
 
         Args:
@@ -96,7 +94,9 @@ class TrackIndex:
         about, settings = self.store.space.about, self.store.settings
         if isinstance(self.model, Embedder):
             if self.model.weights != about["model"]["weights"]:
-                raise ValueError(f"{self.store.folder}: is of other weights than {self.model.name}; open it with its own")
+                raise ValueError(
+                    f"{self.store.folder}: is of other weights than {self.model.name}; open it with its own"
+                )
             return self.model
         spec = str(self.model or settings["model"])
         space_of(spec, about["dtype"], about["stride"]).check(self.store.space, self.store.folder)

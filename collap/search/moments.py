@@ -90,7 +90,9 @@ def mean_span(curve: torch.Tensor, place: list[float], times: torch.Tensor) -> S
     return Span(start, min(end, float(times[-1, 1])), curve[inside].mean().item())
 
 
-def best_spans(curve: torch.Tensor, times: torch.Tensor, level: float = SPAN_LEVEL, most: int = MOST_SPANS) -> list[Span]:
+def best_spans(
+    curve: torch.Tensor, times: torch.Tensor, level: float = SPAN_LEVEL, most: int = MOST_SPANS
+) -> list[Span]:
     """Join frames that score high for their track.
 
     Args:

@@ -23,7 +23,11 @@ def clock(seconds: float, hours: bool = False) -> str:
         whole, rest = divmod(milliseconds, 1000)
         return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}.{rest:03d}"
     whole = int(max(seconds, 0.0))
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}" if whole >= 3600 else f"{whole // 60}:{whole % 60:02d}"
+    return (
+        f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+        if whole >= 3600
+        else f"{whole // 60}:{whole % 60:02d}"
+    )
 
 
 def one_line(text: str) -> str:
@@ -79,7 +83,7 @@ def as_m3u(results: Results, query: str) -> str:
     for hit in results:
         lines.append(f"#EXTINF:{round(hit.seconds)},{one_line(hit.name)}")
         if hit.spans:
-            lines += [f"#EXTVLCOPT:start-time={hit.spans[0].start:.2f}", f"#EXTVLCOPT:stop-time={hit.spans[0].end:.2f}"]
+            lines.append(f"#EXTVLCOPT:start-time={hit.spans[0].start:.2f}")
         lines.append(playlist_path(hit))
     return "".join(f"{line}\n" for line in lines)
 

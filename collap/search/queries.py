@@ -54,7 +54,9 @@ def text_queries(embedder: Embedder, function: ScoreFunction, texts: Sequence[st
     sentences = [tuple(split_sentences(text)) for text in texts]
     embeds = _texts_by_sentences(embedder, list(texts))  # (Q, D) each
     if function.has_sentences:
-        return [Query(one, own if len(own) == len(one) else (), one) for one, own in zip(embeds, sentences, strict=True)]
+        return [
+            Query(one, own if len(own) == len(one) else (), one) for one, own in zip(embeds, sentences, strict=True)
+        ]
     several = [sentence for own in sentences if len(own) > 1 for sentence in own]
     alone = iter(_texts_by_sentences(embedder, several) if several else [])
     queries = []
