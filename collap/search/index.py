@@ -24,7 +24,7 @@ import torch
 
 from collap.evaluation.embedders import Embedder
 
-from .calibration import MIN_MATCH, Calibration
+from .calibration import Calibration
 from .filters import matching
 from .hits import TAGS, Hit, Results
 from .moments import Curve, SentenceSpan, best_spans, curves_over_time, mean_span, ordered_spans
@@ -160,7 +160,7 @@ class TrackIndex:
             count = default_candidates(self.function) if candidates is None else candidates
             delta = self.calibration.delta if self.calibration else None
             rankings = self.ranker.rank(texts, tracks, k, mode, count, delta)
-            usual = self._usual(texts)
+            usual = self.usual(texts)
             if mode == "calibrated" and not (is_plain and len(tracks) == len(self)):
                 notes.append("calibrated on whole libraries and single texts: here nothing is certified")
                 rankings = [_uncertified(ranking, len(tracks)) for ranking in rankings]
@@ -195,7 +195,7 @@ class TrackIndex:
         """Return the numbers of some tracks, evenly spread."""
         return np.unique(np.linspace(0, len(self) - 1, min(SAMPLE, len(self))).astype(np.int64))
 
-    def _usual(self, texts: Texts) -> list[tuple[float, float]]:
+    def usual(self, texts: Texts) -> list[tuple[float, float]]:
         """Return mean and standard deviation of the library's scores for every query."""
         scores = self.scan.segment_estimates(self.function, texts.embeds, self._sample) @ texts.signs
         return list(zip(scores.mean(0).tolist(), scores.std(0, correction=0).tolist(), strict=True))
@@ -203,19 +203,19 @@ class TrackIndex:
     def _results(self, query: Query, ranking: Ranking, usual, moments, curve, is_plain, notes, num_searched) -> Results:
         """Say all that is known of the tracks that one query has found."""
         hits = []
-        best_scores = self.calibration.best if self.calibration and is_plain and ranking.is_rescored else None
+        known = self.calibration if is_plain and ranking.is_rescored else None
         for rank, (track, score) in enumerate(zip(ranking.tracks.tolist(), ranking.scores.tolist(), strict=True), 1):
             about = {name: self.tracks[name][track].as_py() for name in ("id", *TAGS)}
             path = self.store.path(track)
             deviations = (score - usual[0]) / usual[1] if usual[1] > 0 else 0.0
-            match = None if best_scores is None else float(np.mean(np.array(best_scores) < score))
+            match = known.match(score) if known else None
             where = self._moments(query, track, about["seconds"], curve) if moments or curve else {}
             flags = {"rescored": ranking.is_rescored, "certified": ranking.is_certified}
             place = {"path": path, "file": os.path.join(self.store.library, path)}
             hits.append(
                 Hit(rank, track, **about, **place, score=score, **flags, deviations=deviations, match=match, **where)
             )
-        matches_well = hits[0].match >= MIN_MATCH if hits and hits[0].match is not None else None
+        matches_well = known.is_usual(hits[0].score, hits[0].deviations) if known and hits else None
         notes = [*notes, *(["nothing here matches well"] if matches_well is False else [])]
         return Results(hits, notes, matches_well, ranking.num_rescored, num_searched)
 
