@@ -25,15 +25,13 @@ Pure functions of embeddings. Dimensions: `A` audios, `B` texts, `Q` sentences o
 `H` tokens of a frame, `W` frames, `D` shared width, `J` states of a path: Q, or 2 Q + 1 with blanks.
 """
 
-import math
-
 import torch
 from torch.nn import functional as F
 
 from .scoring_collap import in_tiles, softmax_mean
 
 NOWHERE = -torch.inf  # logarithm of the weight of what no path does
-TILE_CELLS = 2**22  # numbers that a processor works on at a time: more than its cache holds, as paths go frame by frame
+TILE_CELLS = 2**22  # numbers that a processor works on at a time: paths take frame by frame, and that fits in its cache
 
 
 def sentence_mask(sentence_embeds: torch.Tensor) -> torch.Tensor:
@@ -133,8 +131,10 @@ def frame_cosines(
 
 
 def sentence_cosines(sentence_embeds: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-    """Multiply sentences (B, Q, D) and frames (A, W, D): (A, B, Q, W), in memory (A, W, Q, B): what follows goes along
-    frames and sentences, for all texts at once."""
+    """Compute the cosine of every sentence (B, Q, D) with every frame (A, W, D): (A, B, Q, W).
+
+    It lies in memory as (A, W, Q, B): what follows goes along frames and sentences, for all texts at once.
+    """
     texts, sentences, _ = sentence_embeds.shape
     cosines = frames @ sentence_embeds.transpose(0, 1).flatten(0, 1).T  # (A, W, Q B)
     return cosines.unflatten(2, (sentences, texts)).permute(0, 3, 2, 1)  # (A, B, Q, W)
@@ -156,7 +156,7 @@ def free_scores(
     """
     by_frame = cosines.permute(0, 3, 2, 1)  # (A, W, Q, B)
     attended = softmax_mean(by_frame, temperature, frame_mask[:, :, None, None], dim=1)  # (A, Q, B)
-    return (attended * is_sentence.T).sum(1) / is_sentence.sum(-1)
+    return (attended * is_sentence.T).sum(1) / is_sentence.sum(-1)  # (A, B)
 
 
 def monotone_scores(
@@ -207,8 +207,10 @@ def path_emissions(
 
 
 def _by_frame(emissions: torch.Tensor, blank: torch.Tensor | None) -> torch.Tensor:
-    """Lay out what a path gains, (A, B, Q, W), by frame and state: (W, J, A, B), and put a blank before, between and
-    after the sentences."""
+    """Lay out what a path gains, (A, B, Q, W), by frame and state: (W, J, A, B).
+
+    A blank, scalar, is put before, between and after the sentences; with None the states are the sentences.
+    """
     by_frame = emissions.permute(3, 2, 0, 1).contiguous()  # (W, Q, A, B)
     if blank is None:
         return by_frame
@@ -313,8 +315,7 @@ class _PathLogSum(torch.autograd.Function):
 
 def _shares(by_frame, num_frames, num_states, has_blanks, weights, total) -> torch.Tensor:
     """Return the share of all paths that are in a state at a frame: (W, J, A, B), zero after an audio's end."""
-    shares = path_log_rests(by_frame, num_frames, num_states, has_blanks).add_(weights).sub_(total)
-    shares.mul_(1 / math.log(2)).exp2_()  # `exp` takes ten times as long for what underflows
+    shares = path_log_rests(by_frame, num_frames, num_states, has_blanks).add_(weights).sub_(total).exp_()
     is_frame = torch.arange(len(weights), device=weights.device).view(-1, 1, 1) < num_frames  # (W, A, B)
     return shares.mul_(is_frame.unsqueeze(1))
 
@@ -378,7 +379,7 @@ def alignment_scores(
     """
     frames, frame_mask = pool_frames(audio_embeds, audio_token_mask, frame_size)  # (A, W, D), (A, W)
 
-    def score(sentences, is_sentence, frames, frame_mask) -> torch.Tensor:
+    def score(sentences, is_sentence, frames, frame_mask):
         cosines = sentence_cosines(sentences, frames)  # (A, B, Q, W)
         free = free_scores(cosines, is_sentence, frame_mask, sentence_temperature)  # (A, B)
         if gamma_path is None:

@@ -25,14 +25,11 @@ round (`"printed"`), by which r^K grows with W. A song that matches the text in 
     >>> sharp, mean_pooled_scores(text, song, everything)
     (tensor([[0.5000]]), tensor([[0.3162]]))
 
-Pure functions of embeddings. Tokens are scored once, (A, T, B), and never copied into frames. They lie in blocks of one
-stride, and a frame is some whole blocks and the beginning of another. A softmax-weighted mean is the softmax-weighted
-mean of its parts' means ([`attend`]): so every cosine is exponentiated once within its block, for all frames that it is
-in, and once along the blocks, for all its kernel positions. Each of these sums has a maximum of its own, and nothing
-underflows at any temperature.
+Pure functions of embeddings. Tokens are scored once, (A, B, T), and the scores are unfolded into frames, never the
+D-wide embeddings: the same numbers for H/stride times less work and memory.
 
 Dimensions: `A` audios, `B` texts, `T` fused tokens of an audio, `D` shared width, `H` kernel size (tokens per frame),
-`S` stride, `W` frames, `N` blocks, `E` blocks at the edges.
+`W` frames.
 """
 
 import math
@@ -43,8 +40,9 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-CELLS_AT_A_TIME = 2**24  # numbers that are worked on at a time, and the most that the backward pass keeps
-TILE_CELLS = 2**20  # numbers that a processor works on at a time: 4 MB, which stay in its cache
+# Numbers that are worked on at a time; of more of them the backward pass keeps nothing, and scores once more.
+CELLS_AT_A_TIME = 2**24
+TILE_CELLS = 2**20  # that a processor works on at a time: 4 MB stay in its cache
 FAR = -1e30  # logarithm of the weight of what does not count; finite, so that a sum of nothing has a gradient
 
 
@@ -60,38 +58,21 @@ def num_frames(num_tokens: torch.Tensor, kernel_size: int, stride: int) -> torch
     return (torch.div(num_tokens - kernel_size, stride, rounding_mode="floor") + 1).clamp(min=1)
 
 
-def frame_reach(kernel_size: int, stride: int) -> tuple[int, int]:
-    """Return how many blocks of a stride a frame reaches into, and how many tokens of the last of them are its own."""
-    reach = -(-kernel_size // stride)
-    return reach, kernel_size - (reach - 1) * stride
-
-
 def token_scores(text_embeds: torch.Tensor, audio_embeds: torch.Tensor) -> torch.Tensor:
     """Compute the cosine of every token with every text (Eq. 2); (B, D) and (A, T, D), unit vectors, give (A, T, B)."""
     return audio_embeds @ text_embeds.T  # (A, T, B)
 
 
-def exact(scores: torch.Tensor) -> torch.Tensor:
-    """Convert half precision to float32, in which sums of exponentials are made."""
-    return scores.to(torch.promote_types(scores.dtype, torch.float32))
-
-
-def log_weight(weights: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return the logarithm to base 2 of weights or of a mask, [`FAR`] where they are 0."""
-    return weights.to(dtype).log2().clamp(min=FAR)
-
-
 def attend(logits: torch.Tensor, values: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Average values along one axis with the softmax of logits as weights.
+    """Average values along one axis with weights of `2 ** logits`, which is faster than `e`.
 
     The mean of a whole is the same average over its parts: of their means, by their log weights.
 
     Args:
-        logits: to base 2, whose exponentials take half the time of those to base e, a twentieth where they underflow.
-        values: of the same shape, or one that broadcasts to it.
+        logits, values: of one shape, or shapes that broadcast.
 
     Returns:
-        The means, and the log weights `log2 sum 2^logits`; both without the axis.
+        The means, and the log weights `log2 sum 2 ** logits`; both without the axis.
     """
     top = logits.detach().amax(dim, keepdim=True)
     weights = (logits - top).exp2_()
@@ -113,20 +94,25 @@ def softmax_mean(
         weights: w, not negative, which broadcast to the scores: durations of what was scored, or a mask; None for 1.
 
     Returns:
-        The means, without the axis, at least float32. Where all weights are 0, some mean of the scores.
+        The means, without the axis. Where all weights are 0, some mean of the scores.
     """
-    scores = exact(scores)
-    logits = scores / (math.log(2) * temperature)
+    values = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    logits = values / (math.log(2) * temperature)
     if weights is not None:
         logits = logits + log_weight(weights, logits.dtype)
-    return attend(logits, scores, dim)[0]
+    return attend(logits, values, dim)[0].to(scores.dtype)
+
+
+def log_weight(weights: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return the binary logarithm of weights or of a mask, [`FAR`] where they are 0; `dtype` holds float32's range."""
+    return weights.to(dtype).log2().clamp(min=FAR)
 
 
 def frame_means(logits: torch.Tensor, values: torch.Tensor, kernel_size: int) -> torch.Tensor:
     """Attend within every frame (Eq. 3); a token is exponentiated once, however many frames it is in.
 
     Args:
-        logits, values: (A, N, S, B) as returned by [`stride_blocks`]; frame v begins with block v.
+        logits, values: (A, N, S, B) as of [`stride_blocks`]: N blocks of S tokens; frame v begins with block v.
 
     Returns:
         (A, W, B).
@@ -148,10 +134,16 @@ def _windows(blocks: torch.Tensor, size: int) -> torch.Tensor:
     return blocks.unfold(1, size, 1).movedim(-1, 1)
 
 
+def frame_reach(kernel_size: int, stride: int) -> tuple[int, int]:
+    """Return how many blocks of a stride a frame reaches into, and how many tokens of the last of them are its own."""
+    reach = -(-kernel_size // stride)
+    return reach, kernel_size - (reach - 1) * stride
+
+
 def position_means(logits: torch.Tensor, values: torch.Tensor, frames: torch.Tensor, kernel_size: int) -> torch.Tensor:
     """Attend over the frames at every kernel position (Eq. 4); a token is exponentiated once, whatever its positions.
 
-    Position j S + s holds the s-th token of blocks j, ..., j + W - 1. Most blocks are in the range of every j; only the
+    Position j S + s holds the s-th token of blocks j, ..., j + W - 1. Most blocks are in all these ranges; only the
     first few and the last few are not, and are joined to the others for each j.
 
     Args:
@@ -163,35 +155,23 @@ def position_means(logits: torch.Tensor, values: torch.Tensor, frames: torch.Ten
     """
     songs, blocks, stride, _ = logits.shape
     reach = frame_reach(kernel_size, stride)[0]
-    block = torch.arange(blocks, device=logits.device)
-    is_shared = (block >= reach - 1) & (block < frames.unsqueeze(1))  # (A, N)
-    shared_logits = logits + log_weight(is_shared, logits.dtype)[..., None, None]  # (A, N, S, B)
+    device, frames = logits.device, frames.unsqueeze(1)  # (A, 1)
+    block = torch.arange(blocks, device=device)
+    is_shared = (block >= reach - 1) & (block < frames)  # (A, N)
+    shared_logits = logits + log_weight(is_shared, logits.dtype)[:, :, None, None]  # (A, N, S, B)
     means, weights = attend(shared_logits, values, dim=1)  # (A, S, B)
     if reach == 1:
         return means[:, :kernel_size]
-    edges, is_in_range = edge_blocks(frames, reach)  # (A, E), (A, reach, E)
-    place = torch.arange(songs, device=logits.device).unsqueeze(1), edges.clamp(max=blocks - 1)
+    few = torch.arange(reach - 1, device=device)
+    edges = torch.cat([few.expand(songs, -1), frames.clamp(min=reach - 1) + few], dim=1)  # (A, E)
+    place = torch.arange(songs, device=device).unsqueeze(1), edges.clamp(max=blocks - 1)
     logits = torch.cat([weights.unsqueeze(1), logits[place]], dim=1)  # (A, 1 + E, S, B)
     values = torch.cat([means.unsqueeze(1), values[place]], dim=1)  # (A, 1 + E, S, B)
-    counts = log_weight(F.pad(is_in_range, (1, 0), value=True), logits.dtype)  # (A, reach, 1 + E)
-    logits = logits.unsqueeze(1) + counts[..., None, None]  # (A, reach, 1 + E, S, B)
+    first = torch.arange(reach, device=device).unsqueeze(1)  # (reach, 1): j
+    edges, frames = edges.unsqueeze(1), frames.unsqueeze(1)  # (A, 1, E), (A, 1, 1)
+    is_in = F.pad((edges >= first) & (edges < first + frames), (1, 0), value=True)  # (A, reach, 1 + E)
+    logits = logits.unsqueeze(1) + log_weight(is_in, logits.dtype)[..., None, None]  # (A, reach, 1 + E, S, B)
     return attend(logits, values.unsqueeze(1), dim=2)[0].flatten(1, 2)[:, :kernel_size]  # (A, H, B)
-
-
-def edge_blocks(frames: torch.Tensor, reach: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the blocks that are in the ranges j, ..., j + W - 1 of some j < reach, but not of every one.
-
-    Args:
-        frames: (A,) W of every audio.
-
-    Returns:
-        (A, E) numbers of blocks, some of which may be in no range; (A, reach, E) bool, True = in the range of j.
-    """
-    frames, few = frames.unsqueeze(1), torch.arange(reach - 1, device=frames.device)
-    edges = torch.cat([few.expand(len(frames), -1), frames.clamp(min=reach - 1) + few], dim=1)  # (A, E)
-    first = torch.arange(reach, device=frames.device).unsqueeze(1)  # (reach, 1): j
-    block, frames = edges.unsqueeze(1), frames.unsqueeze(1)  # (A, 1, E), (A, 1, 1)
-    return edges, (block >= first) & (block < first + frames)  # (A, reach, E)
 
 
 def stride_blocks(
@@ -209,17 +189,17 @@ def stride_blocks(
         temperature: tau.
 
     Returns:
-        (A, N, S, B) logits to base 2 of `e^(cosine / tau)`, [`FAR`] where there is no token; (A, N, S, B) cosines, 0
-        there; at least float32.
+        (A, N, S, B) logits: cosines over tau ln 2, [`FAR`] where there is no token; (A, N, S, B) cosines, 0 there.
+        float32, or what is more exact.
     """
-    values, mask = exact(cosines), audio_token_mask
+    values = cosines.to(torch.promote_types(cosines.dtype, torch.float32))
     missing = stride - frame_reach(kernel_size, stride)[1] + max(kernel_size - cosines.shape[1], 0)
     if missing > 0:
-        values, mask = F.pad(values, (0, 0, 0, missing)), F.pad(mask, (0, missing))
-    values = values * mask.unsqueeze(-1).to(values.dtype)  # (A, T, B)
-    counts = log_weight(mask, values.dtype).unsqueeze(-1)  # (A, T, 1)
-    logits = (values / (math.log(2) * temperature)).add_(counts)  # (A, T, B)
-    return tuple(tokens.unfold(1, stride, stride).movedim(-1, 2) for tokens in (logits, values))  # (A, N, S, B)
+        values, audio_token_mask = F.pad(values, (0, 0, 0, missing)), F.pad(audio_token_mask, (0, missing))
+    values = values * audio_token_mask.unsqueeze(-1).to(values.dtype)  # (A, T, B)
+    far = log_weight(audio_token_mask, values.dtype).unsqueeze(-1)  # (A, T, 1)
+    logits = (values / (math.log(2) * temperature)).add_(far)  # (A, T, B)
+    return tuple(one.unfold(1, stride, stride).movedim(-1, 2) for one in (logits, values))  # (A, N, S, B)
 
 
 def attention_pooled_cosines(
@@ -241,21 +221,33 @@ def attention_pooled_cosines(
 
     Returns:
         (A, B).
-
-    Raises:
-        ValueError: for another reduction, or sizes below 1.
     """
-    _check_settings(kernel_size, stride, reduction)
-    logits, values = stride_blocks(cosines, audio_token_mask, kernel_size, stride, attention_temperature)
     tokens = audio_token_mask.sum(1)  # (A,)
     frames, positions = num_frames(tokens, kernel_size, stride), tokens.clamp(max=kernel_size)  # (A,)
-    kernel = masked_sum(frame_means(logits, values, kernel_size), frames)  # (A, B)
-    temporal = masked_sum(position_means(logits, values, frames, kernel_size), positions)  # (A, B)
+    if torch.compiler.is_exporting():  # the sizes of blocks are none that a graph can leave free
+        kernel, temporal = _unfolded_sums(cosines, audio_token_mask, frames, kernel_size, stride, attention_temperature)
+    else:
+        logits, values = stride_blocks(cosines, audio_token_mask, kernel_size, stride, attention_temperature)
+        kernel = masked_sum(frame_means(logits, values, kernel_size), frames)  # (A, B)
+        temporal = masked_sum(position_means(logits, values, frames, kernel_size), positions)  # (A, B)
     frames = frames * (tokens > 0)  # of an audio without tokens: 0, and its score is NaN
     over_kernel, over_temporal = (frames, positions) if reduction == "mean" else (kernel_size + 0 * frames, frames)
     kernel = (kernel / over_kernel.unsqueeze(1)).to(cosines.dtype)
     temporal = (temporal / over_temporal.unsqueeze(1)).to(cosines.dtype)
     return gamma_kernel * kernel + gamma_temporal * temporal
+
+
+def _unfolded_sums(cosines, audio_token_mask, frames, kernel_size: int, stride: int, temperature):
+    """Sum attended scores over frames and over positions, (A, B) each, with all frames laid out: the same numbers for
+    H / S times the work."""
+    scores = F.pad(cosines.transpose(1, 2).contiguous(), (0, max(kernel_size - cosines.shape[1], 0)))  # (A, B, T)
+    mask = F.pad(audio_token_mask, (0, scores.shape[-1] - audio_token_mask.shape[1])).unfold(1, kernel_size, stride)
+    is_frame = torch.arange(mask.shape[1], device=mask.device) < frames.unsqueeze(1)  # (A, W)
+    mask = (mask & is_frame.unsqueeze(-1)).unsqueeze(1)  # (A, 1, W, H)
+    scores = scores.unfold(-1, kernel_size, stride)  # (A, B, W, H)
+    logits = (scores / temperature).masked_fill(~mask, torch.finfo(scores.dtype).min)
+    scores = scores.masked_fill(~mask, 0.0)
+    return tuple((logits.softmax(dim) * scores).sum((-2, -1)) for dim in (-1, -2))
 
 
 def masked_sum(means: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
@@ -292,7 +284,7 @@ def attention_pooled_scores(
         kernel_size, stride: of a frame, in tokens.
         gamma_kernel, gamma_temporal: weights of the two scores.
         attention_temperature: divides the cosines inside both softmaxes.
-        chunk_size: texts scored at a time; None for as many as [`in_tiles`] says. Changes nothing but memory, in the
+        chunk_size: texts scored at a time; None for as many as [`in_tiles`] takes. Changes nothing but memory, in the
             backward pass too, which scores again what was scored in several parts.
 
     Returns:
@@ -301,8 +293,7 @@ def attention_pooled_scores(
     Raises:
         ValueError: for another reduction, sizes below 1, or shapes that do not fit together.
     """
-    _check_settings(kernel_size, stride, reduction, chunk_size)
-    _check_shapes(text_embeds, audio_embeds, audio_token_mask)
+    _check_arguments(text_embeds, audio_embeds, audio_token_mask, kernel_size, stride, reduction, chunk_size)
     settings = kernel_size, stride, gamma_kernel, gamma_temporal, attention_temperature, reduction
 
     def score(texts: torch.Tensor, audios: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -424,15 +415,12 @@ def distance_from_flat_attention(scores: torch.Tensor, flat_scores: torch.Tensor
     return (scores - flat_scores).std(correction=0) / flat_scores.std(correction=0).clamp(min=1e-12)
 
 
-def _check_settings(kernel_size, stride, reduction, chunk_size=None):
+def _check_arguments(text_embeds, audio_embeds, audio_token_mask, kernel_size, stride, reduction, chunk_size):
     if reduction not in ("mean", "printed"):
         raise ValueError(f"reduction must be 'mean' or 'printed', found {reduction!r}")
     for name, value in (("kernel_size", kernel_size), ("stride", stride), ("chunk_size", chunk_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, found {value}")
-
-
-def _check_shapes(text_embeds, audio_embeds, audio_token_mask):
     fits = text_embeds.ndim == 2 and audio_embeds.ndim == 3 and text_embeds.shape[1] == audio_embeds.shape[2]
     if not fits or audio_token_mask.shape != audio_embeds.shape[:2]:
         raise ValueError(

@@ -7,7 +7,7 @@ paper's step.) Memory is a formula, whose constants [`KEPT`] were fitted to all 
 backward passes with a GPU's kernels and autocast; docs/performance.md says how, and how far the formula is off.
 
 Dimensions: `A = B` songs and texts of a batch over all ranks, `K` tokens of a segment, `T` tokens of a song, `L` text
-tokens, `D` shared width, `M` width of music and speech, `H` kernel size, `W` frames.
+tokens, `D` shared width, `M` width of music and speech.
 """
 
 import dataclasses
@@ -65,7 +65,7 @@ KEPT = {
     "structure": (Kept(32.0, 8.0, 0.0, 1.4), Kept(20.0, 4.3, 0.0, 1.6)),
 }
 TOKENS_KEEP = (8.0, 12.0)  # bytes for each token of a song and its width: what scaling it to unit norm keeps
-SCORE_KEEPS, SCORE_MOMENT = 14, 16  # bytes for each number that songs and texts make; always in float32
+SCORE_KEEPS, SCORE_PEAK = 12, 28  # bytes for each of the cells of songs and texts; always in float32
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def activation_bytes(config: CoLLAPConfig, workload: Workload, parameters: dict[
     held["tokens"] = TOKENS_KEEP[is_half] * segments * tokens * config.projection_dim
     cells = songs * workload.batch_size * cells_of_pair(longest * tokens, config.kernel_size, config.stride)
     held["score"] = SCORE_KEEPS * cells * (cells <= CELLS_AT_A_TIME)  # of more nothing is kept
-    moment["score"] = SCORE_MOMENT * min(cells, CELLS_AT_A_TIME)
+    moment["score"] = SCORE_PEAK * min(cells, CELLS_AT_A_TIME) - held["score"]
     text_bytes, text_moment = held.pop("text"), moment.pop("text")
     audio_bytes, audio_moment = sum(held.values()), max(moment.values())
     if workload.is_cached:  # songs and texts one after the other

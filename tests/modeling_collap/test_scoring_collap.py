@@ -11,15 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from modeling_collap import attention_pooled_scores, mean_pooled_scores, scoring_collap
 from modeling_collap.scoring_collap import (
-    attention_pooled_cosines,
+    TILE_CELLS,
     cells_of_pair,
     distance_from_flat_attention,
-    frame_means,
+    in_tiles,
     moment_scores,
     num_frames,
-    position_means,
     softmax_mean,
-    stride_blocks,
     token_scores,
 )
 
@@ -57,12 +55,6 @@ def random_case(lengths=(11, 3, 7), texts=5, width=4) -> tuple[tuple, dict]:
     return (text, audio, mask), sizes
 
 
-def attended(cosines, temperature):
-    """sum(softmax(m / tau) * m); what is subtracted from all logits changes nothing."""
-    exponentials = [((m - max(cosines).detach()) / temperature).exp() for m in cosines]
-    return sum(e * m for e, m in zip(exponentials, cosines, strict=True)) / sum(exponentials)
-
-
 def naive_scores(
     text, audio, mask, kernel_size, stride, gamma_kernel, gamma_temporal, attention_temperature=1.0, reduction="mean"
 ):
@@ -76,15 +68,46 @@ def naive_scores(
             frames = [[token @ text[b] for token in tokens[start : start + kernel_size]] for start in starts]
             kernel = temporal = 0.0
             for frame in frames:
-                kernel = kernel + attended(frame, attention_temperature)
+                exponents = [(m / attention_temperature).exp() for m in frame]
+                kernel = kernel + sum(e * m for e, m in zip(exponents, frame, strict=True)) / sum(exponents)
             for position in zip(*frames, strict=True):
-                temporal = temporal + attended(position, attention_temperature)
+                exponents = [(m / attention_temperature).exp() for m in position]
+                temporal = temporal + sum(e * m for e, m in zip(exponents, position, strict=True)) / sum(exponents)
             over_kernel, over_temporal = len(frames), len(frames[0])
             if reduction == "printed":
                 over_kernel, over_temporal = kernel_size, len(frames)
             row.append(gamma_kernel * kernel / over_kernel + gamma_temporal * temporal / over_temporal)
         rows.append(torch.stack([score.reshape(()) for score in row]))
     return torch.stack(rows)
+
+
+def unfold_frames(tokens, kernel_size, stride):
+    """(..., T) -> (..., W, H): the frames of the longest audio."""
+    return F.pad(tokens, (0, max(kernel_size - tokens.shape[-1], 0))).unfold(-1, kernel_size, stride)
+
+
+def frame_token_mask(mask, kernel_size, stride):
+    """Mark the tokens of an audio's own frames: (A, T) -> (A, W, H)."""
+    tokens = unfold_frames(mask, kernel_size, stride)
+    is_frame = torch.arange(tokens.shape[1]) < num_frames(mask.sum(-1), kernel_size, stride)[:, None]
+    return tokens & is_frame[:, :, None]
+
+
+def attended_scores(cosines, mask, temperature, dim):
+    """Eqs. 3-4 along one axis of (A, B, W, H), with a softmax of torch."""
+    weights = (cosines / temperature).masked_fill(~mask, torch.finfo(cosines.dtype).min).softmax(dim)
+    return (weights * cosines.masked_fill(~mask, 0.0)).sum(dim)
+
+
+def unfolded_scores(text, audio, mask, kernel_size, stride, gamma_kernel, gamma_temporal, temperature, reduction):
+    """Eqs. 1-7 over all tokens of all frames: (A, B); (A, B, W) of every frame."""
+    frame_mask = frame_token_mask(mask, kernel_size, stride).unsqueeze(1)  # (A, 1, W, H)
+    cosines = unfold_frames(torch.einsum("bd,atd->abt", text, audio), kernel_size, stride)  # (A, B, W, H)
+    kernel, temporal = (attended_scores(cosines, frame_mask, temperature, dim) for dim in (-1, -2))
+    frames, positions = frame_mask.any(-1).sum(-1), frame_mask.any(-2).sum(-1)  # (A, 1)
+    over_kernel, over_temporal = (frames, positions) if reduction == "mean" else (kernel_size, frames)
+    scores = gamma_kernel * kernel.sum(-1) / over_kernel + gamma_temporal * temporal.sum(-1) / over_temporal
+    return scores, kernel
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -119,26 +142,23 @@ def test_cosines_attention_and_frames_of_the_reference(reference, name):
     frames = num_frames(mask.sum(-1), *sizes)
     assert torch.equal(frames, reference[f"{name}.num_frames"])
 
-    cosines, own = token_scores(text, audio), min(int(mask[0].sum()), sizes[0])
-    for v in range(int(frames[0])):
-        frame = cosines[0, v * sizes[1] :, 0][:own]
-        torch.testing.assert_close(frame, reference[f"{name}.M_00"][v, :own].float(), atol=1e-5, rtol=0)
-    blocks = stride_blocks(cosines, mask, *sizes, settings["attention_temperature"])
-    within = frame_means(*blocks, sizes[0])[0, : frames[0], 0]  # (W,)
-    over = position_means(*blocks, frames, sizes[0])[0, :own, 0]  # (H,)
-    for attended, dim, attention in ((within, -1, "AK_00"), (over, -2, "AT_00")):
-        weighted = (reference[f"{name}.{attention}"] * reference[f"{name}.M_00"]).sum(dim).float()
-        torch.testing.assert_close(attended, weighted[: len(attended)], atol=1e-5, rtol=0)
+    cosines = unfold_frames(token_scores(text, audio).transpose(1, 2), *sizes)  # (A, B, W, H)
+    first = cosines[0, 0, : frames[0]]
+    torch.testing.assert_close(first, reference[f"{name}.M_00"].float(), atol=1e-5, rtol=0)
+    frame_mask = frame_token_mask(mask, *sizes)
+    assert torch.equal(frame_mask.any(-1).sum(-1), frames)
+    for dim, attention in ((-1, "AK_00"), (-2, "AT_00")):
+        attended = attended_scores(cosines, frame_mask.unsqueeze(1), settings["attention_temperature"], dim)
+        expected = (reference[f"{name}.{attention}"] * reference[f"{name}.M_00"]).sum(dim).float()
+        torch.testing.assert_close(attended[0, 0, : len(expected)], expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("chunk_size", [None, 2, 100])
-@pytest.mark.parametrize(
-    ("stride", "temperature"), [(1, 0.2), (2, 0.01), (2, 10.0), (3, 0.05), (3, 1.0), (4, 0.1), (7, 0.2)]
-)
-def test_values_and_gradients_equal_those_of_the_loops(reduction, chunk_size, stride, temperature):
+@pytest.mark.parametrize("chunk_size", [None, 1, 2, 5, 100])
+@pytest.mark.parametrize("stride", [1, 2, 4, 7])
+def test_values_and_gradients_equal_those_of_the_loops(reduction, chunk_size, stride):
     (text, audio, mask), settings = random_case()
-    settings |= {"stride": stride, "attention_temperature": temperature}
+    settings["stride"] = stride
     weights = torch.randn(3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     names = ("gamma_kernel", "gamma_temporal", "attention_temperature")
     results = []
@@ -153,66 +173,46 @@ def test_values_and_gradients_equal_those_of_the_loops(reduction, chunk_size, st
         torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-10)
 
 
-@pytest.mark.parametrize("temperature", [0.001, 0.01, 0.05, 0.1, 1.0, 10.0])
-@pytest.mark.parametrize("stride", [1, 3, 4, 9])
-def test_float32_is_as_exact_at_every_temperature(stride, temperature):
-    """Cosines from -1 to 1, but in one frame of a song, and at one position of another's, all near -1: over the
-    temperature they lie up to 2000 below the others. Frames of 8 tokens; the last song has 5."""
-    generator = torch.Generator().manual_seed(0)
-    cosines = 2 * torch.rand(5, 29, 3, generator=generator) - 1  # (A, T, B)
-    cosines[0, 8:17], cosines[1, ::stride] = -1 + 1e-3 * cosines[0, 8:17], -0.9 + 1e-3 * cosines[1, ::stride]
-    mask = torch.arange(29) < torch.tensor([[29], [28], [12], [8], [5]])
-    settings = {"kernel_size": 8, "stride": stride, "gamma_kernel": 0.6, "gamma_temporal": 0.4}
-    found = attention_pooled_cosines(cosines, mask, **settings, attention_temperature=temperature)
-    tokens, texts = cosines.double(), torch.eye(3, dtype=torch.float64)  # whose cosines with the texts are these
-    expected = naive_scores(texts, tokens, mask, **settings, attention_temperature=temperature)
-    torch.testing.assert_close(found, expected.float(), atol=1e-6, rtol=0)
+GRIDS = ((1, 1), (4, 2), (4, 3), (5, 2), (3, 7), (6, 1), (12, 5), (40, 9))  # kernel and stride; songs of 1 to 30 tokens
 
 
-def test_half_precision_is_summed_in_float32():
-    (text, audio, mask), settings = random_case()
-    for dtype in (torch.float16, torch.bfloat16):
-        halves = text.to(dtype), audio.to(dtype).masked_fill(~mask.unsqueeze(-1), 0)
-        found = attention_pooled_scores(*halves, mask, **settings)
-        expected = attention_pooled_scores(*(half.double() for half in halves), mask, **settings)
-        assert found.dtype == dtype
-        torch.testing.assert_close(found.double(), expected, atol=2 * torch.finfo(dtype).eps, rtol=0)
+@pytest.mark.parametrize("temperature", [0.01, 0.05, 1.0, 10.0, torch.inf])
+@pytest.mark.parametrize("kernel_size, stride", GRIDS)
+def test_values_and_gradients_are_those_of_unfolded_frames_at_every_temperature(kernel_size, stride, temperature):
+    (text, audio, mask), _ = random_case(lengths=(30, 1, 9, 4, 13), texts=3)
+    audio = F.pad(audio, (0, 0, 0, 5), value=7.0)  # more padding than any song needs
+    mask = F.pad(mask, (0, 5))
+    learned = [torch.tensor([value], dtype=torch.float64, requires_grad=True) for value in (1.3, 0.7, temperature)]
+    inputs = [text.requires_grad_(), audio.requires_grad_(), *learned[: 2 if temperature == torch.inf else 3]]
+    weights = torch.randn(5, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for reduction in REDUCTIONS:
+        expected, frames = unfolded_scores(text, audio, mask, kernel_size, stride, *learned, reduction)
+        found = attention_pooled_scores(text, audio, mask, kernel_size, stride, *learned, reduction)
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+        gradients = (torch.autograd.grad((one * weights).sum(), inputs) for one in (found, expected))
+        for one, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-8)
+        single = (text.float(), audio.float(), mask, kernel_size, stride, 1.3, 0.7, temperature, reduction)
+        torch.testing.assert_close(attention_pooled_scores(*single).double(), expected, atol=3e-6, rtol=3e-6)
+    moments, is_frame = moment_scores(text, audio, mask, kernel_size, stride, temperature)
+    assert torch.equal(is_frame, frame_token_mask(mask, kernel_size, stride).any(-1))
+    torch.testing.assert_close(moments, frames, atol=1e-12, rtol=1e-12)
 
 
-def test_cosines_alone_make_the_score_of_embeddings():
-    (text, audio, mask), settings = random_case()
-    found = attention_pooled_cosines(torch.einsum("atd,bd->atb", audio, text), mask, **settings)
-    torch.testing.assert_close(found, attention_pooled_scores(text, audio, mask, **settings))
-    for changes in ({"reduction": "max"}, {"stride": 0}):
-        with pytest.raises(ValueError, match="reduction must be 'mean' or|stride must be at least 1"):
-            attention_pooled_cosines(audio, mask, **{**settings, **changes})
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_costs_no_more_than_its_cosines(dtype):
+    (text, audio, mask), settings = random_case(width=64)
+    expected = attention_pooled_scores(text, audio, mask, **settings)
+    found = attention_pooled_scores(text.to(dtype), audio.to(dtype), mask, **settings)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, atol=2 * torch.finfo(dtype).eps, rtol=0)
 
 
-@pytest.mark.parametrize("temperature", [0.01, 0.1, 1.0, torch.inf])
-def test_softmax_mean_weighs_by_durations(temperature):
-    scores = 2 * torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(0)) - 1
-    durations = torch.tensor([[2.0, 1.0, 0.0, 3.0]])  # of four segments; the third is none
-    found = softmax_mean(scores, temperature, durations.unsqueeze(-1), dim=1)
-    for a in range(3):
-        for b in range(5):
-            repeated = [scores[a, n, b].double() for n in (0, 0, 1, 3, 3, 3)]
-            assert found[a, b].item() == pytest.approx(attended(repeated, temperature).item(), abs=1e-6)
-    kept = softmax_mean(scores[:, [0, 1, 3]], temperature, dim=1)
-    torch.testing.assert_close(softmax_mean(scores, temperature, durations.unsqueeze(-1) > 0, dim=1), kept)
-
-
-def test_the_compiler_finds_one_graph():
-    (text, audio, mask), settings = random_case()
-    arguments = text.requires_grad_(), audio, mask
-    temperature = torch.tensor([settings.pop("attention_temperature")], dtype=torch.float64, requires_grad=True)
-
-    def score(temperature):
-        return attention_pooled_scores(*arguments, **settings, attention_temperature=temperature)
-
-    found, expected = torch.compile(score, backend="eager", fullgraph=True)(temperature), score(temperature)
-    torch.testing.assert_close(found, expected)
-    for pair in zip(*(torch.autograd.grad(one.sum(), (text, temperature)) for one in (found, expected)), strict=True):
-        torch.testing.assert_close(*pair)
+def test_softmax_mean_weighs_by_durations():
+    """A value that lasts twice as long counts as two; one that lasts 0 does not count."""
+    scores = torch.tensor([0.3, -0.2, 0.9], dtype=torch.float64)
+    found = softmax_mean(scores, 0.1, torch.tensor([2, 1, 0]))
+    assert found.item() == pytest.approx(softmax_mean(scores[[0, 0, 1]], 0.1).item())
 
 
 def test_chunks_bound_what_the_backward_pass_keeps():
@@ -290,9 +290,10 @@ def test_number_of_frames():
 
 def test_frames_beyond_the_last_token_belong_to_no_song():
     mask = torch.arange(9) < torch.tensor([[9], [6], [2], [0]])
-    scores, is_frame = moment_scores(torch.ones(1, 1), torch.ones(4, 9, 1), mask, 4, 2)  # frames start at 0, 2, 4
-    assert is_frame.tolist() == [[True, True, True], [True, True, False], [True, False, False], [False] * 3]
-    assert torch.equal(scores, is_frame.float().unsqueeze(1))
+    text, audio = torch.ones(1, 1), torch.ones(4, 9, 1)
+    scores, is_frame = moment_scores(text, audio, mask, kernel_size=4, stride=2)  # starts 0, 2, 4
+    assert is_frame.tolist() == [[True, True, True], [True, True, False], [True, False, False], [False, False, False]]
+    assert torch.equal(scores[:, 0], is_frame.float())
 
 
 def test_mean_pooled_scores_are_the_cosine_with_the_mean_token():
@@ -360,45 +361,62 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize("tokens", [40, 400, 2000])
 def test_the_memory_of_a_score_does_not_grow_with_the_song(tokens, monkeypatch):
-    """Songs x texts x tokens are bounded, not texts alone; values and gradients are those of all at once."""
+    """Texts x frames x kernel are bounded, not texts alone; values and gradients are those of all at once."""
     monkeypatch.setattr(scoring_collap, "CELLS_AT_A_TIME", 10_000)
     generator = torch.Generator().manual_seed(0)
-    texts = F.normalize(torch.randn(60, 2, generator=generator).double(), dim=-1).requires_grad_()
-    audio = F.normalize(torch.randn(2, tokens, 2, generator=generator).double(), dim=-1)
-    arguments = (audio, torch.ones(2, tokens, dtype=torch.bool), 6, 3, 1.0, 2.0, 0.1)
+    texts = F.normalize(torch.randn(300, 2, generator=generator).double(), dim=-1).requires_grad_()
+    audio = F.normalize(torch.randn(1, tokens, 2, generator=generator).double(), dim=-1)
+    arguments = (audio, torch.ones(1, tokens, dtype=torch.bool), 6, 3, 1.0, 2.0, 0.1)
     with LargestTensor() as seen, torch.no_grad():
         found = attention_pooled_scores(texts, *arguments)
         moments, _ = moment_scores(texts, *arguments[:4], arguments[-1])
-    assert 2_000 < seen.elements <= max(10_000, moments.numel())
+    assert 2_000 < seen.elements <= max(10_000, 300 * (tokens // 3))  # the result of `moment_scores`
     with LargestTensor() as seen:
         attention_pooled_scores(texts, *arguments).sum().backward()
-    assert 2_000 < seen.elements <= max(10_000, audio.numel())
+    assert seen.elements <= 10_000
     gradient, texts.grad = texts.grad, None
-    monkeypatch.undo()
-    expected = attention_pooled_scores(texts, *arguments)
+    expected = attention_pooled_scores(texts, *arguments, chunk_size=300)
     expected.sum().backward()
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(gradient, texts.grad)
-    assert moments.shape == (2, 60, (tokens - 6) // 3 + 1)
+    assert moments.shape == (1, 300, (tokens - 6) // 3 + 1)
 
 
-@pytest.mark.parametrize(("tile_cells", "parts"), [(100, "texts"), (1_000, "songs"), (10**6, "neither")])
-def test_parts_of_songs_and_texts_make_the_same_scores(tile_cells, parts, monkeypatch):
-    (text, audio, mask), settings = random_case(lengths=(11, 3, 7, 9, 0, 5), texts=5)
-    expected = torch.cat(
-        [attention_pooled_scores(text, a[None], m[None], **settings) for a, m in zip(audio, mask, strict=True)]
-    )
-    monkeypatch.setattr(scoring_collap, "TILE_CELLS", tile_cells)
-    sizes = []
+def scored_shapes(num_texts: int, num_audios: int, cells: int, chunk_size: int | None = None) -> list[tuple[int, int]]:
+    """(audios, texts) of every call that `in_tiles` makes; every pair is scored once and lands in its place."""
+    texts, audios, shapes = torch.arange(num_texts), torch.arange(num_audios), []
 
-    def counted(cosines, *arguments):
-        sizes.append(cosines.shape)
-        return attention_pooled_cosines(cosines, *arguments)
+    def score(texts, audios):
+        shapes.append((len(audios), len(texts)))
+        return audios[:, None] * num_texts + texts
 
-    monkeypatch.setattr(scoring_collap, "attention_pooled_cosines", counted)
-    torch.testing.assert_close(attention_pooled_scores(text, audio, mask, **settings), expected, equal_nan=True)
-    assert {"texts": sizes[0][2] < 5, "songs": sizes[0][2] == 5 and sizes[0][0] < 6, "neither": len(sizes) == 1}[parts]
+    found = in_tiles(score, (texts,), (audios,), cells, chunk_size)
+    assert torch.equal(found, torch.arange(num_audios * num_texts).view(num_audios, num_texts))
+    return shapes
 
 
-def test_a_song_of_five_minutes_makes_little_more_numbers_than_tokens():
-    assert 1870 <= cells_of_pair(1870, 62, 31) < 1.25 * 1870
+def test_tiles_hold_no_more_than_a_cache_and_no_less_than_a_pair():
+    cells = cells_of_pair(1870, 62, 31)  # a song of five minutes; frames of 10 s every 5 s
+    for texts, audios in ((256, 16), (1000, 4), (1, 280), (3, 2)):
+        shapes = scored_shapes(texts, audios, cells)
+        largest = max(some_texts * some_audios for some_audios, some_texts in shapes)
+        assert largest * cells <= TILE_CELLS
+        assert len(shapes) == 1 or 2 * largest * cells > TILE_CELLS
+    assert scored_shapes(3, 2, 10**9) == [(1, 1)] * 6
+    assert max(texts for _, texts in scored_shapes(10, 4, 1, chunk_size=3)) == 3
+    four_hours = cells_of_pair(480 * 187, 62, 31)
+    assert max(texts for _, texts in scored_shapes(50, 1, four_hours)) == TILE_CELLS // four_hours > 5
+
+
+@pytest.mark.parametrize("cells", [1, 50, 200, 1000])
+@pytest.mark.parametrize("constant", ["TILE_CELLS", "CELLS_AT_A_TIME"])
+def test_tiles_of_any_size_change_no_value_and_no_gradient(constant, cells, monkeypatch):
+    (text, audio, mask), settings = random_case()
+    results = []
+    for size in (2**24, cells):
+        monkeypatch.setattr(scoring_collap, constant, size)
+        inputs = [text.clone().requires_grad_(), audio.clone().requires_grad_()]
+        scores = attention_pooled_scores(*inputs, mask, **settings)
+        results.append((scores, *torch.autograd.grad((scores**2).sum(), inputs)))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-10)

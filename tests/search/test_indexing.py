@@ -12,6 +12,7 @@ import torch
 from libraries import files_of, index, tags_of, write_tags
 from other_models import tiny_clap_folder, tiny_pe_audio_folder
 
+from collap.evaluation.embedders import CoLLAPEmbedder
 from collap.evaluation.load_embedders import load_embedder
 from collap.search import updating
 from collap.search.quantize import dequantize_rows
@@ -153,9 +154,7 @@ def test_a_file_that_kills_its_decoder_is_a_broken_file(deadly, own, capsys):
 
 def test_songs_the_model_makes_no_numbers_of_are_broken(own, monkeypatch, capsys):
     music, folder = own
-    monkeypatch.setattr(
-        "collap.evaluation.embedders.CoLLAPEmbedder.embed_file", lambda *arguments: torch.full((3, 32), torch.nan)
-    )
+    monkeypatch.setattr(CoLLAPEmbedder, "embed_file", lambda *arguments: torch.full((3, 32), torch.nan))
     soundfile.write(music / "new.wav", np.zeros(16_000), 16_000)
     assert index(music, "--index", folder) == 0
     assert "broken: new.wav: its vectors hold NaN" in capsys.readouterr().err
