@@ -264,6 +264,11 @@ def _not_indexed(options: argparse.Namespace) -> list[str]:
     return [] if options.folder or options.merge or options.verify else ["folder"]
 
 
+def _duplicates(parser: Parser) -> None:
+    parser.add_argument("--index", required=True, type=Path, help="folder of an index that collap index has made")
+    parser.add_argument("--json", action="store_true", help="print one JSON list of groups instead of lines")
+
+
 @dataclass(frozen=True)
 class Command:
     """A sub-command: what it does, the module whose `run(options)` does it, and what adds its arguments."""
@@ -296,6 +301,9 @@ COMMANDS = {
     ),
     "index": Command(
         "index a library of music, to be searched by descriptions", "collap.search.indexing", _index, _not_indexed
+    ),
+    "duplicates": Command(
+        "list tracks of an index that are copies of one recording", "collap.search.duplicates", _duplicates
     ),
     "data check": Command("say what a data set holds, and what of it cannot be used", "collap.data.check", _data_check),
 }

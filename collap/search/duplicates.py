@@ -1,16 +1,18 @@
-"""List tracks that are copies of one recording, by how their tokens align over time: `collap duplicates`.
+"""List tracks that are copies of one recording: `collap duplicates`.
 
     collap duplicates --index music.index
     collap duplicates --index music.index --json
 
-Two songs of one style have like means, and a cover has a like course; a copy has the same changes at the same moments.
-So what changes slowly is taken away from the tokens of both tracks, and what is left is compared at every lag. A copy is
-what aligns at one lag alone (a loop aligns at many), nearly from end to end, and is about as long. Files with the same
-samples are copies without any of that.
+Tracks of near length and like means are candidates. Their tokens are aligned in time, without what changes slowly: songs
+of one style fall out here. Tokens do not tell a cover on the same drums from a copy at a low bit rate, so what is left is
+read again, and the fingerprints of the sound decide (`collap.data.fingerprints`): at one offset every passage of 4 s has
+to agree, and none may stand out. One other section, melody or instrument makes two recordings. Files that cannot be read
+again are no copies, unless their samples were the same.
 
 Only copies are listed: a remaster of another length, an edit or a live take is none, and nothing is said of it.
 
-Dimensions: `N` tracks, `T`, `U` tokens of two tracks, `L` lags, `P` passages, `D` shared width.
+Dimensions: `N` tracks, `T`, `U` tokens of two tracks, `L` lags, `F`, `G` frames of two fingerprints, `P` passages, `D`
+shared width.
 """
 
 import argparse
@@ -22,19 +24,25 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
+from collap.corpora.duplicates import is_sound, track_fingerprint
+from collap.corpora.tracks import RATE
+from collap.data.fingerprints import HOP, bit_error
+from collap.data.fingerprints import RATE as PRINT_RATE
+from processing.decode_audio import AudioFileError, load_audio
+
 from .library import shown
 from .quantize import dequantize_rows
 from .store import IndexStore
 
 MIN_MEAN_COSINE = 0.5  # of the means of two tracks, without that of the library, for them to be aligned
 MAX_SECONDS_APART = 3.0  # between the lengths of copies, and between their starts
-MIN_SHARE = 0.9  # of the passages of the shorter track that align
-MIN_COSINE = 0.35  # of aligned tokens, the median
-MIN_MARGIN = 0.12  # by which it is above what any lag that is more than a second away has
-MIN_PASSAGES = 4  # fewer say nothing
+MIN_COSINE = 0.3  # of aligned tokens, the median: below it the files are not read again
+MIN_TOKENS = 64  # that have to overlap: fewer say nothing
+PASSAGE_FRAMES = round(4 * PRINT_RATE / HOP)
+MAX_PASSAGE_ERROR = 0.32  # share of bits that differ in the worst passage
+MAX_STANDING_OUT = 0.16  # of the worst passage over all of the track: a low bit rate is bad everywhere
+SEARCHED_FRAMES = 5  # of which one is compared while the offset is looked for
 SLOW_TOKENS = 12  # tokens to either side, the mean of which is what changes slowly
-PASSAGE_TOKENS = 48  # that have to agree about the lag among themselves
-LAG_TOLERANCE = 1  # tokens by which a passage may disagree: segments begin elsewhere in a copy that is shifted
 BLOCK = 1024  # tracks that are compared with all others at a time
 
 
@@ -44,16 +52,19 @@ class Evidence:
 
     Attributes:
         offset_seconds: by which the second one is behind the first.
-        share: of the passages of the shorter track that align.
-        cosine: of aligned tokens, without what changes slowly; the median.
-        background: the highest mean cosine at any lag more than a second away.
-        same_sound: whether their samples are the same, which needs no other evidence.
+        share: of the shorter track that overlaps with the other at that offset.
+        cosine, background: median of aligned tokens, without what changes slowly, and the highest mean at any lag that
+            is more than a second away.
+        error, worst_error: share of bits of the fingerprints that differ in all, and in the worst passage of 4 s.
+        same_sound: whether the samples are the same, which needs no other evidence.
     """
 
     offset_seconds: float
     share: float
     cosine: float
     background: float
+    error: float
+    worst_error: float
     same_sound: bool = False
 
 
@@ -99,56 +110,65 @@ def lag_cosines(one: torch.Tensor, other: torch.Tensor, most: int) -> torch.Tens
     return torch.where(2 * overlaps >= min(len(one), len(other)), means, 0.0)
 
 
-def aligned_passages(one: torch.Tensor, other: torch.Tensor, lag: int, reach: int) -> torch.Tensor:
-    """Tell which passages of two tracks (T, D), (U, D) agree with a lag: (P,) bool.
-
-    A passage agrees if no lag within `reach` of it, but those next to it, puts its tokens together better. Another take
-    drifts: its passages want another lag each. P counts whole passages of the shorter track; those that have no
-    counterpart do not agree.
-    """
-    if len(one) > len(other):
-        one, other, lag = other, one, -lag
-    agrees = []
-    for first in range(0, len(one) - PASSAGE_TOKENS + 1, PASSAGE_TOKENS):
-        passage = one[first : first + PASSAGE_TOKENS]
-        start, stop = first + lag - reach, first + lag + PASSAGE_TOKENS + reach
-        there = other[max(start, 0) : max(stop, 0)]  # as much of it as there is
-        cosines = passage @ there.T  # (PASSAGE_TOKENS, tokens there)
-        shifts = range(cosines.shape[1] - PASSAGE_TOKENS + 1)
-        means = torch.stack([cosines.diagonal(shift).mean() for shift in shifts]) if len(shifts) else torch.zeros(1)
-        best = max(start, 0) + int(means.argmax()) - first - lag
-        agrees.append(len(shifts) > 0 and abs(best) <= LAG_TOLERANCE and float(means.max()) > 0)
-    return torch.tensor(agrees, dtype=torch.bool)  # (P,)
-
-
-def align(one: torch.Tensor, other: torch.Tensor, token_seconds: float) -> Evidence | None:
-    """Find the lag at which the tokens (T, D) and (U, D) of two tracks align best, and how well; None if too short.
+def token_cosines(one: torch.Tensor, other: torch.Tensor, token_seconds: float) -> tuple[float, float] | None:
+    """Align the tokens (T, D) and (U, D) of two tracks: median cosine at the best lag, and the highest mean elsewhere.
 
     Args:
         token_seconds: from one token to the next.
+
+    Returns:
+        None if they are too short to tell.
     """
-    if min(len(one), len(other)) < MIN_PASSAGES * PASSAGE_TOKENS:
+    near, shorter = max(1, round(MAX_SECONDS_APART / token_seconds)), min(len(one), len(other))
+    most = shorter // 2
+    if shorter < MIN_TOKENS or most <= near:
         return None
     one, other = quick_changes(one), quick_changes(other)
-    near, most = max(1, round(MAX_SECONDS_APART / token_seconds)), min(len(one), len(other)) // 2
     means = lag_cosines(one, other, most)  # (L,)
     lag = int(means[most - near : most + near + 1].argmax()) - near
-    distances = (torch.arange(-most, most + 1) - lag).abs()
-    background = float(means[distances > 1 / token_seconds].max())
+    distances = (torch.arange(-most, most + 1) - lag).abs()  # (L,)
     first, stop = max(0, -lag), min(len(one), len(other) - lag)
     cosines = (one[first:stop] * other[first + lag : stop + lag]).sum(-1)  # (overlap,)
-    share = float(aligned_passages(one, other, lag, near).float().mean())
-    return Evidence(lag * token_seconds, share, float(cosines.median()), background)
+    return float(cosines.median()), float(means[distances > max(1, 1 / token_seconds)].max())
 
 
-def is_copy(found: Evidence, seconds_apart: float) -> bool:
-    """Decide whether two tracks whose lengths are so far apart are copies of one recording."""
-    return found.same_sound or (
-        abs(seconds_apart) <= MAX_SECONDS_APART
-        and found.share >= MIN_SHARE
-        and found.cosine >= MIN_COSINE
-        and found.cosine - found.background >= MIN_MARGIN
-    )
+def best_offset(one: np.ndarray, other: np.ndarray) -> int:
+    """Return the frame of a fingerprint (G,) at which frame 0 of another (F,) lies, within 3 s, by fewest bits."""
+    most = round(MAX_SECONDS_APART * PRINT_RATE / HOP)
+    errors = {}
+    for offset in sorted(range(-most, most + 1), key=abs):
+        first, stop = _overlap(one, other, offset)
+        if stop - first >= PASSAGE_FRAMES:
+            places = np.arange(first, stop, SEARCHED_FRAMES)
+            errors[offset] = bit_error(one[places], other[places + offset])
+    return min(errors, key=errors.get, default=0)
+
+
+def passage_errors(one: np.ndarray, other: np.ndarray, offset: int) -> np.ndarray:
+    """Return the share of bits that differ in each passage of 4 s that two fingerprints (F,), (G,) share: (P,).
+
+    Passages of silence are left out; one that is silent in one track alone differs in half of its bits.
+    """
+    first, stop = _overlap(one, other, offset)
+    errors = []
+    for start in range(first, stop - PASSAGE_FRAMES + 1, PASSAGE_FRAMES):
+        here, there = one[start : start + PASSAGE_FRAMES], other[start + offset : start + offset + PASSAGE_FRAMES]
+        sound, other_sound = is_sound(here), is_sound(there)
+        both = sound & other_sound
+        if both.sum() >= PASSAGE_FRAMES // 4:
+            errors.append(bit_error(here[both], there[both]))
+        elif max(sound.sum(), other_sound.sum()) >= PASSAGE_FRAMES // 2:
+            errors.append(0.5)
+    return np.array(errors)  # (P,)
+
+
+def _overlap(one: np.ndarray, other: np.ndarray, offset: int) -> tuple[int, int]:
+    return max(0, -offset), min(len(one), len(other) - offset)
+
+
+def are_copies(errors: np.ndarray) -> bool:
+    """Decide by the errors (P,) of passages whether two tracks of one length are copies."""
+    return len(errors) > 0 and errors.max() <= min(MAX_PASSAGE_ERROR, errors.mean() + MAX_STANDING_OUT)
 
 
 def close_pairs(means: torch.Tensor, seconds: np.ndarray) -> Iterator[tuple[int, int]]:
@@ -174,17 +194,29 @@ def close_pairs(means: torch.Tensor, seconds: np.ndarray) -> Iterator[tuple[int,
 
 
 def same_recording(store: IndexStore, one: int, other: int) -> Evidence | None:
-    """Say how two tracks of an index align if they are copies of one recording; None if they are not, or if their
-    tokens do not tell."""
+    """Say how two tracks of an index align if they are copies of one recording; None if they are not, or if that cannot
+    be told. Reads both files again if their tokens align and their samples are not the same."""
     if _sound(store, one) == _sound(store, other):
-        return Evidence(0.0, 1.0, 1.0, 0.0, same_sound=True)
+        return Evidence(0.0, 1.0, 1.0, 0.0, 0.0, 0.0, same_sound=True)
     lengths = [store.tracks["seconds"][track].as_py() for track in (one, other)]
     if abs(lengths[0] - lengths[1]) > MAX_SECONDS_APART:
         return None
     tokens = [_tokens(store, track) for track in (one, other)]
     step = min(length / len(each) for length, each in zip(lengths, tokens, strict=True))
-    found = align(*tokens, step / store.settings["stride"])
-    return found if found and is_copy(found, lengths[0] - lengths[1]) else None
+    cosines = token_cosines(*tokens, step / store.settings["stride"])
+    if cosines is None or cosines[0] < MIN_COSINE:
+        return None
+    try:
+        prints = [track_fingerprint(load_audio(store.library / store.path(track), RATE)) for track in (one, other)]
+    except (AudioFileError, OSError):
+        return None  # the file has gone, or is another one by now
+    offset = best_offset(*prints)
+    errors = passage_errors(*prints, offset)
+    if not are_copies(errors):
+        return None
+    first, stop = _overlap(*prints, offset)
+    share = (stop - first) / min(map(len, prints))
+    return Evidence(offset * HOP / PRINT_RATE, share, *cosines, float(errors.mean()), float(errors.max()))
 
 
 def groups(store: IndexStore) -> list[Group]:
@@ -262,8 +294,8 @@ def _told(one: Evidence) -> str:
     if one.same_sound:
         return "the same samples"
     return (
-        f"{one.offset_seconds:+.2f} s, {one.share:.0%} aligns, cosine {one.cosine:.2f} where other lags have "
-        f"{one.background:.2f} at most"
+        f"{one.offset_seconds:+.2f} s, {one.share:.0%} overlaps, {one.error:.1%} of bits differ and "
+        f"{one.worst_error:.1%} at worst, cosine {one.cosine:.2f} (at other lags {one.background:.2f})"
     )
 
 
