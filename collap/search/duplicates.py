@@ -3,11 +3,11 @@
     collap duplicates --index music.index
     collap duplicates --index music.index --json
 
-Tracks of near length and like means are candidates. Their tokens are aligned in time, without what changes slowly: songs
-of one style fall out here. Tokens do not tell a cover on the same drums from a copy at a low bit rate, so what is left is
-read again, and the fingerprints of the sound decide (`collap.data.fingerprints`): at one offset every passage of 4 s has
-to agree, and none may stand out. One other section, melody or instrument makes two recordings. Files that cannot be read
-again are no copies, unless their samples were the same.
+Tracks of near length and like means are candidates. Their tokens are aligned in time, without what changes slowly:
+songs of one style fall out here. Tokens do not tell a cover on the same drums from a copy at a low bit rate, so what is
+left is read again, and the fingerprints of the sound decide (`collap.data.fingerprints`): at one offset every passage
+of 4 s has to agree, and none may stand out. One other section, melody or instrument makes two recordings. Files that
+cannot be read again are no copies, unless their samples were the same.
 
 Only copies are listed: a remaster of another length, an edit or a live take is none, and nothing is said of it.
 
@@ -34,7 +34,7 @@ from .library import shown
 from .quantize import dequantize_rows
 from .store import IndexStore
 
-MIN_MEAN_COSINE = 0.5  # of the means of two tracks, without that of the library, for them to be aligned
+MIN_MEAN_COSINE = 0.3  # of the means of two tracks, without that of the library, for them to be aligned
 MAX_SECONDS_APART = 3.0  # between the lengths of copies, and between their starts
 MIN_COSINE = 0.3  # of aligned tokens, the median: below it the files are not read again
 MIN_TOKENS = 64  # that have to overlap: fewer say nothing
