@@ -124,7 +124,8 @@ def pairs(num_songs: int, seed: int) -> Iterator[tuple[str, np.ndarray, np.ndarr
                 continue
         one, other = (render_song(each, RATE) for each in looped(song))
         yield "copy: a loop as mp3", one, encoded(one, "MP3", "MPEG_LAYER_III", 0.95)
-        yield "none: one loop, once on other instruments", one, other
+        if np.abs(one - other).max() > 1e-3:  # else the exchange has given the same instruments in another order
+            yield "none: one loop, once on other instruments", one, other
     yield from (("none: other songs", *two) for two in itertools.combinations(rendered, 2))
 
 
