@@ -296,6 +296,11 @@ def _not_searched(options: argparse.Namespace) -> list[str]:
     return [] if options.text is not None or options.like is not None else ["text"]
 
 
+def _duplicates(parser: Parser) -> None:
+    parser.add_argument("--index", required=True, type=Path, help="folder of an index that collap index has made")
+    parser.add_argument("--json", action="store_true", help="print one JSON list of groups instead of lines")
+
+
 @dataclass(frozen=True)
 class Command:
     """A sub-command: what it does, the module whose `run(options)` does it, and what adds its arguments."""
@@ -331,6 +336,8 @@ COMMANDS = {
     ),
     "search": Command(
         "find music, and its seconds, by a description", "collap.search.searching", _search, _not_searched
+    "duplicates": Command(
+        "list tracks of an index that are copies of one recording", "collap.search.duplicates", _duplicates
     ),
     "data check": Command("say what a data set holds, and what of it cannot be used", "collap.data.check", _data_check),
 }
