@@ -240,6 +240,29 @@ def _data_check(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
 
 
+def _index(parser: Parser) -> None:
+    parser.epilog = (
+        "A run that was killed goes on with the same command. What is not said the second time is as it was the first."
+    )
+    parser.add_argument("folder", nargs="?", help="of the library; all audio files in it and below are indexed")
+    parser.add_argument("--index", required=True, type=Path, help="folder of the index; made if it is not there")
+    parser.add_argument("--model", help="folder or Hub id of a CoLLAP or CLAP model")
+    parser.add_argument("--device", help="where the model runs; default: cuda if there is one, else cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the encoders; default: float32")
+    parser.add_argument("--stride", type=int, help="embed every so many segments; 2 is twice as fast and finds less")
+    parser.add_argument("--threads", type=int, help="of the processor; default: one for each core")
+    parser.add_argument("--nice", type=int, default=0, help="lower the priority, up to 19, so that others go first")
+    parser.add_argument("--retry_broken", action="store_true", help="try files again that could not be read")
+    parser.add_argument("--shard", metavar="i/n", help="index this part of the library only: 0/4, 1/4, 2/4 or 3/4")
+    parser.add_argument("--shard_tracks", type=int, help="tracks of a file, published when it is full; default: 256")
+    parser.add_argument("--merge", nargs="+", type=Path, metavar="PART", help="put indexes of parts into --index")
+    parser.add_argument("--verify", action="store_true", help="compare every file of the index with its checksum")
+
+
+def _not_indexed(options: argparse.Namespace) -> list[str]:
+    return [] if options.folder or options.merge or options.verify else ["folder"]
+
+
 @dataclass(frozen=True)
 class Command:
     """A sub-command: what it does, the module whose `run(options)` does it, and what adds its arguments."""
@@ -269,6 +292,9 @@ COMMANDS = {
     ),
     "corpus build": Command(
         "make a data set with sections and long captions of tracks", "collap.corpora.build", _corpus_build
+    ),
+    "index": Command(
+        "index a library of music, to be searched by descriptions", "collap.search.indexing", _index, _not_indexed
     ),
     "data check": Command("say what a data set holds, and what of it cannot be used", "collap.data.check", _data_check),
 }

@@ -48,7 +48,7 @@ def replace_file(path: Path, write: Callable[[Path], Any], writer: str = "") -> 
     temporary = path.with_name(f"{path.name}{writer}.partial")  # one name: the next run overwrites what is left
     try:
         write(temporary)
-        _flush_path(temporary)
+        flush_path(temporary)
         temporary.replace(path)
     except SafetensorError as error:
         raise OSError(f"{path}: cannot be written ({error})") from error
@@ -88,10 +88,11 @@ def restore_folder(path: Path) -> None:
 def flush(folder: Path) -> None:
     """Wait until everything in a folder is on the disk."""
     for path in [*folder.rglob("*"), folder]:
-        _flush_path(path)
+        flush_path(path)
 
 
-def _flush_path(path: Path) -> None:
+def flush_path(path: Path) -> None:
+    """Wait until a file, or the list of names in a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

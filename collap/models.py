@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,19 @@ def naming_device(device: str | torch.device) -> Iterator[None]:
         yield
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without CUDA
         raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from error
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the most memory that tensors took on a GPU so far, in bytes; elsewhere, that the process took."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux; getrusage would count what the process was before it started this program
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    import resource  # Unix only
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
 
 def vocabulary_problem(tokenizer, text_config) -> str | None:

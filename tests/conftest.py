@@ -49,6 +49,25 @@ def model_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def library(tmp_path_factory, corpus):
+    """A library of 12 tagged songs in six formats, in folders of three artists; not to be written to."""
+    from libraries import make_library
+
+    return make_library(tmp_path_factory.mktemp("library"), sorted(corpus.rglob("*.flac"))[:12])
+
+
+@pytest.fixture(scope="session")
+def indexed(tmp_path_factory, library, model_folder):
+    """An index of the library in shards of 5, by the tiny CoLLAP; not to be written to."""
+    from collap.cli import main
+
+    folder = tmp_path_factory.mktemp("indexed") / "music.index"
+    arguments = ["index", library, "--model", model_folder, "--index", folder, "--shard_tracks", "5"]
+    assert main(list(map(str, arguments))) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
 def backbones(tmp_path_factory):
     """Folders of pretrained parts in the real layout, as `CoLLAPModel.from_backbones` reads them; dropout is off."""
     from tiny import save_tiny_backbones

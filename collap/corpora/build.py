@@ -11,17 +11,17 @@ import hashlib
 import itertools
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
 
+from collap.data.shares import Shard, parse_shard
 from collap.files import replace_file, write_json
 
 from .captioners import Captioner, load_captioner, load_prompts
@@ -40,38 +40,7 @@ from .tracks import Track
 from .write import write_data
 
 BLOCK = 8  # tracks that are described together by a captioner with weights, always the same ones
-SHARD = re.compile(r"(\d+)/(\d+)")
 LONGEST_WAIT = timedelta(days=30)  # of processes for one another
-
-
-@dataclass(frozen=True)
-class Shard:
-    """Say which part of the list is done here: part `index` of `count`."""
-
-    index: int = 0
-    count: int = 1
-
-    def has(self, block: int) -> bool:
-        """Tell whether a block is of this part."""
-        return block % self.count == self.index
-
-    def part(self, index: int, count: int) -> "Shard":
-        """Return a part of this part."""
-        return Shard(self.index + self.count * index, self.count * count)
-
-
-def parse_shard(text: str | None) -> Shard:
-    """Read `0/4`; None is the whole list.
-
-    Raises:
-        ValueError: it is no such part.
-    """
-    if text is None:
-        return Shard()
-    match = SHARD.fullmatch(text)
-    if not match or int(match[1]) >= int(match[2]):
-        raise ValueError(f"--shard {text}: expected i/n, from 0/n to the last, which is (n - 1)/n: 0/4, 1/4, 2/4, 3/4")
-    return Shard(int(match[1]), int(match[2]))
 
 
 def settings_of(options, limits: Limits) -> dict:

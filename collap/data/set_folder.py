@@ -26,7 +26,8 @@ from .tables import keep_table
 from .text_tables import DELIMITERS, read_text_table
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".mp4", ".webm", ".mka", ".wma")
-AUDIO_SUFFIXES += (".aif", ".aiff", ".caf", ".au", ".w64")
+AUDIO_SUFFIXES += (".aif", ".aiff", ".aifc", ".caf", ".au", ".w64", ".m4b", ".mp2", ".ac3", ".amr")
+AUDIO_SUFFIXES += (".wv", ".ape", ".tta", ".tak", ".mpc", ".dsf")
 TITLED = re.compile(r".+ \[([\w-]{11})\]", re.DOTALL)  # `Title [ID].webm`, as yt-dlp calls files by itself
 EXCERPT = ".2min"  # Song Describer's files of the first two minutes
 CUT_SECONDS = 1.0  # a file that is longer than a clip by less than this is the clip

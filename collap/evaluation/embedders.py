@@ -6,6 +6,7 @@ Dimensions: `B` texts, `Q` sentences of a text, `M` samples, `T` tokens or windo
 
 import copy
 import hashlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,15 @@ import torch
 from torch.nn import functional as F
 from transformers.utils import cached_file
 
+from collap.data.guarded_reading import Source, stream_audio
 from collap.files import nearest
 from collap.models import load_model, weights_digest
 from modeling_collap import mean_pooled_scores
 from modeling_collap.alignment_collap import pool_sentences
 from modeling_collap.configuration_collap import AUDIO_ENCODERS
+from modeling_collap.structure_collap import token_start_seconds
 from modeling_collap.weighting_collap import score_embeddings
-from processing.embed_audio import embed_segments, feature_blocks
+from processing.embed_audio import check_samples, embed_segments, feature_blocks
 
 from .embedding import embed_texts
 from .probes import probe_texts
@@ -29,6 +32,8 @@ RANDOM = "random"
 PAPER_ROWS = {"gpt2": "CoLLAP (GPT-2)", "roberta": "CoLLAP (RoBERTa)"}  # by the text tower
 RANDOM_WIDTH = 512
 REDUCTIONS = ("mean", "printed")  # of the attention score over time
+
+Read = Callable[..., Iterator[np.ndarray]]  # `stream_audio`, or what does the same elsewhere
 
 
 class Embedder:
@@ -40,12 +45,14 @@ class Embedder:
         sampling_rate: of the samples that [`embed_audio`] takes; models of one rate share what is decoded.
         settings: what else changes its embeddings, and `score`, what changes only its scores; both are in the manifest
             of every figure.
+        token_seconds: that each of the T lasts, if they follow one another in time.
     """
 
     name: str
     weights: str
     sampling_rate: int
     settings: dict
+    token_seconds: float
     score_settings: dict = {"score": "cosine"}
     paper_row: str | None = None  # of the paper's tables, that it stands beside
 
@@ -56,6 +63,32 @@ class Embedder:
     def embed_audio(self, samples: np.ndarray) -> torch.Tensor:
         """Embed a song, mono float32 samples (M,) at `sampling_rate`: (T, D), or (1, D) for one vector; float32."""
         raise NotImplementedError
+
+    def embed_file(self, source: Source, stride: int = 1, read: Read = stream_audio) -> torch.Tensor:
+        """Embed a file as [`embed_audio`] does its samples, (T, D); here with all of them in memory, while CoLLAP and
+        the models of windows hold a few segments at a time, whatever the length.
+
+        Args:
+            source: path or bytes.
+            stride: every so many segments, or windows, are embedded and the others passed over.
+            read: decodes the file; `stream_audio` does so in another process.
+
+        Raises:
+            AudioFileError: the file cannot be read, or is too short or too loud to be a recording; names it.
+        """
+        if stride != 1:
+            raise ValueError(f"{self.name}: stride is {stride}, but songs are embedded whole; expected 1")
+        samples = np.concatenate(list(read(source, self.sampling_rate)))
+        check_samples(samples, source, self.sampling_rate)
+        return self.embed_audio(samples)
+
+    def token_starts(self, num_tokens: int, stride: int = 1) -> torch.Tensor:
+        """Return when the vectors of a song begin, in seconds, (T,) float32.
+
+        Args:
+            num_tokens: T, of a song that was embedded with this `stride`.
+        """
+        raise NotImplementedError(f"{self.name}: when its vectors begin is not known")
 
     def score(self, text_embeds: torch.Tensor, audio_embeds: torch.Tensor) -> torch.Tensor:
         """Score a song (T, D) with texts (B, D): (B,), higher is better; here the cosine with the mean of the T."""
@@ -98,6 +131,22 @@ def blocks_of(samples: np.ndarray):
     return read
 
 
+def every_segment(read: Read, segment_seconds: float, stride: int) -> Read:
+    """Return what reads a file as `read` does, and hands on the segments 0, stride, 2 stride, ... of it."""
+
+    def reading(source: Source, rate: int, block_seconds: float) -> Iterator[np.ndarray]:
+        held, most = [], round(block_seconds / segment_seconds)
+        for index, segment in enumerate(read(source, rate, block_seconds=segment_seconds)):
+            held += [segment] if index % stride == 0 else []
+            if len(held) == most:
+                yield np.concatenate(held)
+                held = []
+        if held:
+            yield np.concatenate(held)
+
+    return read if stride == 1 else reading
+
+
 class CoLLAPEmbedder(Embedder):
     """Embed with a CoLLAP model, all tokens of a song.
 
@@ -114,6 +163,7 @@ class CoLLAPEmbedder(Embedder):
         self.folder, self.weights, self.dtype = name, weights_digest(name), dtype
         self.score_parameters = self.model.score_parameters
         self.sampling_rate = self.processor.feature_extractor.sampling_rate
+        self.token_seconds = self.model.config.token_seconds
         self._read_as(reading)
 
     def _read_as(self, reading: str) -> "CoLLAPEmbedder":
@@ -169,10 +219,22 @@ class CoLLAPEmbedder(Embedder):
 
     @torch.no_grad()
     def embed_audio(self, samples: np.ndarray) -> torch.Tensor:
+        return self._embed(self.name, blocks_of(samples))
+
+    @torch.no_grad()
+    def embed_file(self, source: Source, stride: int = 1, read: Read = stream_audio) -> torch.Tensor:
+        return self._embed(source, every_segment(read, self.processor.feature_extractor.segment_seconds, stride))
+
+    def _embed(self, source: Source, read: Read) -> torch.Tensor:
         extractor, segments = self.processor.feature_extractor, self.model.audio_tower.segment_batch_size
-        blocks = feature_blocks(extractor, self.name, segments, self.model.device, blocks_of(samples))
+        blocks = feature_blocks(extractor, source, segments, self.model.device, read)
         tokens, mask = embed_segments(self.model, map(self._silenced, blocks))
         return tokens[0, mask[0]]  # (T, D)
+
+    def token_starts(self, num_tokens: int, stride: int = 1) -> torch.Tensor:
+        config = self.model.config
+        passed = torch.arange(num_tokens) // config.tokens_per_segment * (stride - 1)  # (T,) segments left out before
+        return token_start_seconds(config, num_tokens) + passed * float(config.segment_seconds)
 
     def _silenced(self, block: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Zero the features of the encoder that is not to be heard."""

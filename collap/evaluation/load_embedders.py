@@ -30,6 +30,14 @@ def load_adapter(path: Path) -> Embedder:
     return embedder
 
 
+def split_reading(spec: str) -> tuple[str, str]:
+    """Return the folder or Hub id that a user names, and how it is to read a song; "" if that is not said."""
+    if "@" not in spec or Path(spec).exists():
+        return spec, ""
+    name, _, reading = spec.rpartition("@")
+    return name, reading
+
+
 def load_embedder(spec: str, device: str = "cpu", dtype: str = "float32", seed: int = 0) -> Embedder:
     """Load what a user names: a CoLLAP, a CLAP or a PE-A model, an adapter of their own, or `random`.
 
@@ -45,9 +53,7 @@ def load_embedder(spec: str, device: str = "cpu", dtype: str = "float32", seed: 
         if not Path(spec).is_file():
             raise FileNotFoundError(f"{spec}: no such file; expected one with a load() as docs/evaluation.md shows")
         return load_adapter(Path(spec))
-    name, _, reading = (
-        (spec, "", "") if Path(spec).exists() else spec.rpartition("@") if "@" in spec else (spec, "", "")
-    )
+    name, reading = split_reading(spec)
     try:
         kind = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
     except (OSError, ValueError) as error:

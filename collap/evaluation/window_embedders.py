@@ -7,25 +7,41 @@ left out below a second unless it is all there is.
 Dimensions: `B` texts, `M` samples, `T` windows of a song, `D` shared width.
 """
 
+import itertools
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor, ClapModel
 
+from collap.data.guarded_reading import Source, stream_audio
 from collap.models import naming_device
 from modeling_collap import CoLLAPConfig, attention_pooled_scores
+from processing.embed_audio import check_samples
 
-from .embedders import Embedder, files_digest, shown
+from .embedders import Embedder, Read, blocks_of, every_segment, files_digest, shown
 
 MIN_SECONDS = 1.0
 BATCH = 8
 TEXT_BATCH = 32
 
 
-def cut_windows(samples: np.ndarray, size: int, smallest: int) -> list[np.ndarray]:
-    """Cut samples (M,) into consecutive windows of `size`, and a last one of what is left if it has `smallest`."""
-    starts = range(0, len(samples), size)
-    return [samples[start : start + size] for start in starts if start == 0 or len(samples) - start >= smallest]
+def real_windows(blocks: Iterable[np.ndarray], smallest: int) -> Iterator[np.ndarray]:
+    """Yield consecutive windows of samples, without a last one that has less than `smallest` unless it is all."""
+    return (block for index, block in enumerate(blocks) if index == 0 or len(block) >= smallest)
+
+
+def batches_of(windows: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """Yield windows in lists of one length, at most `BATCH` each, as they come."""
+    batch: list[np.ndarray] = []
+    for window in windows:
+        if batch and (len(batch) == BATCH or len(window) != len(batch[0])):
+            yield batch
+            batch = []
+        batch.append(window)
+    if batch:
+        yield batch
 
 
 class WindowEmbedder(Embedder):
@@ -49,7 +65,7 @@ class WindowEmbedder(Embedder):
             self.model = model.to(device).eval()
         self.processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
         self.sampling_rate = self.processor.feature_extractor.sampling_rate
-        self.window_seconds = self.WINDOW_SECONDS
+        self.window_seconds = self.token_seconds = self.WINDOW_SECONDS
         window = f"{self.window_seconds:g} s"
         self.settings = {
             "window": f"the first {window}" if reading == "first" else f"all of {window}, the last one shorter",
@@ -89,20 +105,35 @@ class WindowEmbedder(Embedder):
             found.append(self.encode_texts(inputs).float().cpu())
         return torch.cat(found)  # (B, D)
 
-    @torch.no_grad()
     def embed_audio(self, samples: np.ndarray) -> torch.Tensor:
-        size, smallest = (round(seconds * self.sampling_rate) for seconds in (self.window_seconds, MIN_SECONDS))
-        windows = cut_windows(samples, size, smallest)
-        if self.reading == "first":
-            windows = windows[:1]
-        whole = [window for window in windows if len(window) == size]
-        batches = [whole[start : start + BATCH] for start in range(0, len(whole), BATCH)]
-        batches += [windows[-1:]] if len(windows[-1]) < size else []
-        found = torch.cat([self.encode_windows(batch).float().cpu() for batch in batches])  # (T, D)
+        return self._embed(blocks_of(samples)(None, self.sampling_rate, self.window_seconds))
+
+    def embed_file(self, source: Source, stride: int = 1, read: Read = stream_audio) -> torch.Tensor:
+        read = every_segment(read, self.window_seconds, stride)
+
+        def checked() -> Iterator[np.ndarray]:
+            for index, block in enumerate(read(source, self.sampling_rate, block_seconds=self.window_seconds)):
+                check_samples(block, source, self.sampling_rate, is_start=index == 0)
+                yield block
+
+        return self._embed(checked())
+
+    @torch.no_grad()
+    def _embed(self, blocks: Iterable[np.ndarray]) -> torch.Tensor:
+        """Embed a song that comes window by window."""
+        windows = real_windows(blocks, round(MIN_SECONDS * self.sampling_rate))
+        found, lengths = [], []
+        for batch in batches_of(itertools.islice(windows, 1) if self.reading == "first" else windows):
+            found.append(self.encode_windows(batch).float().cpu())  # (windows, D)
+            lengths += map(len, batch)
+        found = torch.cat(found)  # (T, D)
         if self.reading == "tokens":
             return F.normalize(found, dim=-1)
-        seconds = torch.tensor([len(window) for window in windows], dtype=torch.float32)
+        seconds = torch.tensor(lengths, dtype=torch.float32)
         return (seconds / seconds.sum() @ found).unsqueeze(0)  # (1, D)
+
+    def token_starts(self, num_tokens: int, stride: int = 1) -> torch.Tensor:
+        return torch.arange(num_tokens) * float(stride * self.window_seconds)
 
     def score(self, text_embeds: torch.Tensor, audio_embeds: torch.Tensor) -> torch.Tensor:
         if self.reading == "tokens":

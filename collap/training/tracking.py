@@ -5,7 +5,6 @@ What describes all processes together is reduced in one collective, once for eac
 
 import importlib.util
 import os
-import platform
 import secrets
 import time
 from collections.abc import Iterable, Iterator
@@ -22,6 +21,7 @@ from torch.utils.tensorboard.summary import hparams
 from collap.data.batches import idle_share
 from collap.data.lengths import num_segments
 from collap.files import nearest
+from collap.models import peak_memory_bytes
 from collap.training.step import micro_batches
 from modeling_collap import CoLLAPConfig, CoLLAPModel, CoLLAPOutput
 from modeling_collap.loss_collap import gather_rows, gather_texts
@@ -171,19 +171,6 @@ def step_metrics(
         # 0: the attention is flat, and the score no more than a mean over the song.
         "train/distance_from_flat_attention": distance_from_flat_attention(sample_scores, flat_scores).item(),
     }
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Return the most memory that tensors took on a GPU so far, in bytes; elsewhere, that the process took."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux; getrusage would count what the process was before it started this program
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    import resource  # Unix only
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
 
 
 def song_tokens(seconds: float, config: CoLLAPConfig) -> int:

@@ -18,10 +18,10 @@ import runs
 import soundfile
 
 from collap.cli import main, run_command
-from collap.corpora.build import Shard, parse_shard
 from collap.corpora.state import State
 from collap.data.guarded_reading import load_audio
 from collap.data.rows import audio_source
+from collap.data.shares import Shard, parse_shard
 from collap.data.sources import open_dataset
 
 LIMITS = ["--min_seconds", "10", "--max_seconds", "25"]

@@ -10,9 +10,10 @@ from other_models import tiny_clap_folder, tiny_pe_audio_folder
 from tiny import TEXTS
 from transformers import RobertaConfig, RobertaModel, WhisperFeatureExtractor
 
+from collap.evaluation.embedders import blocks_of
 from collap.evaluation.embedding import embed_texts
 from collap.evaluation.load_embedders import load_embedder
-from collap.evaluation.window_embedders import cut_windows
+from collap.evaluation.window_embedders import BATCH, batches_of, real_windows
 from collap.models import load_model
 from modeling_collap import attention_pooled_scores, mean_pooled_scores
 from processing import load_audio
@@ -28,11 +29,15 @@ def clap(tmp_path_factory):
 
 
 def test_windows_follow_each_other_and_a_short_rest_is_left_out():
-    def lengths(total):
-        return [len(window) for window in cut_windows(np.arange(total), 10, 3)]
+    def windows(total):
+        return list(real_windows(blocks_of(np.arange(total))(None, 1, 10), 3))
 
-    assert [lengths(total) for total in (2, 10, 12, 13, 30)] == [[2], [10], [10], [10, 3], [10, 10, 10]]
-    assert np.concatenate(cut_windows(np.arange(13), 10, 3)).tolist() == list(range(13))
+    lengths = [[len(window) for window in windows(total)] for total in (2, 10, 12, 13, 30)]
+    assert lengths == [[2], [10], [10], [10, 3], [10, 10, 10]]
+    assert np.concatenate(windows(13)).tolist() == list(range(13))
+    batches = list(batches_of(windows(10 * BATCH + 10 + 4)))
+    assert [[len(window) for window in batch] for batch in batches] == [[10] * BATCH, [10], [4]]
+    assert np.concatenate([window for batch in batches for window in batch]).tolist() == list(range(10 * BATCH + 14))
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -106,6 +111,28 @@ def test_collap_is_what_collap_evaluate_measures(model_folder, corpus):
     assert mean.settings == whole.settings != music.settings and mean.score_settings != whole.score_settings
     assert not torch.allclose(music.embed_audio(samples), found, atol=1e-3)
     assert whole.name == str(model_folder) and mean.name == f"{model_folder}@mean"
+
+
+@pytest.mark.parametrize("name", ["collap", "tokens", "mean", "first", "random"])
+def test_a_file_is_embedded_as_its_samples_are(name, model_folder, clap, corpus):
+    file = sorted((corpus / "test").glob("*.flac"))[0]
+    embedder = load_embedder({"collap": str(model_folder), "random": "random"}.get(name, f"{clap[False]}@{name}"))
+    expected = embedder.embed_audio(load_audio(file, embedder.sampling_rate))
+    np.testing.assert_allclose(embedder.embed_file(str(file)), expected, atol=1e-6)
+
+
+def test_every_second_segment_can_be_passed_over(model_folder, clap, corpus):
+    file = str(sorted((corpus / "test").glob("*.flac"))[0])  # 12 to 20 s
+    for spec, seconds in ((str(model_folder), 2.0), (f"{clap[False]}@tokens", 10.0)):
+        embedder = load_embedder(spec)
+        whole, halved = embedder.embed_file(file), embedder.embed_file(file, stride=2)
+        starts, kept = embedder.token_starts(len(whole)), embedder.token_starts(len(halved), stride=2)
+        assert starts.dtype == kept.dtype == torch.float32 and (starts.diff() >= embedder.token_seconds - 1e-6).all()
+        is_even = starts // seconds % 2 == 0
+        np.testing.assert_allclose(starts[is_even], kept, atol=1e-5)
+        np.testing.assert_allclose(halved, whole[is_even], atol=1e-5)
+    with pytest.raises(ValueError, match="stride is 2"):
+        load_embedder("random").embed_file(file, stride=2)
 
 
 def test_random_vectors_are_those_of_their_content():

@@ -141,7 +141,7 @@ import sys
 sys.path[:0] = ["{here}", "{tests}", "{repository}"]
 import test_cost as t
 import torch
-from collap.training.tracking import peak_memory_bytes
+from collap.models import peak_memory_bytes
 config = t.medium_config()
 model = t.real_model(config)
 for songs in t.FEW_AND_MANY:

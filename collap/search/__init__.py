@@ -1,0 +1,1 @@
+"""Search a library of music by descriptions: index, query, command line."""

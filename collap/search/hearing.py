@@ -1,0 +1,54 @@
+"""Make of a file what an index stores of it: decode and embed it in bounded memory, whatever its length.
+
+Dimensions: `T` tokens of a track.
+"""
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from collap.data.guarded_reading import Source, stream_audio
+from collap.evaluation.embedders import Embedder
+
+from .vectors import track_vectors
+from .writing import Recording
+
+
+class Hearing:
+    """Read a file as `stream_audio` does, and remember how long it is and what it sounds like."""
+
+    def __init__(self):
+        self.samples, self.digest = 0, hashlib.blake2b(digest_size=16)
+
+    def read(self, source: Source, sampling_rate: int, **settings) -> Iterator[np.ndarray]:
+        """Yield the blocks of samples of a file; the arguments are those of `stream_audio`."""
+        for block in stream_audio(source, sampling_rate, **settings):
+            self.samples += len(block)
+            self.digest.update(block)
+            yield block
+
+
+def embed_recording(path: str, digest: str, embedder: Embedder, stride: int) -> Recording:
+    """Decode and embed a file, a few segments at a time; only its vectors grow with its length.
+
+    Args:
+        digest: of the file's bytes.
+        stride: every so many segments are embedded.
+
+    Raises:
+        ValueError: it cannot be decoded, or the model makes no numbers of it.
+    """
+    hearing = Hearing()
+    embeds = embedder.embed_file(path, stride, hearing.read).float().cpu()  # (T, D)
+    seconds = hearing.samples / embedder.sampling_rate
+    vectors = track_vectors(embeds, embedder.token_starts(len(embeds), stride), embedder.token_seconds, seconds)
+    return Recording(digest, hearing.digest.hexdigest(), seconds, vectors)
+
+
+def sound_of(path: str, sampling_rate: int) -> str:
+    """Return the digest of the samples that a model hears of a file; raises as `stream_audio` does."""
+    hearing = Hearing()
+    for _ in hearing.read(path, sampling_rate):
+        pass
+    return hearing.digest.hexdigest()

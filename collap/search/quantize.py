@@ -1,0 +1,57 @@
+"""Hold unit vectors as bytes: every row of 8-bit integers has a scale of its own. Pure functions.
+
+    codes, scales = quantize_rows(tokens)
+    codes.float() * scales[:, None]     # the tokens again, each number off by half a step at most
+
+A unit vector of 512 numbers takes 514 bytes, and its cosine with a text is off by some 3e-4; a score, which averages
+over the tokens of a song, by far less.
+
+Dimensions: `N` rows, `B` texts, `D` shared width.
+"""
+
+import torch
+
+LARGEST = 127  # of a code; -128 is not used, so that both signs are alike
+ROWS_AT_A_TIME = 2**14  # that are turned into float32 at a time: 32 MB at a width of 512
+
+
+def quantize_rows(rows: torch.Tensor, scale_dtype: torch.dtype = torch.float16) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round rows to 8-bit integers times a scale of each row, by which its largest magnitude becomes 127.
+
+    The scale is rounded first and the row divided by what was kept of it, so that a scale of 16 bits costs nothing.
+
+    Args:
+        rows: (N, D) float32, of magnitude 1 or less.
+        scale_dtype: of the scales.
+
+    Returns:
+        Codes (N, D) int8 and scales (N,); both 0 for a row of zeros.
+
+    Raises:
+        ValueError: NaN or infinity among them.
+    """
+    scales = (rows.abs().amax(-1) / LARGEST).to(scale_dtype)  # (N,)
+    if not torch.isfinite(scales).all():
+        raise ValueError("its vectors hold NaN or infinity; expected numbers")
+    steps = scales.float().unsqueeze(-1)  # (N, 1)
+    codes = torch.where(steps > 0, rows / steps.clamp(min=torch.finfo(torch.float32).tiny), 0.0)  # (N, D)
+    return codes.round().clamp(-LARGEST, LARGEST).to(torch.int8), scales
+
+
+def dequantize_rows(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Undo [`quantize_rows`] up to its rounding: (N, D) float32."""
+    return codes.float() * scales.float().unsqueeze(-1)  # (N, D)
+
+
+def quantized_cosines(text_embeds: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Multiply texts with quantised rows: what `text_embeds @ dequantize_rows(codes, scales).T` is, in bounded memory.
+
+    Args:
+        text_embeds: (B, D) float32.
+        codes, scales: (N, D) and (N,) from [`quantize_rows`].
+
+    Returns:
+        (B, N) float32.
+    """
+    blocks = [text_embeds @ block.float().T for block in codes.split(ROWS_AT_A_TIME)]  # (B, block) each
+    return torch.cat(blocks, dim=1) * scales.float()  # (B, N)

@@ -1,0 +1,100 @@
+"""Libraries of music as people have them: six formats with tags, in folders, of rendered songs."""
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import mutagen
+import numpy as np
+import soundfile
+from audio_matrix import encode
+from mutagen.id3 import TALB, TCON, TDRC, TIT2, TPE1
+
+from collap.cli import main
+
+KINDS = {
+    "wav": "wav, 16 bit",
+    "flac": "flac (libFLAC)",
+    "mp3": "mp3 (libmp3lame)",
+    "ogg": "ogg, Vorbis (libsndfile)",
+    "opus": "ogg, Opus",
+    "m4a": "m4a, AAC",
+}
+FRAMES = {"title": TIT2, "artist": TPE1, "album": TALB, "date": TDRC, "genre": TCON}
+
+
+def tags_of(number: int) -> dict[str, str]:
+    """The tags of song `number`."""
+    return {
+        "title": f"Lied Nº {number}",
+        "artist": f"Künstler {number % 3}",
+        "album": f"Album {number % 2}",
+        "date": f"{1990 + number}-05-01",
+        "genre": ("Jazz", "Rock", "Folk")[number % 3],
+    }
+
+
+def write_tags(path: Path, tags: dict[str, str]) -> None:
+    """Write tags as players do."""
+    file = mutagen.File(path, easy=True)
+    if file.tags is None:
+        file.add_tags()
+    for name, text in tags.items():
+        if path.suffix == ".wav":  # ID3 frames in a chunk
+            file.tags.add(FRAMES[name](encoding=3, text=[text]))
+        else:
+            file[name] = [text]
+    file.save()
+
+
+def make_library(folder: Path, songs: list[Path], kinds: tuple[str, ...] = tuple(KINDS)) -> Path:
+    """Write songs into a folder for each artist, the formats taking turns."""
+    for number, song in enumerate(songs):
+        samples, rate = soundfile.read(song, dtype="float32", always_2d=True)  # (N, C)
+        suffix = kinds[number % len(kinds)]
+        if suffix == "opus":  # it has one rate
+            samples, rate = np.repeat(samples, 48_000 // rate, axis=0), 48_000
+        path = folder / tags_of(number)["artist"] / f"{number:02d} {song.stem}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        assert encode(KINDS[suffix], path, samples, rate)
+        write_tags(path, tags_of(number))
+    return folder
+
+
+def paths_of(folder: Path) -> list[str]:
+    """The names of all files in a folder, relative to it."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def index(*arguments: object) -> int:
+    """`collap index` in this process; its exit code."""
+    return main(["index", *map(str, arguments)])
+
+
+def index_process(log: Path, *arguments: object, before: Callable[[], None] = bool) -> multiprocessing.Process:
+    """`collap index` in another process, forked because importing torch takes longer than the run.
+
+    Args:
+        log: file of its output.
+        before: called in that process first.
+    """
+
+    def work() -> None:
+        with log.open("a") as output:
+            for descriptor in (1, 2):
+                os.dup2(output.fileno(), descriptor)
+        sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", buffering=1) for descriptor in (1, 2))
+        before()
+        os._exit(index(*arguments))
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    return process
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The content of all files of an index but its lock, by name."""
+    names = [name for name in paths_of(folder) if name != "lock"]
+    return {name: (folder / name).read_bytes() for name in names}
