@@ -86,7 +86,7 @@ def searched_model(spec: str) -> tuple[str, str]:
     """
     name, reading = split_reading(spec)
     try:
-        config = json.loads(Path(cached_file(name, "config.json")).read_text(encoding="utf-8"))
+        config = json.loads(_config_file(name).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise OSError(f"{name}: no such folder, and no model that can be read ({flat(error)})") from error
     kind = config.get("model_type")
@@ -96,6 +96,14 @@ def searched_model(spec: str) -> tuple[str, str]:
     if reading not in ("", expected[kind] or "attention"):
         raise ValueError(f"{spec}: gives no vectors over the time of a song that its score is of; name it without @")
     return name, f"{name}@{TOKENS}" if expected[kind] else name
+
+
+def _config_file(name: str, **settings) -> Path:
+    """Return the configuration of a folder or Hub id; an OSError if there is none."""
+    path = cached_file(name, "config.json", **settings)
+    if path is None:
+        raise OSError("it has no config.json")
+    return Path(path)
 
 
 def load_searched(spec: str, device: str = "cpu", dtype: str = "float32") -> Embedder:
@@ -115,7 +123,7 @@ def space_of(spec: str, dtype: str = "float32", stride: int = 1) -> Space:
         OSError, ValueError: there is no such model, or its weights are not there or are damaged.
     """
     name, loaded = searched_model(spec)
-    folder = Path(cached_file(name, "config.json", local_files_only=True)).parent
+    folder = _config_file(name, local_files_only=True).parent
     settings = {file: _settings(folder / file) for file in CONFIGURATIONS if (folder / file).is_file()}
     tokenizers = {file: _digest(folder / file) for file in TOKENIZERS if (folder / file).is_file()}
     versions = {"features": FEATURES_VERSION, "embeddings": EMBEDDING_VERSION}
