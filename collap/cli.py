@@ -263,6 +263,20 @@ def _not_indexed(options: argparse.Namespace) -> list[str]:
     return [] if options.folder or options.merge or options.verify else ["folder"]
 
 
+def _serve(parser: Parser) -> None:
+    parser.add_argument("--index", required=True, type=Path, help="folder of the index")
+    parser.add_argument("--library", type=Path, help="where its songs lie now; default: where they were indexed")
+    parser.add_argument("--model", help="folder or Hub id, if it is not where it was; default: that of the index")
+    parser.add_argument("--device", help="where the model runs; default: cuda if there is one, else cpu")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0: other machines may ask")
+    parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
+    parser.add_argument(
+        "--allow_host", nargs="+", default=[], help="names that the server is asked by, if not localhost"
+    )
+    parser.add_argument("--embedded_in", help="site that may show the page in a frame, such as https://huggingface.co")
+    parser.add_argument("--max_upload_mb", type=float, default=50.0, help="of a clip that others are to sound like")
+
+
 @dataclass(frozen=True)
 class Command:
     """A sub-command: what it does, the module whose `run(options)` does it, and what adds its arguments."""
@@ -296,6 +310,7 @@ COMMANDS = {
     "index": Command(
         "index a library of music, to be searched by descriptions", "collap.search.indexing", _index, _not_indexed
     ),
+    "serve": Command("serve a page and an HTTP API to search an index with", "collap.search.serve.serving", _serve),
     "data check": Command("say what a data set holds, and what of it cannot be used", "collap.data.check", _data_check),
 }
 
