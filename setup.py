@@ -47,6 +47,8 @@ setup(
         "export": ["onnx>=1.18", "onnxruntime>=1.22", "onnxscript>=0.5"],
         "sentence-transformers": ["sentence-transformers>=6.2"],
         "int8": ["torchao>=0.18"],
+        "search": ["datasets>=5", "mutagen>=1.47", "tqdm>=4.66"],
+        "serve": ["datasets>=5", "fastapi>=0.120", "mutagen>=1.47", "tqdm>=4.66", "uvicorn>=0.38"],
         "probe": ["scikit-learn>=1.5"],
         "browser": ["playwright>=1.50"],  # drives a Chromium that is on the machine
         "test": [

@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
+from collap.cli import main as collap
 from train import run_script
 
 REPOSITORY = Path(__file__).parent.parent
@@ -75,6 +76,14 @@ def train(folder: Path, config: dict, num_processes: int = 1, **overrides) -> su
     codes = [process.exitcode for process in processes]
     output = log.read_text()
     return subprocess.CompletedProcess(arguments, next((code for code in codes if code), 0), output, output)
+
+
+def run_collap(folder: Path, *arguments) -> subprocess.CompletedProcess:
+    """Run a command of `collap` in a process of its own, forked like one of train.py; `stdout` is all it says."""
+    log = folder / "collap.log"
+    (process,) = start_processes(list(map(str, arguments)), log, 1, script=collap)
+    process.join()
+    return subprocess.CompletedProcess(arguments, process.exitcode, log.read_text(), "")
 
 
 def start_processes(

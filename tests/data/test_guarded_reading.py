@@ -13,7 +13,7 @@ import psutil
 import pytest
 import soundfile
 from deadly import rename_song
-from runs import settings, train
+from runs import run_collap, settings, train
 from tiny import REFERENCE
 
 from collap.data import guarded_reading
@@ -185,9 +185,8 @@ def test_the_commands_name_it_in_one_line(deadly, corpus, model_folder, tmp_path
         "data check": ["--text_column", "captions"],
     }[command]
     dataset = [songs] if command == "data check" else ["--dataset", songs]
-    call = [sys.executable, "-m", "collap", *command.split(), *map(str, [*dataset, *arguments])]
-    done = subprocess.run(call, capture_output=True, text=True)
-    output = done.stdout + done.stderr
+    done = run_collap(tmp_path, *command.split(), *dataset, *arguments)
+    output = done.stdout
     assert "Traceback" not in output and done.returncode == (0 if command == "data check" else 1), output[-3000:]
     (line, *_) = [line for line in output.splitlines() if "row 1 (kills.flac)" in line]
     assert "killed by SIGSEGV" in line

@@ -1,11 +1,8 @@
 """collap precompute and TokenCache: real files, real processes, one and two of them."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -15,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from runs import start_processes
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
@@ -38,13 +36,6 @@ def arguments(dataset, backbones, output, dtype="float16", splits=("train",), **
     encoders = ["--music", str(backbones["beats"]), "--speech", str(backbones["whisper"])]
     place = ["--dataset", str(dataset), "--splits", *splits, "--output_dir", str(output), "--dtype", dtype]
     return [*place, *encoders, *named]
-
-
-def command(launcher: tuple[str, ...], *script_arguments: str) -> dict:
-    """What subprocess needs to start the script on the CPU."""
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    script = [sys.executable, *launcher, "-m", "collap", "precompute", *script_arguments]
-    return {"args": script, "cwd": REPOSITORY, "env": environment}
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -181,14 +172,14 @@ def test_a_model_folder_gives_its_own_encoders_and_workers_read_them(corpus, mod
 
 def test_a_killed_run_goes_on_to_the_same_bytes(cached, corpus, backbones, tmp_path):
     todo = arguments(corpus, backbones, tmp_path / "out", splits=("train", "validation"))
-    process = subprocess.Popen(**command((), *todo), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    (process,) = start_processes(todo, log := tmp_path / "log", 1, script=precompute)
     train = tmp_path / "out" / "train"
     while not (train / "shard-00001.safetensors").exists():
-        assert process.poll() is None, process.stderr.read().decode()[-2000:]
+        assert process.is_alive(), log.read_text()[-2000:]
         time.sleep(0.001)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
-    process.stderr.close()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     done = {path.name: path.stat().st_mtime_ns for path in train.glob("*.safetensors")}
     assert 2 <= len(done) < 8 and not (train / "index.json").exists()
     with pytest.raises(ValueError, match="run it again if it was interrupted"):
@@ -207,13 +198,15 @@ def test_two_processes_write_what_one_writes(corpus, backbones, tmp_path, capsys
     splits = {"splits": ("train", "validation"), "max_bad_share": 0.2}
     assert precompute(arguments(tmp_path / "songs", backbones, tmp_path / "one", "int8", **splits)) == 0
     assert "0 of 4 songs" in capsys.readouterr().out
-    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")
-    todo = arguments(tmp_path / "songs", backbones, tmp_path / "two", "int8", **splits)
-    done = subprocess.run(**command(launcher, *todo), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("MB for an hour of audio") == 2  # one line for a split, not for a process
-    assert done.stderr.count("skipped: row 1 (train-0002.flac)") == 1  # one of the processes had it
-    assert "1 of 8 songs could not be read (train-0002.flac)" in done.stdout
+    todo, log = arguments(tmp_path / "songs", backbones, tmp_path / "two", "int8", **splits), tmp_path / "log"
+    processes = start_processes(todo, log, 2, script=precompute)
+    for process in processes:
+        process.join(timeout=300)
+    output = log.read_text()
+    assert [process.exitcode for process in processes] == [0, 0], output[-3000:]
+    assert output.count("MB for an hour of audio") == 2  # one line for a split, not for a process
+    assert output.count("skipped: row 1 (train-0002.flac)") == 1  # one of the processes had it
+    assert "1 of 8 songs could not be read (train-0002.flac)" in output
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
 

@@ -157,6 +157,7 @@ def medium_config() -> CoLLAPConfig:
     return config_without_dropout(music_config=music, speech_config=speech, segment_seconds=4)
 
 
+@pytest.mark.slow
 def test_peak_memory_is_that_of_a_real_process():
     """What more songs add to the peak of a process, libraries and weights aside: within a fifth."""
     script = PEAK_SCRIPT.format(

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +9,7 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
-from runs import REPOSITORY, evaluations, scalars, settings, train
+from runs import REPOSITORY, evaluations, run_collap, scalars, settings, train
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
@@ -162,10 +160,9 @@ def test_a_plan_is_printed_without_training_and_the_run_is_compared_with_it(corp
 def test_frozen_encoders_train_from_their_stored_tokens_as_from_audio(corpus, backbones, tmp_path):
     """The same losses, to the precision of float16, through `collap precompute` and train.py."""
     model = ["--music", backbones["beats"], "--speech", backbones["whisper"], "--segment_seconds", "2"]
-    script = [sys.executable, "-m", "collap", "precompute", "--dataset", corpus]
     output = ["--splits", "train", "validation", "--output_dir", tmp_path / "tokens"]
-    stored = subprocess.run(list(map(str, script + model + output)), capture_output=True, text=True)
-    assert stored.returncode == 0, stored.stderr[-3000:]
+    stored = run_collap(tmp_path, "precompute", "--dataset", corpus, *model, *output)
+    assert stored.returncode == 0, stored.stdout[-3000:]
     config = settings(corpus, backbones, freeze=["music", "speech"])
     curves = []
     for name, overrides in (("audio", {}), ("stored", {"precomputed": str(tmp_path / "tokens")})):

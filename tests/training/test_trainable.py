@@ -369,7 +369,7 @@ class TestCompile:
         assert_same(loss_and_gradients(model, batch), expected)
         assert list(model.state_dict()) == keys
 
-    @pytest.mark.parametrize("text", TEXT_TOWERS)
+    @pytest.mark.parametrize("text", ["gpt2", pytest.param("roberta", marks=pytest.mark.slow)])
     def test_it_computes_the_same_and_other_lengths_do_not_compile_again(self, text):
         model = tiny_model(text, segment_batch_size=100)
         self.check(model, inputs(text, (2.0, 4.0)), "eager")
