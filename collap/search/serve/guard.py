@@ -56,7 +56,7 @@ class Guard:
         if not self._is_ours(host):
             line = f"this server does not answer to the name {host!r}; start it with --allow_host to let it"
             return JSONResponse({"error": line}, 421)
-        if method not in READING and origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if method not in READING and origin is not None and origin.partition("://")[2].lower() != host.lower():
             return JSONResponse({"error": f"pages of {origin!r} may not ask this of the server"}, 403)
         return None
 

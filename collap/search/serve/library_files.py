@@ -1,6 +1,5 @@
 """Open files of the indexed library, and no others, whatever paths and links have become of them since."""
 
-import errno
 import os
 import stat
 from pathlib import Path
@@ -53,8 +52,7 @@ def open_library_file(library: Path, path: bytes, size: int) -> tuple[int, str]:
     try:
         descriptor = _open_without_links(root, found[len(inside) :].split(b"/"))
     except OSError as error:
-        reason = "has been replaced by a link" if error.errno == errno.ELOOP else "cannot be opened"
-        raise NotServed(f"the file {reason} since it was indexed; run collap index again") from error
+        raise NotServed("the file is not where it was when it was indexed; run collap index again") from error
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_size != size:
         os.close(descriptor)

@@ -55,7 +55,7 @@ async def _invalid(request: Request, error: RequestValidationError) -> JSONRespo
 
 
 async def _http(request: Request, error: HTTPException) -> JSONResponse:
-    line = f"{request.method} {request.url.path}: {error.detail}; /openapi.json says what there is"
+    line = f"{request.method} {request.scope['path']!r}: {error.detail}; /openapi.json says what there is"
     return JSONResponse({"error": line}, error.status_code, error.headers)
 
 

@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -159,9 +160,8 @@ def _narrowed(asked: Narrowed) -> dict:
 
 
 def _answer(hits: list[Hit]) -> dict:
-    from dataclasses import asdict
-
-    return {"hits": [FoundTrack(**asdict(hit)) for hit in hits], "message": None}
+    hits = [FoundTrack(**asdict(hit) | {"path": shown(os.fsencode(hit.path))}) for hit in hits]
+    return {"hits": hits, "message": None}
 
 
 def _read_up_to(max_seconds: float, gone: threading.Event) -> Callable[..., Iterator[np.ndarray]]:
