@@ -223,7 +223,31 @@ def test_a_clip_finds_songs(opened, dressed, tmp_path):
     assert "not an audio file" in page.text_content("#error")
 
 
-def test_what_cannot_be_played_is_said(opened, server, dressed):
+def test_a_clip_that_is_dropped_finds_songs(opened, dressed):
+    page = opened()
+    clip = next(Path(dressed[0]).rglob("*.ogg"))
+    dropped = page.evaluate_handle(
+        """(bytes) => { const dropped = new DataTransfer();
+            dropped.items.add(new File([Uint8Array.from(bytes)], 'clip.ogg')); return dropped; }""",
+        list(clip.read_bytes()),
+    )
+    page.dispatch_event("#results", "dragover", {"dataTransfer": dropped})
+    assert page.evaluate("document.body.classList.contains('dropping')")
+    page.dispatch_event("#results", "drop", {"dataTransfer": dropped})
+    page.wait_for_selector("#results > li")
+    assert len(titles(page)) == 10 and not page.evaluate("document.body.classList.contains('dropping')")
+
+
+def test_a_server_that_is_gone_is_said(opened):
+    page = opened()
+    page.route("**/api/search**", lambda route: route.abort())
+    page.fill("#q", QUERY)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#error:not([hidden])")
+    assert "the server does not answer" in page.text_content("#error")
+
+
+def test_what_cannot_be_played_is_said(opened):
     page = opened()
     page.route("**/audio", lambda route: route.fulfill(status=404, json={"error": "the file is not where it was"}))
     search(page)

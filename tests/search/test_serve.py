@@ -101,6 +101,11 @@ def test_statistics_say_what_is_there_and_not_where(server, dressed):
     assert str(dressed[0].parent) not in answer.text and about["model"] == "collap-gpt2"
 
 
+def test_long_descriptions_in_any_script_are_taken(server):
+    for text in ("琴" * MAX_CHARACTERS, "é\n" * (MAX_CHARACTERS // 2), "\0 \ud800".encode("utf-8", "replace").decode()):
+        assert len(search(server, q=text, k=2)) == 2
+
+
 def test_hostile_tags_are_json_like_any_text(server):
     hits = search(server, q=QUERY, k=100)
     assert (HOSTILE_TITLE, HOSTILE_ARTIST) in [(hit["title"], hit["artist"]) for hit in hits]
