@@ -23,12 +23,12 @@ QUOTE = "'"
 
 
 def without_local_paths(value: Any) -> Any:
-    """Return strings, also within lists and dicts, with `.../name` in place of every absolute path.
+    """Return strings, also within lists and dicts and their keys, with `.../name` in place of every absolute path.
 
     A data set by name, `song_describer:data/sdd`, becomes `song_describer`; within a command `song_describer:FOLDER`.
     """
     if isinstance(value, dict):
-        return {key: without_local_paths(item) for key, item in value.items()}
+        return {without_local_paths(key): without_local_paths(item) for key, item in value.items()}
     if isinstance(value, list):
         return [without_local_paths(item) for item in value]
     if not isinstance(value, str):

@@ -216,6 +216,7 @@ def _add_captioning(parser: Parser) -> None:
         help="template (by tags and measures), columns (texts of the list), a transformers model, or FILE.py",
     )
     parser.add_argument("--prompts", type=Path, help="folder of prompts, in place of the package's own")
+    parser.add_argument("--rewriter", help="a language model that says every caption once more, in other words")
     parser.add_argument("--names_sections", action="store_true", help="let the model name the sections of the track")
     parser.add_argument("--temperature", type=float, default=0.0, help="of the model; 0 takes the likeliest words")
     parser.add_argument("--window_seconds", type=float, default=180.0, help="what percents in texts are of; 0: all")

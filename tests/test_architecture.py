@@ -17,7 +17,8 @@ DIRECTLY_BELOW = {
     "collap.models": ("collap.files",),
     "collap.data": ("collap.models",),
     "collap.card_text": ("collap.data",),
-    "collap.corpora": ("collap.card_text",),
+    "collap.clap": ("collap.models",),
+    "collap.corpora": ("collap.card_text", "collap.clap"),
     "collap.evaluation": (
         "collap.corpora",
     ),  # rendered songs are described and rendered anew for the benchmark of time

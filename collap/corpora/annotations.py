@@ -65,7 +65,7 @@ def find_annotation(names: tuple[str, ...], audio: str, folder: Path | None) -> 
     for name in names:
         salami = (place / name / SALAMI_FOLDER / file for file in SALAMI_FILES)
         for path in (place / f"{name}.txt", place / f"{name}.jams", *salami):
-            if path.is_file() and (path.suffix != ".txt" or _has_times(path)):
+            if path.is_file() and (path.suffix != ".txt" or has_times(_beginning(path))):
                 return path
     return None
 
@@ -91,10 +91,14 @@ def _rank(path: str) -> int:
     return 2 + SALAMI_FILES.index(name) if name in SALAMI_FILES else int(name.lower().endswith(".jams"))
 
 
-def _has_times(path: Path) -> bool:
-    """Tell whether a text file begins with two lines of ascending times: beside audio lie captions and lyrics too."""
+def _beginning(path: Path) -> str:
     with open(path, encoding="utf-8-sig", errors="replace") as file:
-        lines = [line.split() for line in file.read(1000).splitlines() if line.strip()][:2]
+        return file.read(1000)
+
+
+def has_times(text: str) -> bool:
+    """Tell whether a text begins with two lines of ascending times: beside audio lie captions and lyrics too."""
+    lines = [line.split() for line in text[:1000].splitlines() if line.strip()][:2]
     try:
         times = [float(words[0]) for words in lines]
     except ValueError:

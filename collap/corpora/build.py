@@ -13,27 +13,30 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
 
+from collap.data.audio_parts import file_of
+from collap.data.rows import content_digest
 from collap.data.shares import Shard, parse_shard
 from collap.files import replace_file, write_json
 
-from .captioners import Captioner, load_captioner, load_prompts
-from .captions import caption_text
+from .asking import Asking
+from .captioners import Captioner, load_captioner, load_prompts, load_rewriter
 from .card import built_card
 from .collect import Limits
 from .hearing import probe_captioner
 from .listening import WITHOUT_WEIGHTS, Listening, hear, mapping
 from .listing import read_tracks
 from .report import add_table, draw_histograms, histogram_values, make_report, report_lines
-from .scores import Scorer
-from .selection import select, usable_captions
+from .rewriting import Rewriter
+from .scores import Scorer, load_scorer
+from .selection import checked_captions, select, usable_captions
 from .song_picture import draw_song
 from .state import State
 from .tracks import Track
@@ -54,13 +57,45 @@ def settings_of(options, limits: Limits) -> dict:
         "annotations": options.annotations and options.annotations.name,
         "dtype": options.dtype,
         "prompts": hashlib.sha256(prompts.encode()).hexdigest()[:12],
+        "rewriter": options.rewriter,
         "score_model": options.score_model,
     }
 
 
 def list_tracks(options, state_folder: Path) -> Iterator[Track]:
     """List the tracks of the source; bytes of a table are written beside the state."""
-    return read_tracks(options.source, options.split, options.dataset_config, state_folder / "given")
+    for track in read_tracks(options.source, options.split, options.dataset_config, state_folder / "given"):
+        track.listing = listing_digest(track)
+        yield track
+
+
+def listing_digest(track: Track) -> str:
+    """Return a digest of what is listed of a track and of the size of its file; not of where it lies."""
+    size = os.path.getsize(file) if os.path.isfile(file := file_of(track.audio)) else None
+    said = {**track.to_json(), "audio": os.path.basename(track.audio), "origin": "", "size": size}
+    return content_digest(json.dumps(said, sort_keys=True, default=str).encode())
+
+
+@dataclass
+class WithWeights:
+    """Hold the models that run in the main process: captioners, or the user's own; what rewrites; what scores."""
+
+    captioners: Sequence[Captioner] = ()
+    rewriter: Rewriter | None = None
+    scorer: Scorer | None = None
+
+
+def load_with_weights(options, device: str) -> WithWeights:
+    """Load the models that options name."""
+    asking = Asking(options.seed, options.batch_size, options.temperature)
+    common = {"device": device, "dtype": options.dtype, "prompts": options.prompts, "asking": asking}
+    common["trust_remote_code"] = options.trust_remote_code
+    named = [spec for spec in options.captioner if spec not in WITHOUT_WEIGHTS]
+    return WithWeights(
+        [load_captioner(spec, names_sections=options.names_sections, **common) for spec in named],
+        load_rewriter(options.rewriter, **common) if options.rewriter else None,
+        load_scorer(options.score_model, device) if options.score_model else None,
+    )
 
 
 # ---- every track
@@ -73,7 +108,7 @@ def pending(tracks: Iterable[Track], state: State, shard: Shard, block: int) -> 
         group = list(itertools.islice(tracks, block))
         if not group:
             return
-        if shard.has(number) and not all(state.has(track.id) for track in group):
+        if shard.has(number) and not all(map(state.has, group)):
             yield from ((number, track) for track in group)
 
 
@@ -81,18 +116,19 @@ def _hear_one(state: State, settings: Listening, item: tuple[int, Track]) -> tup
     return item[0], *hear(item[1], state, settings)
 
 
-def describe_block(
-    heard: list[tuple[Track, np.ndarray | None]], captioners: list[Captioner], scorer: Scorer | None, state: State
-) -> None:
-    """Let captioners describe the tracks of a block that are kept, score what they said, and save them."""
+def describe_block(heard: list[tuple[Track, np.ndarray | None]], models: WithWeights, state: State) -> None:
+    """Let models describe the tracks of a block that are kept, rewrite and score what was said, and save them."""
     kept = [(track, samples) for track, samples in heard if samples is not None]
     tracks, samples = [track for track, _ in kept], [samples for _, samples in kept]
-    for captioner in captioners if kept else ():
+    for captioner in models.captioners if kept else ():
         for track, caption in zip(tracks, captioner.describe(tracks, samples), strict=True):
             track.captions.append(caption)
-    for track, sound in kept if scorer else ():
-        texts = {one.captioner: caption_text(one, track.seconds) for one in track.captions}
-        track.measures["scores"] = scorer.scores(sound, {name: text for name, text in texts.items() if text.strip()})
+    for track, captions in zip(tracks, models.rewriter.rewrite(tracks), strict=True) if models.rewriter else ():
+        track.captions += captions
+    for track, sound in kept if models.scorer else ():
+        said = [(caption, text) for caption, text, _ in checked_captions(track) if text]
+        for (caption, _), score in zip(said, models.scorer.scores(sound, [text for _, text in said]), strict=True):
+            caption.score = score
     for track, sound in heard:
         if sound is not None:
             state.save(track)
@@ -120,16 +156,15 @@ def do_tracks(
     items: Iterable[tuple[int, Track]],
     state: State,
     settings: Listening,
-    with_weights: tuple,
+    models: WithWeights,
     progress: Progress,
     num_workers: int,
 ) -> None:
     """Take tracks through every stage that needs their sound.
 
     Args:
-        with_weights: captioners and scorer that run here, or ((), None).
+        models: those that run here.
     """
-    captioners, scorer = with_weights
     with mapping(num_workers) as map_in_order:
         results = map_in_order(functools.partial(_hear_one, state, settings), items)
         for _, group in itertools.groupby(results, key=lambda result: result[0]):
@@ -139,34 +174,13 @@ def do_tracks(
                 if samples is None:
                     progress.add(track)
             if settings.hand_over:
-                describe_block(heard, captioners, scorer, state)
+                describe_block(heard, models, state)
                 for track, samples in heard:
                     if samples is not None:
                         progress.add(track)
 
 
-def load_with_weights(options, device: str) -> tuple[list[Captioner], Scorer | None]:
-    """Load the captioners that have weights, or are the user's own, and the model that scores."""
-    captioners = [
-        load_captioner(
-            spec,
-            device,
-            options.dtype,
-            options.seed,
-            options.prompts,
-            options.batch_size,
-            options.temperature,
-            options.names_sections,
-            options.window_seconds,
-            options.trust_remote_code,
-        )
-        for spec in options.captioner
-        if spec not in WITHOUT_WEIGHTS
-    ]
-    return captioners, Scorer(options.score_model, device) if options.score_model else None
-
-
-def probe(captioners: list[Captioner], seconds: float, state: State) -> None:
+def probe(captioners: Sequence[Captioner], seconds: float, state: State) -> None:
     """Say, once, whether captioners hear a track to its end."""
     path = state.folder / "hearing.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -200,16 +214,17 @@ def build(options) -> dict | None:
     items = list(pending(list_tracks(options, out / "work"), state, part, block))
     if items:
         device = options.device or str(process.device if process else _device())
-        with_weights = load_with_weights(options, device) if listening.hand_over else ([], None)
-        probe(with_weights[0], limits.max_seconds, state)
+        models = load_with_weights(options, device)
+        probe(models.captioners, limits.max_seconds, state)
         progress = Progress(len(items))
-        do_tracks(items, state, listening, with_weights, progress, options.num_workers or len(os.sched_getaffinity(0)))
+        do_tracks(items, state, listening, models, progress, options.num_workers or len(os.sched_getaffinity(0)))
         progress.bar.close()
         print(
             f"heard {progress.heard / 3600:.2f} hours of audio, {progress.speed():.0f} hours an hour", file=sys.stderr
         )
     if process:
         process.wait_for_everyone()
+        process.destroy_process_group()
     if shard.count > 1:
         print(f"part {options.shard} is done; when all are, the same command without --shard writes the data set")
         return None
@@ -232,8 +247,8 @@ def finish(out: Path, state: State, names: list[str], options, settings: dict) -
     values = histogram_values(state, chosen)
     replace_file(out / "figures" / "histograms.png", lambda path: draw_histograms(path, values))
     first = state.load(next(iter(chosen.splits)))
-    text = usable_captions(first, chosen.least_score)[0][1]
-    replace_file(out / "figures" / "song.png", lambda path: draw_song(path, first, text))
+    caption, text, _ = usable_captions(first, chosen.least_score)[0]
+    replace_file(out / "figures" / "song.png", lambda path: draw_song(path, first, caption, text))
     card = built_card(report, out.name, options.license)
     replace_file(out / "README.md", card.save)
     write_json(out / "report.json", report)
@@ -263,7 +278,7 @@ def _listening(options, limits: Limits) -> Listening:
         options.seed,
         options.window_seconds,
         options.audio == "embed",
-        bool(options.score_model) or any(spec not in WITHOUT_WEIGHTS for spec in options.captioner),
+        bool(options.score_model or options.rewriter) or not set(options.captioner) <= set(WITHOUT_WEIGHTS),
     )
 
 
@@ -289,9 +304,13 @@ def _process():
     """Return the state of one of several processes that Accelerate has started; None of one that runs alone."""
     if int(os.environ.get("WORLD_SIZE", 1)) < 2:
         return None
+    import torch
     from accelerate import PartialState
 
-    return PartialState(timeout=LONGEST_WAIT)
+    process = PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT)
+    if process.num_processes < 2:  # each would do all of it, and write the same files
+        raise ValueError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but Accelerate knows of one process only")
+    return process
 
 
 def _device() -> str:

@@ -1,9 +1,10 @@
 """Find the sections that a captioner names in JSON, in a fence of Markdown or not, even where its answer is cut off."""
 
+import contextlib
 import json
 import re
 
-from .caption_lines import SPAN, Claim, Moment, plain, read_moment, read_span
+from .caption_lines import SPAN, Claim, plain, read_moment, read_span
 
 BEGINNING = re.compile(r"[\[{]\s*[\"{\[]")
 TRAILING_COMMA = re.compile(r",(\s*[\]}])")
@@ -28,12 +29,13 @@ def load_json(text: str) -> dict | list:
     if beginning is None:
         raise ValueError("there is no JSON")
     written = text[beginning.start() :]
-    for attempt in (written, TRAILING_COMMA.sub(r"\1", written)):
-        try:
-            return json.JSONDecoder().raw_decode(attempt)[0]
-        except ValueError:
-            continue
-    return json.loads(TRAILING_COMMA.sub(r"\1", complete_json(written)))
+    try:
+        for attempt in (written, TRAILING_COMMA.sub(r"\1", written)):
+            with contextlib.suppress(ValueError):
+                return json.JSONDecoder().raw_decode(attempt)[0]
+        return json.loads(TRAILING_COMMA.sub(r"\1", complete_json(written)))
+    except RecursionError as error:
+        raise ValueError("its JSON has brackets in brackets without end") from error
 
 
 def complete_json(written: str) -> str:
@@ -65,6 +67,8 @@ def complete_json(written: str) -> str:
 
 def read_json(text: str) -> tuple[str, list[Claim]]:
     """Return what an answer in JSON says of the whole, and of each section.
+
+    Numbers that are called start and end are seconds, which the prompt asks for; those of `"0-18"` may be percents.
 
     Raises:
         ValueError: it is no JSON, or a section has no times that can be read.
@@ -99,5 +103,6 @@ def _claim(one) -> Claim:
         start, end = read_span(span)
     else:
         start, end = (read_moment(_first(one, names)) for names in (START, END))
-        start, end = start._replace(unit=start.unit or end.unit), end._replace(unit=end.unit or start.unit)
-    return Claim(Moment(*start), Moment(*end), plain(_first(one, LABEL)), plain(_first(one, TEXT)))
+        unit = start.unit or end.unit or "s"
+        start, end = start._replace(unit=start.unit or unit), end._replace(unit=end.unit or unit)
+    return Claim(start, end, plain(_first(one, LABEL)), plain(_first(one, TEXT)))

@@ -45,6 +45,13 @@ MARKUP = re.compile(r"\*\*|__|`+|^\s*(?:[-*\u2022+>]|#{1,6})\s+", re.MULTILINE)
 MOST_LABEL_WORDS = 6
 
 
+UNITS = {"": "", "%": "%", "percent": "%"} | dict.fromkeys(("s", "sec", "secs", "second", "seconds"), "s")
+NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z%]*)")
+MINUTES = re.compile(
+    r"(?P<minutes>\d+(?:\.\d+)?)\s*m(?:in(?:ute)?s?)?\.?(?:\s*(?:and\s*)?(?P<seconds>\d+(?:\.\d+)?)\s*s(?:ec(?:ond)?s?)?)?"
+)
+
+
 class Moment(NamedTuple):
     """Hold a time as it is written: its number, and its unit, `s` or `%`, empty if none is given."""
 
@@ -63,22 +70,23 @@ class Claim:
 
 
 def read_moment(written: str) -> Moment:
-    """Return the time that `1:02:05`, `0:16`, `16 s`, `18%` or `18` say; hours, minutes and seconds become seconds.
+    """Return the time that `1:02:05`, `0:16`, `16 s`, `2 min 30 s`, `18%` or `18` say; those of a clock in seconds.
 
     Raises:
         ValueError: it is none of these.
     """
     written = written.strip().lower()
-    if ":" in written:
+    if re.fullmatch(CLOCK, written):
         value = 0.0
         for part in written.split(":"):
             value = value * 60 + float(part)
         return Moment(value, "s")
-    number = re.match(r"\d+(?:\.\d+)?", written)
-    if number is None:
-        raise ValueError(f"{written!r} is no time")
-    unit = written[number.end() :].strip()
-    return Moment(float(number[0]), "%" if unit in ("%", "percent") else "s" if unit.startswith("s") else "")
+    if said := MINUTES.fullmatch(written):
+        return Moment(60 * float(said["minutes"]) + float(said["seconds"] or 0), "s")
+    said = NUMBER.fullmatch(written)
+    if said is None or said[2] not in UNITS:
+        raise ValueError(f"{written[:40]!r} is no time")
+    return Moment(float(said[1]), UNITS[said[2]])
 
 
 def read_span(found: re.Match) -> tuple[Moment, Moment]:

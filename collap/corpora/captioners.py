@@ -1,33 +1,28 @@
-"""Describe tracks by a music language model, by the texts that their list has, or by templates.
+"""Describe tracks by a music language model, or by a captioner of the user's own.
 
-A captioner is named by `template`, `columns`, the folder or Hub id of a transformers model that hears, or a Python file
-with a `load()` of the user's own.
+A captioner is named by the folder or Hub id of a transformers model that hears, or by a Python file with a `load()`.
+`template` and `columns`, which need no weights, are carried out where a track is decoded: `collap.corpora.listening`.
 
 Dimensions: `N` samples at `RATE`, `S` sections.
 """
 
-import hashlib
 import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from collap.data.catalogue.named import futga
 from collap.files import nearest
 
-from .caption_lines import plain, read_lines
+from .asking import Asking, Question, Writer, unread_answers
 from .captions import read_caption, read_text
-from .template_captions import TemplateCaptioner
+from .rewriting import Rewriter
 from .tracks import RATE, Caption, Section, Track
 from .transformers_writer import TransformersWriter
 
 PROMPTS = Path(__file__).with_name("prompts")
-RETRY_TEMPERATURE = 0.7  # at least, or the same question would get the same answer
 LEAST_SECONDS = 1.0  # of the audio of a section that is asked about
-MAX_TOKENS = {"overview": 256, "section": 192, "track": 2048}
 
 
 @runtime_checkable
@@ -41,51 +36,13 @@ class Captioner(Protocol):
         """Return a caption of each track; samples are (N,), mono at `RATE`. The same for a track beside any others."""
 
 
-@runtime_checkable
-class Writer(Protocol):
-    """Answer questions about audio in words."""
-
-    name: str
-    licence: str | None
-
-    def write(
-        self, prompts: list[str], audios: list[np.ndarray], seeds: list[int], temperature: float, max_tokens: int
-    ) -> list[str]:
-        """Return an answer to each prompt about its audio (N,). Temperature 0 takes the likeliest word, always."""
-
-
-@dataclass
-class Question:
-    """Hold what is asked about a track, and what came back.
-
-    Attributes:
-        track: its place in the call.
-        kind: name of its prompt: `overview`, `section` or `track`.
-        key: tells it from other questions about the same track.
-        read: what makes something of an answer, or raises a ValueError.
-    """
-
-    track: int
-    kind: str
-    key: str
-    prompt: str
-    audio: np.ndarray
-    read: Callable[[str], object]
-    answer: str = ""
-    found: object = None
-    problem: str | None = None
-    retries: int = 0
-
-
 class PromptedCaptioner:
-    """Ask a model about tracks, and read its answers; what cannot be read is asked once more, with another seed.
+    """Ask a model about tracks, and read its answers.
 
     Args:
         writer: answers.
         prompts: by name, see [`load_prompts`].
-        seed: of the answers, with the track's id: neither order nor neighbours matter.
-        batch_size: questions at a time.
-        temperature: 0 for the likeliest words.
+        asking: how it is asked.
         names_sections: whether the model itself names the sections of the whole track, rather than describing those
             that the track has. It does where a track has none.
     """
@@ -94,13 +51,10 @@ class PromptedCaptioner:
         self,
         writer: Writer,
         prompts: dict[str, str],
-        seed: int = 0,
-        batch_size: int = 4,
-        temperature: float = 0.0,
+        asking: Asking = Asking(),  # noqa: B008, which is frozen
         names_sections: bool = False,
     ):
-        self.writer, self.prompts, self.seed = writer, prompts, seed
-        self.batch_size, self.temperature, self.names_sections = batch_size, temperature, names_sections
+        self.writer, self.prompts, self.asking, self.names_sections = writer, prompts, asking, names_sections
         self.name, self.licence = writer.name, writer.licence
 
     def describe(self, tracks: list[Track], samples: list[np.ndarray]) -> list[Caption]:
@@ -108,49 +62,27 @@ class PromptedCaptioner:
 
         An answer that cannot be read the second time either leaves its words empty, and is kept raw.
         """
-        asked = [self._questions(place, *one) for place, one in enumerate(zip(tracks, samples, strict=True))]
-        questions = [one for questions in asked for one in questions]
-        self._ask(questions, tracks, attempt=0)
-        self._ask([one for one in questions if one.problem], tracks, attempt=1)
+        asked = [self._questions(*one) for one in zip(tracks, samples, strict=True)]
+        self.asking.ask(self.writer, [one for questions in asked for one in questions])
         return [self._caption(track, questions) for track, questions in zip(tracks, asked, strict=True)]
 
-    def _questions(self, place: int, track: Track, samples: np.ndarray) -> list[Question]:
+    def _questions(self, track: Track, samples: np.ndarray) -> list[Question]:
         seconds = len(samples) / RATE
         if self.names_sections or not track.sections:
             prompt = self._prompt("track", seconds)
-            return [Question(place, "track", "", prompt, samples, lambda answer: read_caption(answer, seconds))]
-        questions = [Question(place, "overview", "", self._prompt("overview", seconds), samples, read_text)]
+            return [Question(track.id, "track", "", prompt, samples, lambda answer: read_caption(answer, seconds))]
+        questions = [Question(track.id, "overview", "", self._prompt("overview", seconds), samples, read_text)]
         for number, one in enumerate(track.sections):
             start, stop = round(one.start * RATE), round(max(one.end, one.start + LEAST_SECONDS) * RATE)
             prompt = self._prompt("section", one.end - one.start, one.label)
-            questions.append(Question(place, "section", str(number), prompt, samples[start:stop], read_text))
+            questions.append(Question(track.id, "section", str(number), prompt, samples[start:stop], read_text))
         return questions
 
     def _prompt(self, kind: str, seconds: float, label: str = "") -> str:
         named = f", its {label}" if len(label) > 2 else ""  # a letter says nothing to a listener
         return self.prompts[kind].replace("{seconds}", f"{seconds:.0f}").replace("{label}", named)
 
-    def _ask(self, questions: list[Question], tracks: list[Track], attempt: int) -> None:
-        """Fill in answers, a batch at a time, of questions that are alike and equally long."""
-        questions = sorted(questions, key=lambda one: (one.kind, -len(one.audio)))
-        temperature = max(self.temperature, RETRY_TEMPERATURE) if attempt else self.temperature
-        first = 0
-        while first < len(questions):
-            kind = questions[first].kind
-            batch = [one for one in questions[first : first + self.batch_size] if one.kind == kind]
-            seeds = [answer_seed(tracks[one.track].id, one.kind, one.key, attempt, self.seed) for one in batch]
-            told = [one.prompt for one in batch], [one.audio for one in batch]
-            answers = self.writer.write(*told, seeds, temperature, MAX_TOKENS[kind])
-            for one, answer in zip(batch, answers, strict=True):
-                one.answer, one.problem, one.retries = answer, None, attempt
-                try:
-                    one.found = one.read(answer)
-                except ValueError as error:
-                    one.problem = str(error)
-            first += len(batch)
-
     def _caption(self, track: Track, questions: list[Question]) -> Caption:
-        failed = [one for one in questions if one.problem]
         first = questions[0]
         if first.kind == "track":
             caption = first.found or Caption("")
@@ -158,59 +90,11 @@ class PromptedCaptioner:
             told = zip(track.sections, questions[1:], strict=True)
             sections = [Section(one.start, one.end, one.label, answer.found or "") for one, answer in told]
             caption = Caption(first.found or "", sections)
-        return replace(
-            caption,
-            captioner=self.name,
-            licence=self.licence,
-            raw="\n\n".join(one.answer for one in failed) if failed else None,
-            problem=f"{failed[0].kind}: {failed[0].problem}" if failed else None,
-            retries=sum(one.retries for one in questions),
-        )
-
-
-def answer_seed(*parts: object) -> int:
-    """Return a seed (below 2^63) that depends on all of its parts, and on nothing else."""
-    digest = hashlib.sha256("\n".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
-class ColumnCaptioner:
-    """Take the texts that a list has of a track, such as FUTGA's, by the same schema.
-
-    Args:
-        window_seconds: what percents in them are of, from the beginning; 0 for all of the track.
-    """
-
-    name = "columns"
-    licence = None
-
-    def __init__(self, window_seconds: float = futga.SET.settings["window_seconds"]):
-        self.window_seconds = window_seconds
-
-    def describe(self, tracks: list[Track], samples: list[np.ndarray]) -> list[Caption]:
-        """Return a caption from the first text of each track; of one without a text it is empty.
-
-        A text whose sections cannot be read is an overview. So is what a text says before its sections, if these are
-        those of the track already: they were found in it, and moved as the track was cropped.
-        """
-        return [self._describe(track, len(one) / RATE) for track, one in zip(tracks, samples, strict=True)]
-
-    def _describe(self, track: Track, seconds: float) -> Caption:
-        text = track.texts[0] if track.texts else ""
-        if track.boundaries == "caption" and track.sections:
-            caption = Caption(read_lines(text)[0], [replace(one) for one in track.sections])
-        elif track.crop is not None or not text:
-            caption = Caption(plain(text))  # its times are those of another recording
-        else:
-            try:
-                caption = read_caption(text, seconds, self.window_seconds)
-            except ValueError:
-                caption = Caption(plain(text))
-        return replace(caption, captioner=self.name, licence=self.licence)
+        return replace(caption, captioner=self.name, licence=self.licence, **unread_answers(questions))
 
 
 def load_prompts(folder: Path | None = None) -> dict[str, str]:
-    """Return the prompts by name: `overview`, `section`, `track`, `pieces`.
+    """Return the prompts by name: `overview`, `section`, `track`, `pieces`, `rewrite`.
 
     Args:
         folder: of text files that take the place of the package's own.
@@ -245,7 +129,8 @@ def load_own(path: Path) -> Captioner | Writer:
     found = module.load() if hasattr(module, "load") else None
     if not isinstance(found, Captioner | Writer):
         raise ValueError(
-            f"{path}: expected a function load() that returns a collap.corpora.captioners.Captioner or Writer"
+            f"{path}: expected a function load() that returns a Captioner of collap.corpora.captioners, or a Writer of "
+            "collap.corpora.asking"
         )
     return found
 
@@ -254,31 +139,23 @@ def load_captioner(
     spec: str,
     device: str = "cpu",
     dtype: str = "bfloat16",
-    seed: int = 0,
     prompts: Path | None = None,
-    batch_size: int = 4,
-    temperature: float = 0.0,
+    asking: Asking = Asking(),  # noqa: B008, which is frozen
     names_sections: bool = False,
-    window_seconds: float = futga.SET.settings["window_seconds"],
     trust_remote_code: bool = False,
 ) -> Captioner:
     """Load what a user names.
 
     Args:
-        spec: `template`, `columns`, folder or Hub id of a transformers model, or `FILE.py`.
+        spec: folder or Hub id of a transformers model, or `FILE.py`.
         device, dtype: of a model.
-        seed, batch_size, temperature, names_sections: see [`PromptedCaptioner`]; the templates take the seed.
         prompts: see [`load_prompts`].
-        window_seconds: see [`ColumnCaptioner`].
+        asking, names_sections: see [`PromptedCaptioner`].
         trust_remote_code: whether code in the model's folder may run, as MOSS-Music needs.
 
     Raises:
         OSError, ValueError: there is no such captioner; one line.
     """
-    if spec == "template":
-        return TemplateCaptioner(seed)
-    if spec == "columns":
-        return ColumnCaptioner(window_seconds)
     texts = load_prompts(prompts)
     if spec.endswith(".py"):
         writer = load_own(Path(spec))
@@ -286,4 +163,32 @@ def load_captioner(
             return writer
     else:
         writer = TransformersWriter(spec, device, dtype, texts["pieces"], trust_remote_code)
-    return PromptedCaptioner(writer, texts, seed, batch_size, temperature, names_sections)
+    return PromptedCaptioner(writer, texts, asking, names_sections)
+
+
+def load_rewriter(
+    name: str,
+    device: str = "cpu",
+    dtype: str = "bfloat16",
+    prompts: Path | None = None,
+    asking: Asking = Asking(),  # noqa: B008, which is frozen
+    trust_remote_code: bool = False,
+) -> Rewriter:
+    """Load what says captions in other words; the arguments are those of [`load_captioner`].
+
+    Args:
+        name: folder or Hub id of a language model that chats, or `FILE.py` whose `load()` gives a [`Writer`].
+
+    Raises:
+        OSError, ValueError: there is no such model, or it has no chat template; one line.
+    """
+    texts = load_prompts(prompts)
+    if name.endswith(".py"):
+        writer = load_own(Path(name))
+        if not isinstance(writer, Writer):
+            raise ValueError(f"{name}: its load() gives no Writer, which could rewrite")
+    else:
+        writer = TransformersWriter(name, device, dtype, texts["pieces"], trust_remote_code)
+        if not writer.chats:
+            raise ValueError(f"{name}: has no chat template; expected a language model that chats")
+    return Rewriter(writer, texts["rewrite"], asking)

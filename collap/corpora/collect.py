@@ -10,20 +10,15 @@ Of tracks that passed, `collap.corpora.duplicates` tells which are one recording
 Dimensions: `N` samples at `tracks.RATE`.
 """
 
-import collections
 import hashlib
-import io
 import os
-from collections.abc import Iterable
-from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 
 from collap.data.audio_parts import audio_part, file_of
-from collap.data.guarded_reading import header_seconds, load_audio
+from collap.data.guarded_reading import audio_tags, header_seconds, load_audio
 from collap.files import flat, nearest
-from processing.audio_tracks import DECODING_ERRORS, FFMPEG_FORMATS
 from processing.decode_audio import AudioFileError
 
 from .measures import is_music, measure
@@ -103,10 +98,8 @@ def look_at(track: Track, limits: Limits) -> Track:
     track.artist = track.artist or tags.pop("artist", None)
     track.licence = track.licence or tags.get("license") or tags.get("copyright")
     track.tags = {**tags, **track.tags}
-    track.seconds = seconds
-    if seconds > limits.max_seconds and limits.longer == "crop":
-        start = 0.0 if limits.crop_from == "start" else (seconds - limits.max_seconds) / 2
-        _crop(track, round(start, 3), round(start + limits.max_seconds, 3))
+    track.seconds = track.listed_seconds = seconds
+    _crop_longer(track, limits)
     track.dropped = reason_to_drop(track, limits)
     return track
 
@@ -125,6 +118,13 @@ def listen(track: Track, limits: Limits) -> np.ndarray | None:
         track.dropped = f"broken: {flat(error)}"
         return None
     track.seconds = len(samples) / RATE
+    if track.crop is None:
+        track.listed_seconds = track.seconds  # what was decoded decides, not the header
+        _crop_longer(track, limits)
+        if track.crop is not None:
+            samples = samples[slice(*(round(edge * RATE) for edge in track.crop))]
+    else:
+        track.crop = (track.crop[0], round(track.crop[0] + track.seconds, 3))
     track.measures |= measure(samples)
     track.dropped = reason_to_drop(track, limits)
     return None if track.dropped else samples
@@ -146,10 +146,11 @@ def reason_to_drop(track: Track, limits: Limits) -> str | None:
     return None
 
 
-def count_drops(tracks: Iterable[Track]) -> dict[str, int]:
-    """Return how many tracks are left out for each of `REASONS`, those that there were."""
-    counts = collections.Counter(track.dropped.partition(":")[0] for track in tracks if track.dropped)
-    return {reason: counts[reason] for reason in REASONS if counts[reason]}
+def _crop_longer(track: Track, limits: Limits) -> None:
+    """Crop a track that is longer than it may be, if it is to be cropped."""
+    if track.seconds > limits.max_seconds + 0.5 / RATE and limits.longer == "crop":
+        start = 0.0 if limits.crop_from == "start" else (track.seconds - limits.max_seconds) / 2
+        _crop(track, round(start, 3), round(start + limits.max_seconds, 3))
 
 
 def _crop(track: Track, start: float, stop: float) -> None:
@@ -179,19 +180,6 @@ def file_digest(audio: str) -> str:
 
 
 def file_tags(audio: str) -> dict[str, str]:
-    """Return the tags of a file that say something of the music, see `FILE_TAGS`; none if they cannot be read.
-
-    Read here, by a library that could end the process; so only of a file whose header was read in another one.
-    """
-    import av
-
-    source = audio_part(audio).source
-    options = {"format_whitelist": FFMPEG_FORMATS, "protocol_whitelist": "none"}
-    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-        try:
-            with closing(av.open(file, container_options=options, metadata_errors="replace")) as container:
-                found = {**container.streams[0].metadata, **container.metadata}
-        except (*DECODING_ERRORS, IndexError):
-            return {}
-    found = {name.lower(): " ".join(str(text).split())[:TAG_CHARACTERS] for name, text in found.items()}
+    """Return the tags of a file that say something of the music, see `FILE_TAGS`; none if they cannot be read."""
+    found = {name: " ".join(text.split())[:TAG_CHARACTERS] for name, text in audio_tags(audio).items()}
     return {name: found[name] for name in FILE_TAGS if found.get(name)}

@@ -11,6 +11,7 @@ tracks take 2.6 GB of disk and 0.9 GB of memory, three times that while it is so
 Dimensions: `F` frames of 23 ms of a fingerprint, `I` frames of the index, `N` samples.
 """
 
+import contextlib
 import os
 import re
 import tempfile
@@ -21,7 +22,7 @@ import numpy as np
 from collap.data.catalogue import Request, all_splits, find_entry
 from collap.data.catalogue.named import SETS
 from collap.data.catalogue.named_sets import read_records
-from collap.data.fingerprints import HOP, MAX_ERROR, FingerprintIndex, bit_error, fingerprint
+from collap.data.fingerprints import HOP, MAX_ERROR, MIN_FRAMES, FingerprintIndex, bit_error, fingerprint
 from collap.data.fingerprints import RATE as PRINT_RATE
 from collap.data.guarded_reading import Source
 from collap.data.leaks import fingerprints
@@ -40,7 +41,6 @@ MIN_VOTES = 2  # equal frames at one offset, for a pair to be compared
 CANDIDATES = 3  # offsets of a pair that are compared
 MIN_SHARED = 0.5  # of the shorter track
 VIDEO_FILES = (re.compile(r".*\[(?P<video>[\w-]{11})\]"), re.compile(r"Y?(?P<video>[\w-]{11})(?:_[\d.]+)*"))
-MIN_FRAMES = round(3 * PRINT_RATE / HOP)  # that sound, 3 s
 
 
 def track_fingerprint(samples: np.ndarray) -> np.ndarray:
@@ -169,31 +169,46 @@ class EvaluationSets:
     """Hold what evaluation sets are told by: the sources of their recordings, and fingerprints of them.
 
     Args:
-        names: data sets as `open_dataset` takes them, all their splits; `NAME:FOLDER` has sources too.
-        by_sound: whether their audio is read; 170 bytes a second, 24 in memory for every frame of 23 ms.
+        names: data sets as `open_dataset` takes them, all their splits; `NAME:FOLDER` has sources too. Their sound
+            takes 170 bytes a second, and 24 in memory for every frame of 23 ms.
+
+    Attributes:
+        compared: name -> how many recordings it has (`listed`), of how many tracks are told by their source (`by_id`),
+            and of how many files by their sound (`by_sound`). Those that are not there or cannot be decoded are not
+            among the last.
 
     Raises:
         FileNotFoundError, ValueError: as `open_dataset`.
     """
 
-    def __init__(self, names: Sequence[str], by_sound: bool = True):
+    def __init__(self, names: Sequence[str]):
         self.sources: dict[str, str] = {}  # source of a recording -> what it is called
-        recordings = list(self._recordings(names))  # without their sound, but for rows that hold bytes
-        prints = list(fingerprints(recordings)) if by_sound else []
+        self.compared: dict[str, dict[str, int]] = {}
+        prints = []
+        for name in names:
+            self.compared[name] = {"listed": 0, "by_id": 0}
+            found = list(fingerprints(self._recordings(name)))
+            self.compared[name]["by_sound"] = len(found)
+            prints += found
         self.index = FingerprintIndex(prints) if prints else None
 
-    def _recordings(self, names: Sequence[str]) -> Iterator[tuple[str, tuple[Source, ...]]]:
-        for name in names:
-            entry, request = find_entry(Request(name))
-            if entry.name not in SETS:
-                yield from _rows_of(name)
-                continue
-            folder, records = read_records(SETS[entry.name], request)
-            for record in records:
-                called = f"{name} {record.id}"
-                if record.source is not None:
-                    self.sources.setdefault(record.source, called)
-                yield called, tuple(map(folder.whole_path, record.files))
+    def _recordings(self, name: str) -> Iterator[tuple[str, tuple[Source, ...]]]:
+        """Yield what the recordings of a set are called, and their audio; note their sources, and count them."""
+        entry, request = find_entry(Request(name))
+        count = self.compared[name]
+        if entry.name not in SETS:
+            for called in _rows_of(name):
+                count["listed"] += 1
+                yield called
+            return
+        folder, records = read_records(SETS[entry.name], request)
+        for record in records:
+            called = f"{name} {record.id}"
+            count["listed"] += 1
+            if record.source is not None:
+                count["by_id"] += 1
+                self.sources.setdefault(record.source, called)
+            yield called, tuple(map(folder.whole_path, record.files))
 
     def held(self, track: Track, bits: np.ndarray | None = None) -> str | None:
         """Return which recording a track is, or has a passage of 3 s of; None if there is none.
@@ -220,7 +235,7 @@ def _rows_of(source: str) -> Iterator[tuple[str, tuple[Source, ...]]]:
     """Yield name and audio of all rows of a data set without a name of its own."""
     for split in all_splits(Request(source)):
         for row, audio in enumerate(open_dataset(source, split, text_column=None).select_columns("audio")):
-            try:
-                yield f"{source} {split} {row_name(row, audio['audio'])}", (audio_source(audio["audio"]),)
-            except AudioFileError:
-                continue
+            files: tuple[Source, ...] = ()
+            with contextlib.suppress(AudioFileError):  # there is none
+                files = (audio_source(audio["audio"]),)
+            yield f"{source} {split} {row_name(row, audio['audio'])}", files

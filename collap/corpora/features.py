@@ -5,7 +5,7 @@ correlation of the mean chroma vector with the profiles of Krumhansl and Kessler
 Musical Pitch", 1990), to which the overtones of their notes are added (Gomez, "Tonal Description of Music Audio
 Signals", 2006).
 
-Dimensions: `N` samples at [`RATE`], `F` frames of 10 ms, `P` windows for pitch, `B` bins of a spectrum, `S` sections.
+Dimensions: `N` samples at [`RATE`], `F` frames of 10 ms, `P` frames for pitch, `B` bins of a spectrum, `S` sections.
 """
 
 import functools
@@ -14,19 +14,20 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 from transformers.audio_utils import mel_filter_bank
 
+from .frames import HOP as PITCH_HOP
+from .frames import frame_features
 from .tracks import RATE, Section
 
 HOP, WINDOW = 160, 512  # samples: 10 ms and 32 ms
-PITCH_WINDOW = 8192  # samples: 512 ms, which tell semitones from 100 Hz on apart
-LOWEST_HZ, HIGHEST_HZ = 100.0, 1000.0  # of what is taken for notes
 OVERTONES, OVERTONE_SHARE = {1: 0, 2: 0, 3: 7, 4: 0, 5: 4, 6: 7}, 0.7  # semitones of each; each is weaker by that share
 AT_A_TIME = 512  # frames whose spectra are in memory at once
 MEL_BANDS = 40
 SLOWEST, FASTEST = 50.0, 210.0  # BPM
-USUAL_BPM, OCTAVES = 115.0, 0.8  # of the tempo that is likelier among those that fit, and how broadly
+USUAL_BPM, OCTAVES = 120.0, 1.0  # of the tempo that is likelier among those that fit, and how broadly, as in librosa
 LEAST_PERIODICITY = 0.08  # peak of the autocorrelation below which no tempo is stated
 LEAST_KEY_CORRELATION, LEAST_KEY_MARGIN = 0.5, 0.04  # below them no key is stated
-# Margin below which a key is not told from its relative, of the same notes: of 80 rendered songs 67 % were right.
+# Margin below which a key is not told from its relative, of the same notes. Of 60 rendered songs 30 keys were right, 28
+# named beside their relative, and 1 was wrong.
 RELATIVE_MARGIN = 0.15
 SILENCE_DB = -70.0
 KEYS = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
@@ -63,18 +64,18 @@ class Features:
 def measure_track(samples: np.ndarray, sections: list[Section]) -> tuple[Features, list[Features]]:
     """Return the features of samples (N,), and of each of S sections of them."""
     flux, centroid, energy = frame_measures(samples)  # (F,) each
-    chroma = chroma_frames(samples)  # (P, 12)
+    harmony = frame_features(samples)[1]  # (P, 12)
     onsets = onset_frames(flux)
 
     def measure(start: float, end: float) -> Features:
-        frames, pitches = _stretch(start, end, HOP, len(flux)), _stretch(start, end, PITCH_WINDOW, len(chroma))
+        frames, pitches = _stretch(start, end, HOP, len(flux)), _stretch(start, end, PITCH_HOP, len(harmony))
         weights = energy[frames]
         return Features(
             loudness=loudness(samples[round(start * RATE) : round(end * RATE)]),
             brightness=float(centroid[frames] @ weights / weights.sum()) if weights.sum() > 0 else 0.0,
             onsets=float(((onsets >= frames.start) & (onsets < frames.stop)).sum() / max(end - start, 1e-3)),
             tempo=find_tempo(flux[frames]),
-            key=find_key(chroma[pitches].sum(0)),
+            key=find_key(harmony[pitches].sum(0)),
         )
 
     return measure(0.0, len(samples) / RATE), [measure(one.start, one.end) for one in sections]
@@ -109,26 +110,21 @@ def loudness(samples: np.ndarray) -> float:
     return 10 * float(np.log10(max(power, 1e-12)))
 
 
-def _spectra(samples: np.ndarray, window: int, hop: int):
-    """Yield magnitudes (at most AT_A_TIME, B) of windows whose middles are `hop` samples apart."""
-    padded = np.pad(samples, (window // 2, window))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop][: max(len(samples) // hop, 1)]
-    shape = np.hanning(window).astype(np.float32)
+def _spectra(samples: np.ndarray):
+    """Yield magnitudes (at most AT_A_TIME, B) of windows whose middles are `HOP` samples apart."""
+    padded = np.pad(samples, (WINDOW // 2, WINDOW))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP][: max(len(samples) // HOP, 1)]
+    shape = np.hanning(WINDOW).astype(np.float32)
     for first in range(0, len(frames), AT_A_TIME):
         yield np.abs(np.fft.rfft(frames[first : first + AT_A_TIME] * shape, axis=1)).astype(np.float32)
 
 
 @functools.cache
-def _filters() -> tuple[np.ndarray, np.ndarray]:
-    """Return the filters of mel bands (B, bands) of short windows, and of pitch classes (B, 12) of long ones."""
-    mel = mel_filter_bank(WINDOW // 2 + 1, MEL_BANDS, 30.0, RATE / 2, RATE, norm=None, mel_scale="slaney")
-    frequencies = np.arange(1, PITCH_WINDOW // 2 + 1) * (RATE / PITCH_WINDOW)
-    pitches = 12 * np.log2(frequencies / 440) + 9  # C is 0, 12, ...
-    nearest = np.round(pitches).astype(int)
-    heard = np.flatnonzero((frequencies > LOWEST_HZ) & (frequencies < HIGHEST_HZ))
-    chroma = np.zeros((PITCH_WINDOW // 2 + 1, 12), np.float32)
-    chroma[heard + 1, nearest[heard] % 12] = np.cos(np.pi * (pitches - nearest)[heard]) ** 2
-    return mel.astype(np.float32), chroma
+def _mel_filters() -> np.ndarray:
+    """Return the filters of mel bands (B, bands)."""
+    return mel_filter_bank(WINDOW // 2 + 1, MEL_BANDS, 30.0, RATE / 2, RATE, norm=None, mel_scale="slaney").astype(
+        np.float32
+    )
 
 
 @functools.cache
@@ -146,8 +142,8 @@ def frame_measures(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     weight in a mean. Three of (F,)."""
     frequencies = np.arange(WINDOW // 2 + 1, dtype=np.float32) * (RATE / WINDOW)
     flux, centroid, energy, last = [], [], [], None
-    for spectra in _spectra(samples, WINDOW, HOP):
-        bands = np.log1p(100 * (spectra @ _filters()[0]))  # (frames, bands)
+    for spectra in _spectra(samples):
+        bands = np.log1p(100 * (spectra @ _mel_filters()))  # (frames, bands)
         before = np.concatenate([bands[:1] if last is None else last, bands[:-1]])
         last = bands[-1:]
         flux.append(np.maximum(bands - before, 0).mean(1))
@@ -155,12 +151,6 @@ def frame_measures(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
         centroid.append(spectra @ frequencies / np.maximum(sums, 1e-6))
         energy.append(sums)
     return np.concatenate(flux), np.concatenate(centroid), np.concatenate(energy)
-
-
-def chroma_frames(samples: np.ndarray) -> np.ndarray:
-    """Return the share of every pitch class, C first, in windows of samples (N,): (P, 12), 0 for silence."""
-    found = np.concatenate([spectra @ _filters()[1] for spectra in _spectra(samples, PITCH_WINDOW, PITCH_WINDOW)])
-    return found / np.maximum(found.sum(1, keepdims=True), 1e-3)
 
 
 def onset_frames(flux: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +22,13 @@ from collap.data.audio_parts import audio_part
 from collap.files import replace_file
 from processing.decode_audio import AudioFileError
 
-from .captioners import load_captioner
 from .collect import Limits, listen, look_at
 from .duplicates import track_fingerprint
 from .features import measure_track, record_features
 from .state import State
-from .structure import FUTGA_SECONDS, find_sections
-from .tracks import RATE, Section, Track
+from .structure import FUTGA_SECONDS, find_sections, listed_caption
+from .template_captions import TemplateCaptioner
+from .tracks import RATE, Caption, Section, Track
 
 WITHOUT_WEIGHTS = ("template", "columns")  # captioners that run where a track is decoded
 
@@ -93,9 +93,20 @@ def _describe(track: Track, samples: np.ndarray, settings: Listening) -> None:
     sections = track.sections or [Section(0.0, len(samples) / RATE)]
     record_features(track.measures, sections, *measure_track(samples, sections))
     for name in settings.captioners:
-        track.captions += load_captioner(name, seed=settings.seed, window_seconds=settings.window_seconds).describe(
-            [track], [samples]
-        )
+        if name == "template":
+            track.captions += TemplateCaptioner(settings.seed).describe([track], [samples])
+        else:
+            track.captions += column_captions(track, len(samples) / RATE, settings.window_seconds)
+
+
+def column_captions(track: Track, seconds: float, window_seconds: float) -> list[Caption]:
+    """Return a caption of each text that a list has of a track, by the schema of all captions: the captioner `columns`.
+
+    Args:
+        seconds, window_seconds: see [`listed_caption`].
+    """
+    captions = [listed_caption(track, text, seconds, window_seconds) for text in track.texts]
+    return [replace(one, captioner="columns", licence=None) for one in captions]
 
 
 def write_flac(path: Path, samples: np.ndarray) -> None:

@@ -4,12 +4,18 @@ Nothing is read but names and tables; `collap.corpora.collect` looks at the file
 """
 
 import collections
+import contextlib
+import itertools
 import json
+import math
 import os
 import re
+import socket
+import threading
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from collap.data.audio_column import PATH_COLUMN
 from collap.data.audio_parts import ARCHIVE, archive_members, read_member
@@ -20,14 +26,17 @@ from collap.data.places import name_within
 from collap.data.rows import audio_source, content_digest, row_texts
 from collap.data.set_folder import AUDIO_SUFFIXES, SetFolder, cell_list
 from collap.data.sources import open_dataset
-from collap.data.text_tables import decode_table
 from collap.files import flat, replace_file
 from processing.decode_audio import AudioFileError
 
+from .annotations import has_times
+from .check import OVERLAP_SECONDS
 from .tracks import Section, Track
 
+# Names of columns, the first that a row has; in upper or lower case.
 ID_COLUMNS = ("id", "track_id", "song_id", "ytid", "youtube_id", "video_id")
 LICENCE_COLUMNS = ("licence", "license")
+ARTIST_COLUMNS = ("artist", "artist_name", "artists", "artist_id")
 TEXT_COLUMNS = ("text", "caption", "captions", "texts")
 NO_TAGS = ("start", "end", "split", "config")  # of a row
 TAG_CHARACTERS = 300
@@ -51,12 +60,33 @@ def read_tracks(
         keep_in: folder in which bytes of a table are written as files, called after their content.
 
     Yields:
-        Tracks with distinct ids. What has no audio is among them, with the reason. The same file in two rows gives two
-        tracks; put several texts of one into a list.
+        Tracks with distinct ids. What has no audio is among them, with the reason. Rows of the same file are one track
+        with the texts of all; what else they say is that of the first row that says it.
 
     Raises:
         FileNotFoundError, ValueError: as `open_dataset`; a table holds bytes and there is no `keep_in`.
     """
+    yield from join_rows(_read(source, split, config_name, keep_in))
+
+
+def join_rows(tracks: Iterable[Track]) -> Iterator[Track]:
+    """Join tracks of one audio into the first of them; those without audio stay as they are."""
+    found: dict[str, Track] = {}
+    for track in tracks:
+        first = found.setdefault(track.audio or f"no audio: {track.id}", track)
+        if first is track:
+            continue
+        first.texts += [text for text in track.texts if text not in first.texts]
+        first.tags = {**track.tags, **first.tags}
+        for name in ("artist", "source", "licence"):
+            setattr(first, name, getattr(first, name) or getattr(track, name))
+        if first.sections is None:
+            first.sections, first.boundaries = track.sections, track.boundaries
+    yield from found.values()
+
+
+def _read(source: str, split: str | None, config_name: str | None, keep_in: Path | None) -> Iterator[Track]:
+    """List tracks, one for each row, see [`read_tracks`]."""
     ids = _Ids()
     path = Path(source)
     if path.is_file() and path.suffix.lower() == ".tar":
@@ -103,8 +133,8 @@ def _has_metadata(path: Path) -> bool:
 def _folder_tracks(path: Path, ids: _Ids) -> Iterator[Track]:
     """List all audio of a folder, sorted by name."""
     found = SetFolder(path)
-    stems = collections.Counter(os.path.splitext(name)[0] for names in found.by_key.values() for name in names)
-    beside = {os.path.splitext(name)[0]: name for name in found.called("*.txt")}
+    stems = collections.Counter(os.path.splitext(name)[0] for name in found.recordings())
+    beside = {name: found.file(name) for name in found.called("*.txt", "*.json")}
     is_empty = True
     for name in found.names:
         stem, suffix = os.path.splitext(name)
@@ -114,16 +144,41 @@ def _folder_tracks(path: Path, ids: _Ids) -> Iterator[Track]:
                 yield track
         elif suffix.lower() in AUDIO_SUFFIXES:
             is_empty = False
-            texts = [decode_table(found.file(beside[stem])).strip()] if stem in beside else []
             called = ids.take(stem if stems[stem] == 1 else name)
-            yield Track(called, str(found.file(name)), f"{path}: {name}", texts=list(filter(None, texts)))
+            row, problem = _row_beside(beside, stem, lambda file: file.read_bytes())
+            yield _track(called, str(found.file(name)), f"{path}: {name}", row, problem)
     if is_empty:
         raise ValueError(f"{path}: no audio in it or below; expected files such as .mp3, .flac, .wav, or .tar archives")
+
+
+def _row_beside(beside: Mapping[str, Any], stem: str, read: Callable[[Any], bytes]) -> tuple[dict, str | None]:
+    """Return what `song.json` or `song.txt` beside an audio say of it, and why the first cannot be read.
+
+    A text file with times, such as HarmonixSet's, is an annotation and no caption. One that is empty says nothing.
+
+    Args:
+        beside: files by their name.
+        stem: name of the audio without its ending.
+        read: returns the bytes of a file.
+    """
+    if f"{stem}.json" in beside:
+        try:
+            return dict(json.loads(read(beside[f"{stem}.json"]))), None
+        except (ValueError, TypeError, RecursionError) as error:
+            return {}, f"broken: {stem}.json is no JSON object ({flat(error, 200)})"
+    if f"{stem}.txt" not in beside:
+        return {}, None
+    text = read(beside[f"{stem}.txt"]).decode("utf-8-sig", "replace").strip()
+    return ({} if has_times(text) else {"text": text}), None
 
 
 def _archive_tracks(path: str, name: str, ids: _Ids) -> Iterator[Track]:
     """List the audio of a webdataset archive; what stands beside it as .json or .txt are its texts and tags."""
     archive = path[: -len(".tar")]
+
+    def read(member: str) -> bytes:
+        return read_member(path, member)
+
     try:
         members = archive_members(path)
     except AudioFileError as error:
@@ -133,18 +188,9 @@ def _archive_tracks(path: str, name: str, ids: _Ids) -> Iterator[Track]:
         stem, suffix = os.path.splitext(member)
         if suffix.lower() not in AUDIO_SUFFIXES:
             continue
-        row, problem = {}, None
-        try:
-            if f"{stem}.json" in members:
-                row = dict(json.loads(read_member(path, f"{stem}.json")))
-            elif f"{stem}.txt" in members:
-                row = {"text": read_member(path, f"{stem}.txt").decode("utf-8", "replace").strip()}
-        except (ValueError, TypeError) as error:
-            problem = f"broken: {name}/{stem}.json is no JSON object ({flat(error)})"
+        row, problem = _row_beside({one: one for one in (f"{stem}.json", f"{stem}.txt") if one in members}, stem, read)
         called = ids.take(f"{name[: -len('.tar')]}/{stem}")
-        track = _track(called, f"{archive}{ARCHIVE}{member}", f"{name}/{member}", row)
-        track.dropped = problem
-        yield track
+        yield _track(called, f"{archive}{ARCHIVE}{member}", f"{name}/{member}", row, problem)
 
 
 def _named_tracks(named, request: Request, split: str, ids: _Ids) -> Iterator[Track]:
@@ -204,39 +250,64 @@ def _row_tracks(dataset, source: str, ids: _Ids, keep_in: Path | None) -> Iterat
         name = next((str(row[one]) for one in ID_COLUMNS if row.get(one) not in (None, "")), "")
         if isinstance(content, bytes):
             name = name or os.path.splitext(name_within(named))[0] or content_digest(content)
-            content = _kept_bytes(content, os.path.splitext(named)[1], keep_in, source)
+            content = kept_bytes(content, os.path.splitext(named)[1], keep_in, source)
         yield _track(ids.take(name or os.path.splitext(name_within(content))[0]), content, origin, row)
 
 
-def _kept_bytes(content: bytes, suffix: str, keep_in: Path | None, source: str) -> str:
+def kept_bytes(content: bytes, suffix: str, keep_in: Path | None, source: str) -> str:
     """Write the bytes of a table's audio as a file, once, and return its path."""
     if keep_in is None:
         raise ValueError(f"{source}: holds audio as bytes; expected a folder to write it to")
     path = Path(keep_in) / f"{content_digest(content)}{suffix if suffix.lower() in AUDIO_SUFFIXES else ''}"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, lambda temporary: temporary.write_bytes(content))
+        writer = f".{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"  # parts may begin at one moment
+        replace_file(path, lambda temporary: temporary.write_bytes(content), writer)
     return str(path)
 
 
 def _track(name: str, audio: str, origin: str, row: dict, dropped: str | None = None) -> Track:
     """Make a track of a row's columns: those that tracks have, and what is left as tags."""
-    row = {key: value for key, value in row.items() if value is not None and key not in ("audio", *NO_TAGS)}
-    meta = row.pop("meta", {})
-    row = {**(json.loads(meta) if isinstance(meta, str) else meta), **row}
+    row = {str(key).lower(): value for key, value in row.items() if value not in (None, "")}
+    row = {**_object(row.pop("meta", None)), **row}
+    row = {key: value for key, value in row.items() if key not in ("audio", *NO_TAGS)}
     texts = [text for column in TEXT_COLUMNS for text in _texts(row.pop(column, None))]
-    licence = next((str(row.pop(column)) for column in LICENCE_COLUMNS if column in row), None)
-    sections = row.pop("sections", None)
-    known = {column: str(row.pop(column)) for column in ("artist", "source") if column in row}
+    columns = {"artist": ARTIST_COLUMNS, "source": ("source",), "licence": LICENCE_COLUMNS}
+    known = {name: next((row[one] for one in listed if one in row), None) for name, listed in columns.items()}
+    row = {key: value for key, value in row.items() if key not in ("artist", "source", *LICENCE_COLUMNS)}
+    known = {name: ", ".join(cell_list(value)) or None for name, value in known.items()}
+    sections, problem = _sections(row.pop("sections", None))
     tags = {column: ", ".join(cell_list(value))[:TAG_CHARACTERS] for column, value in row.items() if _is_tag(value)}
     tags = {column: tag for column, tag in tags.items() if tag}
-    track = Track(name, audio, origin, licence=licence, texts=texts, tags=tags, dropped=dropped, **known)
+    track = Track(name, audio, origin, texts=texts, tags=tags, dropped=dropped or problem, **known)
     if sections:
-        track.boundaries = "annotation"
-        track.sections = [
-            Section(one["start"], one["end"], one.get("label") or "", one.get("text") or "") for one in sections
-        ]
+        track.sections, track.boundaries = sections, "caption" if any(one.text for one in sections) else "annotation"
     return track
+
+
+def _object(value: object) -> dict:
+    """Return what a cell with an object, or one that is written as JSON, holds; of any other cell nothing."""
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(value) if isinstance(value, str) else value
+    return value if isinstance(value, dict) else {}
+
+
+def _sections(value: object) -> tuple[list[Section], str | None]:
+    """Return the sections of a cell, or the JSON of them, ascending; and what is wrong with them."""
+    try:
+        found = json.loads(value) if isinstance(value, str) else value or []
+        sections = [
+            Section(float(one["start"]), float(one["end"]), str(one.get("label") or ""), str(one.get("text") or ""))
+            for one in found
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        return [], f"annotation: its sections are no list of objects with start and end ({flat(error, 100)})"
+    sections.sort(key=lambda one: one.start)
+    if not all(0 <= one.start < one.end < math.inf for one in sections):
+        return [], "annotation: a section of it does not start before it ends"
+    if any(after.start < one.end - OVERLAP_SECONDS for one, after in itertools.pairwise(sections)):
+        return [], "annotation: its sections overlap"
+    return sections, None
 
 
 def _texts(value) -> list[str]:

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 from collap.data.check_report import TABLE_COLUMNS, TABLE_ONE, Checked, SplitReport, mean_tokens
 
 from .collect import REASONS
-from .licences import allows_commerce
-from .selection import SPLITS, Selection
+from .licences import allows_commerce, training_of
+from .selection import SPLITS, Selection, usable_captions
 from .state import State
 
 PAPER = "CoLLAP"  # its row of Table I
@@ -56,6 +56,8 @@ def make_report(state: State, names: list[str], chosen: Selection, settings: dic
             {"id": name, "origin": chosen.origins[name], "reason": said} for name, said in chosen.dropped.items()
         ],
         "captions": {**chosen.captions.figures(), "unread": chosen.unread, "asked_twice": chosen.retried},
+        "unread_examples": chosen.unread_examples,
+        "compared_with": chosen.compared,
         "least_score": chosen.least_score,
         "boundaries": dict(sorted(collections.Counter(one["boundaries"] for one in everything).items())),
         "licences": dict(sorted(collections.Counter(one["licence"] or "not stated" for one in everything).items())),
@@ -68,17 +70,22 @@ def _facts(state: State, chosen: Selection, split: str) -> list[dict]:
     """Return what the report needs of every track of a split."""
     found = []
     for track in state.all(name for name, one in chosen.splits.items() if one == split):
-        captioners = [(one.captioner, one.licence) for one in track.captions if one.overview or one.sections]
+        captioners = {(one.captioner, one.licence) for one, *_ in usable_captions(track, chosen.least_score)}
         known = {name: getattr(track, name) for name in ("seconds", "artist", "boundaries", "licence")}
         found.append({**known, "captioners": captioners})
     return found
 
 
 def _captioners(tracks: list[dict]) -> dict[str, dict]:
-    """Return name of a captioner -> its licence, how many tracks it described, and whether commerce is allowed."""
+    """Return name of a captioner -> its licence, of how many tracks a caption is kept, whether commerce is allowed."""
     counts = collections.Counter(one for track in tracks for one in track["captioners"])
     return {
-        name: {"licence": licence, "tracks": count, "commercial_use": allows_commerce(licence)}
+        name: {
+            "licence": licence,
+            "trained_on": training_of(name),
+            "tracks": count,
+            "commercial_use": allows_commerce(licence),
+        }
         for (name, licence), count in sorted(counts.items(), key=str)
     }
 
@@ -107,6 +114,8 @@ def report_lines(report: dict, table: Checked) -> Iterator[str]:
     """Yield what the terminal shows."""
     captions = report["captions"]
     yield f"kept {report['kept']} of {report['listed']} tracks, {report['hours']:.2f} hours"
+    if report["settings"]["validation"] and "validation" not in report["splits"]:
+        yield "  nothing to validate on: all tracks share an artist or a source"
     for split, sizes in report["splits"].items():
         yield f"  {split}: {sizes['songs']} songs, {sizes['hours']:.2f} hours, {sizes['artists']} known artists"
     meanings = {**REASONS, **OWN_REASONS}
@@ -116,6 +125,11 @@ def report_lines(report: dict, table: Checked) -> Iterator[str]:
         yield f"  {one['origin']}: {one['reason']}"
     if len(report["dropped"]) > DROPS_SHOWN:
         yield f"  and {len(report['dropped']) - DROPS_SHOWN} more; report.json has all"
+    for name, count in report["compared_with"].items():
+        yield (
+            f"compared with {name}: {count['listed']} recordings, {count['by_id']} of them by id and "
+            f"{count['by_sound']} by sound" + ("" if count["by_sound"] else "; its audio is not there")
+        )
     yield f"sections by: {', '.join(f'{kind} {count}' for kind, count in report['boundaries'].items()) or 'none'}"
     yield (
         f"captions: {captions['captions']}; {captions['mean_words']} words, {captions['mean_sections']} sections each; "
@@ -130,7 +144,10 @@ def report_lines(report: dict, table: Checked) -> Iterator[str]:
     yield f"  refuted by what is measured: {refuted or 'none'}"
     for name, one in report["captioners"].items():
         allowed = {True: "commercial use not excluded", False: "no commercial use", None: "commercial use not known"}
-        yield f"captioner {name}: licence {one['licence'] or 'not stated'} ({allowed[one['commercial_use']]})"
+        yield (
+            f"captioner {name}: licence {one['licence'] or 'not stated'} ({allowed[one['commercial_use']]}); "
+            f"trained on: {one['trained_on']}"
+        )
     yield f"licences of the tracks: {', '.join(f'{name} {count}' for name, count in report['licences'].items())}"
     yield from table.table_one()
 

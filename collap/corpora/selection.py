@@ -16,6 +16,9 @@ from .state import State
 from .tracks import Caption, Track
 
 SPLITS = ("train", "validation")
+UNREAD_SHOWN = 20
+# Names that stand for no artist: tracks that share one need not be of one split.
+NO_ARTIST = ("various", "various artists", "va", "v.a.", "unknown", "unknown artist", "n/a", "none", "-", "[unknown]")
 UNREADABLE = "no_caption: nothing that a captioner said of it can be used"
 
 
@@ -28,8 +31,10 @@ class Selection:
         dropped: id of every other track -> why.
         origins: id of every track that is left out -> where it was listed.
         captions: what was found in the captions that are kept.
-        unread: number of captions that could not be read, not even the second time.
+        unread: number of captions with an answer that could not be read, not even the second time.
+        unread_examples: the first of these: track, captioner, why, and the answer word for word.
         retried: number of questions that were asked twice.
+        compared: evaluation set -> of how many of its recordings tracks were told apart, see [`EvaluationSets`].
         least_score: scores below it are those that were dropped; None if no model scored.
     """
 
@@ -38,24 +43,28 @@ class Selection:
     origins: dict[str, str] = field(default_factory=dict)
     captions: CaptionTotals = field(default_factory=CaptionTotals)
     unread: int = 0
+    unread_examples: list[dict] = field(default_factory=list)
     retried: int = 0
+    compared: dict[str, dict[str, int]] = field(default_factory=dict)
     least_score: float | None = None
 
 
 def usable_captions(track: Track, least_score: float | None = None) -> list[tuple[Caption, str, CaptionCheck]]:
     """Return the captions of a track that are kept, as texts, and what was found in each.
 
-    Those without words, with times that contradict the track, or with a lower score are not.
+    Those without words of their own, with times that contradict the track, or with a lower score are not.
     """
+    is_high = [least_score is None or one.score is None or one.score >= least_score for one in track.captions]
+    checked = zip(checked_captions(track), is_high, strict=True)
+    return [found for found, high in checked if found[1] and not found[2].contradictions and high]
+
+
+def checked_captions(track: Track) -> list[tuple[Caption, str, CaptionCheck]]:
+    """Return all captions of a track, as texts, which are empty where nothing is said, and what was found in each."""
     found = []
     for caption in track.captions:
-        text = caption_text(caption, track.seconds)
-        if not text.strip():
-            continue
-        check = check_caption(caption, text, track.seconds, track.measures)
-        score = track.measures.get("scores", {}).get(caption.captioner)
-        if not check.contradictions and (least_score is None or score is None or score >= least_score):
-            found.append((caption, text, check))
+        text = "" if caption.says_nothing else caption_text(caption, track.seconds).strip()
+        found.append((caption, text, check_caption(caption, text, track.seconds, track.measures)))
     return found
 
 
@@ -98,6 +107,7 @@ def drop_copies(state: State, names: Sequence[str], against: Sequence[str], chos
     chosen.dropped |= {name: f"duplicate: the same content as {first}" for name, first in exact.items()}
     if against:
         held = EvaluationSets(against)
+        chosen.compared = held.compared
         for track in _kept(state, names, chosen):
             if found := held.held(track, state.load_print(track.id)):
                 chosen.dropped[track.id] = f"evaluation: {found}"
@@ -110,11 +120,13 @@ def count_captions(track: Track, chosen: Selection) -> int:
     """Count what was found in the captions of a track; return how many of them are kept."""
     chosen.unread += sum(one.raw is not None for one in track.captions)
     chosen.retried += sum(one.retries for one in track.captions)
-    kept = usable_captions(track, chosen.least_score)
     for caption in track.captions:
-        text = caption_text(caption, track.seconds)
-        check = check_caption(caption, text, track.seconds, track.measures)
-        chosen.captions.contradicting += bool(text.strip() and check.contradictions)
+        if caption.raw is not None and len(chosen.unread_examples) < UNREAD_SHOWN:
+            said = {"id": track.id, "captioner": caption.captioner, "problem": caption.problem, "answer": caption.raw}
+            chosen.unread_examples.append(said)
+    contradicting = [text for _, text, check in checked_captions(track) if text and check.contradictions]
+    chosen.captions.contradicting += len(contradicting)
+    kept = usable_captions(track, chosen.least_score)
     for _, text, check in kept:
         chosen.captions.add(track.id, text, check)
     return len(kept)
@@ -122,7 +134,7 @@ def count_captions(track: Track, chosen: Selection) -> int:
 
 def least_score(tracks: Iterable[Track], drop_worst: float) -> float | None:
     """Return the score below which lies a share of all captions' scores; None if there are no scores."""
-    scores = [score for track in tracks for score in track.measures.get("scores", {}).values()]
+    scores = [one.score for track in tracks for one in track.captions if one.score is not None]
     return float(np.quantile(scores, drop_worst, method="higher")) if scores else None
 
 
@@ -131,11 +143,9 @@ def least_score(tracks: Iterable[Track], drop_worst: float) -> float | None:
 
 def keys_of(track: Track) -> list[str]:
     """Return what other tracks may share with a track, so that they have to be in the same split: artist and source."""
-    known = [
-        f"{kind} {' '.join(name.casefold().split())}"
-        for kind, name in (("artist", track.artist), ("source", track.source))
-        if name
-    ]
+    artist, source = (" ".join((name or "").casefold().split()) for name in (track.artist, track.source))
+    known = [f"artist {artist}"] if artist and artist not in NO_ARTIST else []
+    known += [f"source {source}"] if source else []
     return known or [f"track {track.id}"]
 
 
@@ -143,7 +153,8 @@ def split_tracks(groups: dict[str, list[str]], validation: float, seed: int) -> 
     """Give every track its split; tracks that share a key, directly or by way of others, have the same one.
 
     Which split it is depends on a hash of the group's first key and of the seed alone, so a set that grows keeps its
-    splits but for groups that grow together. If chance gives a split no group, the nearest group is moved there.
+    splits but for groups that grow together. If chance gives a split no group, the nearest group is moved there; a
+    single group is to train on.
 
     Args:
         groups: id -> its keys, see [`keys_of`].
@@ -164,9 +175,9 @@ def split_tracks(groups: dict[str, list[str]], validation: float, seed: int) -> 
             parents[other] = one
     chances = {key: _chance(key, seed) for key in sorted({root(keys[0]) for keys in groups.values()})}
     held = {key for key, chance in chances.items() if chance < validation}
-    if validation > 0 and len(chances) > 1 and len(held) in (0, len(chances)):
+    if validation > 0 and len(held) in (0, len(chances)):
         by_chance = sorted(chances, key=chances.__getitem__)
-        held = {by_chance[0]} if not held else set(by_chance[:-1])
+        held = set(by_chance[: 1 if not held else -1]) if len(chances) > 1 else set()
     return {name: SPLITS[root(keys[0]) in held] for name, keys in groups.items()}
 
 

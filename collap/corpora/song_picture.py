@@ -11,7 +11,7 @@ import numpy as np
 from collap.data.guarded_reading import load_audio
 
 from .synthetic.captions import clock
-from .tracks import RATE, Track
+from .tracks import RATE, Caption, Track
 
 COLUMNS = 800  # of the envelope
 LINE_CHARACTERS = 118
@@ -24,20 +24,21 @@ def envelope(samples: np.ndarray) -> np.ndarray:
     return np.maximum.reduceat(np.abs(samples), edges)
 
 
-def draw_song(path: Path, track: Track, text: str) -> None:
-    """Draw a track with a caption of it that has a line for each section, perhaps after one on the whole.
+def draw_song(path: Path, track: Track, caption: Caption, text: str) -> None:
+    """Draw a track with a caption of it and the sections that this names, or else those of the track.
 
     Args:
-        text: of the caption.
+        text: of the caption: a line for each of its sections, perhaps after one on the whole.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     samples = load_audio(track.audio, RATE, *(track.crop or (None, None)))
-    sections, lines = track.sections or [], text.splitlines()
+    sections, lines = caption.sections or track.sections or [], text.splitlines()
     colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(dict.fromkeys(one.label for one in sections))}
-    own = [None] * (len(lines) - len(sections)) + [colours[one.label] for one in sections]
-    wrapped = [(part, colour) for line, colour in zip(lines, own, strict=False) for part in _wrap(line)]
+    own = [colours[one.label] for one in caption.sections]
+    own = [None] * (len(lines) - len(own)) + own
+    wrapped = [(part, colour) for line, colour in zip(lines, own, strict=True) for part in _wrap(line)]
     figure = Figure(figsize=(10, 2.2 + 0.19 * len(wrapped)), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=[2.0, 0.19 * len(wrapped)])
     heights = envelope(samples)

@@ -20,7 +20,7 @@ from collap.files import replace_file, replace_text
 
 from .tracks import Track
 
-VERSION = 1  # raise it with every change of what the same settings make of the same track
+VERSION = 2  # raise it with every change of what the same settings make of the same track
 
 
 class State:
@@ -58,9 +58,9 @@ class State:
             file.write(json.dumps(content, indent=2) + "\n")
         os.replace(file.name, self.folder / name)
 
-    def has(self, name: str) -> bool:
-        """Tell whether a track is done."""
-        return (self.tracks / f"{name}.json").is_file()
+    def has(self, track: Track) -> bool:
+        """Tell whether a track is done, and was listed then as it is now."""
+        return (self.tracks / f"{track.id}.json").is_file() and self.load(track.id).listing == track.listing
 
     def load(self, name: str) -> Track:
         """Return a track that is done.

@@ -14,8 +14,11 @@ from collap.data.audio_parts import SPAN
 from collap.data.catalogue.named import futga
 
 from .annotations import find_annotation, read_annotation
-from .novelty import alike_sections, edge_seconds, frame_features, section_edges
-from .tracks import RATE, Section, Track
+from .caption_lines import plain
+from .captions import read_caption
+from .frames import frame_features
+from .novelty import alike_sections, edge_seconds, section_edges
+from .tracks import RATE, Caption, Section, Track
 
 LEAST_SECONDS = 1.0  # of a section that is cut by the beginning or the end of the track
 SLACK_SECONDS = 5.0  # by which an annotation may outlast its file: a fade-out, another encoding
@@ -51,10 +54,29 @@ def find_sections(
     if track.sections is not None:
         return track.sections, track.boundaries or "annotation"
     for text in track.texts:
-        sections = kept_sections(caption_sections(text, cropped + seconds, window_seconds), cropped, seconds)
+        sections = listed_caption(track, text, seconds, window_seconds).sections
         if len(sections) > 1:
             return sections, "caption"
     return audio_sections(samples), "audio"
+
+
+def listed_caption(track: Track, text: str, seconds: float, window_seconds: float) -> Caption:
+    """Read a text that a list has of a track, whose times are those of what was listed.
+
+    Args:
+        seconds: of the track, after cropping.
+        window_seconds: see [`find_sections`].
+
+    Returns:
+        A caption with the times of the track. A text whose sections cannot be read is an overview without sections.
+    """
+    listed_seconds = track.listed_seconds or seconds
+    try:
+        caption = read_caption(text, listed_seconds, window_seconds)
+    except ValueError:
+        return Caption(plain(text))
+    offset = track.crop[0] if track.crop else 0.0
+    return Caption(caption.overview, kept_sections(caption.sections, offset, seconds))
 
 
 def _file_and_span_start(audio: str) -> tuple[str, float]:
@@ -106,23 +128,6 @@ def kept_sections(sections: list[Section], offset: float, seconds: float) -> lis
         if end > start and (is_whole or end - start >= LEAST_SECONDS):
             kept.append(Section(start, end, one.label, one.text))
     return kept
-
-
-def caption_sections(text: str, heard: float, window_seconds: float) -> list[Section]:
-    """Return the sections that FUTGA's captions name by percents; none if these contradict each other.
-
-    Percents beyond 100 are none, so neither are the others; and no section may begin before the one before it ends.
-
-    Args:
-        heard: seconds of what was listed, or so many of its first as are known to be there.
-        window_seconds: see [`find_sections`].
-    """
-    if any(int(header[2]) > 100 for header in futga.HEADER.finditer(text)):
-        return []
-    sections = futga.percent_sections(text, min(heard, window_seconds) if window_seconds else heard) or []
-    if any(one["end"] > other["start"] for one, other in itertools.pairwise(sections)):
-        return []
-    return [Section(one["start"], one["end"], one["label"], one["text"] or "") for one in sections]
 
 
 def audio_sections(samples: np.ndarray) -> list[Section]:

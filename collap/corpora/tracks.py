@@ -40,6 +40,7 @@ class Caption:
         raw: what the model wrote, word for word, where it could not be parsed; else None.
         problem: why that could not be parsed; else None.
         retries: how many of its answers could not be parsed and were asked for once more.
+        score: how well a model finds that it fits its track; None if none was asked.
     """
 
     overview: str
@@ -49,6 +50,12 @@ class Caption:
     raw: str | None = None
     problem: str | None = None
     retries: int = 0
+    score: float | None = None
+
+    @property
+    def says_nothing(self) -> bool:
+        """Tell whether nothing that its model wrote could be read: its times and labels are those it was given."""
+        return self.raw is not None and not any(map(str.strip, [self.overview, *(one.text for one in self.sections)]))
 
 
 @dataclass
@@ -60,7 +67,9 @@ class Track:
         audio: path of its file, or as `collap.data.audio_parts` names a span or a member of an archive.
         origin: where it was listed, for messages: `list.csv, row 3`.
         seconds: length as written; None until it is known.
+        listed_seconds: length of what was listed, before it was cropped, which the times of its texts are of.
         crop: start and end in seconds of what is kept of a longer recording; None for all of it.
+        listing: digest of what was listed of it, by which a list that was changed is told.
         digest: of the content of its file; None until it was read.
         artist, source, licence: as the list says; None if not known. `source` is `youtube:ID` or alike.
         tags: what the list, or tags of the file, say of it, such as genre, mood, title.
@@ -76,7 +85,9 @@ class Track:
     audio: str
     origin: str = ""
     seconds: float | None = None
+    listed_seconds: float | None = None
     crop: tuple[float, float] | None = None
+    listing: str | None = None
     digest: str | None = None
     artist: str | None = None
     source: str | None = None

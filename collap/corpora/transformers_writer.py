@@ -1,8 +1,8 @@
-"""Ask a language model that hears, of any architecture of transformers, about audio.
+"""Ask a language model of transformers, of any architecture: one that hears about audio, any one about words.
 
 The way of all: a chat of one turn with audio and prompt, by the processor's own template. Three things are particular.
 Qwen2-Audio and Qwen2.5-Omni cut what is longer than their feature extractor's window without a word: they are given
-the pieces of a recording one after the other. Of the Omni models only the half that writes is asked. A processor
+the pieces of a recording one after the other. Of the Omni models only the half that writes is loaded. A processor
 without a chat template, as MOSS-Music's, takes prompt and audio as they are, one at a time.
 
 Dimensions: `N` samples, `A` questions, `K` tokens, `V` words of the vocabulary.
@@ -52,10 +52,14 @@ class SeededSampling(LogitsProcessor):
 def find_class(config, name: str, trust_remote_code: bool):
     """Return the class that a checkpoint was saved from, or that the code in its folder gives it.
 
+    Of an Omni model it is that of the half that writes.
+
     Raises:
         ValueError: transformers has no such class, and code in the folder may not run.
     """
     saved = (config.architectures or [""])[0]
+    if hasattr(config, "thinker_config") and "Thinker" not in saved:
+        saved = saved.replace("ForConditionalGeneration", "ThinkerForConditionalGeneration")
     if hasattr(transformers, saved):
         return getattr(transformers, saved)
     entries = getattr(config, "auto_map", None) or {}
@@ -83,12 +87,9 @@ class TransformersWriter:
         try:
             config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
             processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ImportError) as error:  # the Omni models' processors need torchvision
             raise OSError(f"{name}: no such folder, and no captioner that can be read ({flat(error, 300)})") from error
-        if hasattr(config, "enable_audio_output"):
-            config.enable_audio_output = False  # of the Omni models: only the half that writes
-        loaded = find_class(config, name, trust_remote_code).from_pretrained(name, config=config, dtype=dtype)
-        model = getattr(loaded, "thinker", loaded)
+        model = _load(find_class(config, name, trust_remote_code), config, name, dtype)
         if not model.can_generate():
             raise ValueError(f"{name}: a {config.model_type!r} model, which writes no text")
         with naming_device(device):
@@ -96,13 +97,24 @@ class TransformersWriter:
         self.processor, self.pieces, self.kind = processor, pieces, config.model_type
         self.has_template = getattr(processor, "apply_chat_template", None) is not None
         self.extractor = getattr(processor, "feature_extractor", None)
-        self.name, self.licence = f"{name}@{_version(name, config)}", model_licence(name)
+        shown = Path(name).name if Path(name).exists() else name  # with captions goes no path of this machine
+        self.name, self.licence = f"{shown}@{_version(name, config)}", model_licence(name)
+
+    @property
+    def chats(self) -> bool:
+        """Tell whether it can be asked without audio."""
+        return self._tokenizer().chat_template is not None
 
     @torch.inference_mode()
     def write(
-        self, prompts: list[str], audios: list[np.ndarray], seeds: list[int], temperature: float, max_tokens: int
+        self,
+        prompts: list[str],
+        audios: list[np.ndarray | None],
+        seeds: list[int],
+        temperature: float,
+        max_tokens: int,
     ) -> list[str]:
-        """Return an answer to each of A prompts about its audio (N,) at `RATE`.
+        """Return an answer to each of A prompts about its audio (N,) at `RATE`, None for no audio in all of them.
 
         Args:
             temperature: 0 for the likeliest words.
@@ -133,6 +145,8 @@ class TransformersWriter:
 
     def _inputs(self, prompts: list[str], audios: list[np.ndarray]) -> dict[str, torch.Tensor]:
         """Return the model's inputs, padded on the left, on its device and in its precision."""
+        if audios[0] is None:
+            return self._text_inputs(prompts)
         rate = getattr(self.extractor, "sampling_rate", RATE)
         heard = [
             one if rate == RATE else np.concatenate(list(resample(iter([(0, one)]), RATE, rate, 0))) for one in audios
@@ -158,6 +172,16 @@ class TransformersWriter:
             if isinstance(one, torch.Tensor)
         }
 
+    def _text_inputs(self, prompts: list[str]) -> dict[str, torch.Tensor]:
+        """Return the model's inputs of questions without audio."""
+        tokenizer = self._tokenizer()
+        tokenizer.padding_side = "left"
+        chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        inputs = tokenizer.apply_chat_template(
+            chats, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
+        )
+        return inputs.to(self.model.device)
+
     def _chat(self, prompt: str, audio: np.ndarray) -> list[dict]:
         """Return one turn: the audio, in pieces if it must be, and the prompt."""
         size = self.extractor.n_samples if self.kind in CUT_AT_WINDOW else len(audio)
@@ -168,6 +192,19 @@ class TransformersWriter:
             prompt = f"{told} {prompt}"
         content = [{"type": "audio", "audio": one} for one in parts]
         return [{"role": "user", "content": [*content, {"type": "text", "text": prompt}]}]
+
+
+def _load(model_class, config, name: str, dtype: str):
+    """Load a model, of an Omni model the half that writes.
+
+    Raises:
+        ValueError: weights are missing, for which transformers would draw random ones.
+    """
+    half = getattr(config, "thinker_config", config)
+    model, told = model_class.from_pretrained(name, config=half, dtype=dtype, output_loading_info=True)
+    if missing := sorted(told["missing_keys"]):
+        raise ValueError(f"{name}: has no weights for {len(missing)} parts of the model, such as {missing[0]}")
+    return model
 
 
 def _version(name: str, config) -> str:

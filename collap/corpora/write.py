@@ -47,6 +47,10 @@ COLUMNS = {
     "licence": (pa.string(), "of the track, as its list or its file says"),
     "captioner": (pa.list_(pa.string()), "who wrote each text: `template`, `columns`, or a model with its version"),
     "captioner_licence": (pa.list_(pa.string()), "licence of each captioner"),
+    "score": (
+        pa.list_(pa.float64()),
+        "how well a model finds that each text fits the track; null if none was asked",
+    ),
     "boundaries": (pa.string(), "what found the sections: `annotation`, `caption` or `audio`"),
     "tags": (pa.string(), "what else its list or its file says, as JSON"),
     "measures": (pa.string(), "what was measured, as JSON: levels, tempo in BPM, key, loudness by section"),
@@ -164,6 +168,7 @@ def row_of(track: Track, state: State, least_score: float | None, embed: bool, f
         "licence": track.licence,
         "captioner": [without_local_paths(caption.captioner) for caption, _, _ in kept],
         "captioner_licence": [caption.licence for caption, _, _ in kept],
+        "score": [caption.score for caption, _, _ in kept],
         "boundaries": track.boundaries,
         "tags": json.dumps(track.tags, ensure_ascii=False, sort_keys=True),
         "measures": json.dumps(track.measures, sort_keys=True),

@@ -109,7 +109,7 @@ def _free_reader() -> _Reader:
 
 
 def _carry_out(function: str, source: Source, *arguments) -> Iterator:
-    """Yield what a function of `decode_audio` returns or yields, from another process.
+    """Yield what a function of `decode_audio`, or `read_tags`, returns or yields, from another process.
 
     Raises:
         AudioFileError: as the function does, or the process that read the file died of it.
@@ -186,3 +186,13 @@ def header_seconds(source: Source) -> float:
     if seconds <= part.start:
         raise AudioFileError(f"{source_name(source)}: the file ends at {seconds:g} s; expected the whole recording")
     return min(seconds, part.stop) - part.start
+
+
+def audio_tags(source: Source) -> dict[str, str]:
+    """Return the tags of a file, names in small letters; none if they cannot be read.
+
+    Raises:
+        AudioFileError: the process that read them died of the file.
+    """
+    (tags,) = _carry_out("read_tags", audio_part(source).source)
+    return tags

@@ -55,7 +55,8 @@ def _limit_processor_time() -> None:
 
 
 def serve(folder: str) -> None:
-    """Answer requests until there are no more: `(function of decode_audio, arguments, working directory or None)`.
+    """Answer requests until there are no more: `(function, arguments, working directory or None)`, the function one of
+    `decode_audio`, or `read_tags`.
 
     Answers are `("log", (logger, level, message))`, `("item", what the function returns or yields)`, and at the end
     `("end", None)` or `("error", (class, message))`.
@@ -77,6 +78,8 @@ def serve(folder: str) -> None:
             os._exit(0)
 
     decoding = _import_decoding(folder)
+    from .audio_tags import read_tags  # needs what was imported just now
+
     logging.getLogger().addHandler(_Forwarding(send))
     send("ready", None)
     while True:
@@ -88,7 +91,7 @@ def serve(folder: str) -> None:
         try:
             if place is not None:
                 os.chdir(place)
-            result = getattr(decoding, function)(*arguments)
+            result = (read_tags if function == "read_tags" else getattr(decoding, function))(*arguments)
             for item in result if isinstance(result, Iterator) else [result]:
                 send("item", item)
         except Exception as error:

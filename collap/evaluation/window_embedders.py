@@ -1,8 +1,4 @@
-"""Models of short clips from transformers, CLAP and PE-A, on whole songs: by windows that are always the same ones.
-
-CLAP's own feature extractor crops at random what is longer than 10 s, so that one file has many embeddings; here it
-never sees more than a window. Windows follow each other without overlap; the last is as long as what is left, and is
-left out below a second unless it is all there is.
+"""Models of short clips from transformers, CLAP and PE-A, on whole songs: by the windows of `collap.clap`.
 
 Dimensions: `B` texts, `M` samples, `T` windows of a song, `D` shared width.
 """
@@ -15,6 +11,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModel, AutoProcessor, ClapModel
 
+from collap import clap
 from collap.data.guarded_reading import Source, stream_audio
 from collap.models import naming_device
 from modeling_collap import CoLLAPConfig, attention_pooled_scores
@@ -22,26 +19,7 @@ from processing.embed_audio import check_samples
 
 from .embedders import Embedder, Read, blocks_of, every_segment, files_digest, shown
 
-MIN_SECONDS = 1.0
-BATCH = 8
 TEXT_BATCH = 32
-
-
-def real_windows(blocks: Iterable[np.ndarray], smallest: int) -> Iterator[np.ndarray]:
-    """Yield consecutive windows of samples, without a last one that has less than `smallest` unless it is all."""
-    return (block for index, block in enumerate(blocks) if index == 0 or len(block) >= smallest)
-
-
-def batches_of(windows: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    """Yield windows in lists of one length, at most `BATCH` each, as they come."""
-    batch: list[np.ndarray] = []
-    for window in windows:
-        if batch and (len(batch) == BATCH or len(window) != len(batch[0])):
-            yield batch
-            batch = []
-        batch.append(window)
-    if batch:
-        yield batch
 
 
 class WindowEmbedder(Embedder):
@@ -121,16 +99,12 @@ class WindowEmbedder(Embedder):
     @torch.no_grad()
     def _embed(self, blocks: Iterable[np.ndarray]) -> torch.Tensor:
         """Embed a song that comes window by window."""
-        windows = real_windows(blocks, round(MIN_SECONDS * self.sampling_rate))
-        found, lengths = [], []
-        for batch in batches_of(itertools.islice(windows, 1) if self.reading == "first" else windows):
-            found.append(self.encode_windows(batch).float().cpu())  # (windows, D)
-            lengths += map(len, batch)
-        found = torch.cat(found)  # (T, D)
+        windows = clap.real_windows(blocks, round(clap.MIN_SECONDS * self.sampling_rate))
+        windows = itertools.islice(windows, 1) if self.reading == "first" else windows
+        found, lengths = clap.embed_windows(windows, self.encode_windows)  # (T, D), (T,)
         if self.reading == "tokens":
             return F.normalize(found, dim=-1)
-        seconds = torch.tensor(lengths, dtype=torch.float32)
-        return (seconds / seconds.sum() @ found).unsqueeze(0)  # (1, D)
+        return clap.mean_window(found, lengths).unsqueeze(0)  # (1, D)
 
     def token_starts(self, num_tokens: int, stride: int = 1) -> torch.Tensor:
         return torch.arange(num_tokens) * float(stride * self.window_seconds)
@@ -159,7 +133,7 @@ GAMMAS = {"gamma_kernel": 1.0, "gamma_temporal": 1.0, "attention_temperature": 1
 class ClapEmbedder(WindowEmbedder):
     """Embed with a `ClapModel` (HTSAT), fused or not; a fused one never sees its three random crops."""
 
-    WINDOW_SECONDS = 10.0
+    WINDOW_SECONDS = clap.WINDOW_SECONDS
 
     def __init__(self, name: str, *arguments):
         super().__init__(name, *arguments)
@@ -170,21 +144,13 @@ class ClapEmbedder(WindowEmbedder):
         return ClapModel.from_pretrained(name, dtype=dtype, trust_remote_code=False)
 
     def max_text_tokens(self) -> int:
-        positions = self.model.config.text_config.max_position_embeddings
-        return min(
-            self.processor.tokenizer.model_max_length, positions - self.model.config.text_config.pad_token_id - 1
-        )
+        return clap.max_clap_tokens(self.model, self.processor.tokenizer)
 
     def encode_texts(self, inputs: dict) -> torch.Tensor:
-        return self.model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
+        return clap.encode_clap_texts(self.model, inputs)
 
     def encode_windows(self, windows: list[np.ndarray]) -> torch.Tensor:
-        state = np.random.get_state()  # it draws a clip that it says is longer, which is ignored
-        inputs = self.processor.feature_extractor(windows, sampling_rate=self.sampling_rate, return_tensors="pt")
-        np.random.set_state(state)
-        features = inputs["input_features"].to(self.model.device, self.model.dtype)  # (windows, 1 or 4, fbank, mel)
-        longer = torch.zeros(len(windows), 1, dtype=torch.bool, device=self.model.device)
-        return self.model.get_audio_features(features, is_longer=longer).pooler_output
+        return clap.encode_clap_windows(self.model, self.processor.feature_extractor, windows)
 
 
 class PeAudioEmbedder(WindowEmbedder):

@@ -11,6 +11,7 @@ of an index are described in `store.py`.
 """
 
 import argparse
+import errno
 import os
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ from .updating import Update
 from .writing import writing_to
 
 DEFAULTS = {"model": None, "dtype": "float32", "stride": 1, "shard_tracks": 256}
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 MIN_KEPT = 0.5  # share of an index's files that another folder must hold to be the same library
 
 
@@ -91,7 +93,12 @@ def index_library(options: argparse.Namespace) -> Update:
         update = Update(
             folder, old, share_of(walk, parse_shard(options.shard)), about, device, retry=options.retry_broken
         )
-        update.run()
+        try:
+            update.run()
+        except OSError as error:
+            if error.errno in DISK_ERRORS:
+                raise OSError(f"{folder}: {error}; what is published stays, and the same command goes on") from error
+            raise
     return update
 
 

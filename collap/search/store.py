@@ -37,23 +37,30 @@ SHARD_NAME = re.compile(r"[0-9a-f]{32}")
 # A path that would leave the library, or that the system does not take.
 OUTSIDE = r"^$|^/|(^|/)\.{1,2}(/|$)|\x00"
 
-TRACKS = pa.schema(
-    [
-        ("id", pa.string()),  # of content and path
-        ("path", pa.binary()),  # within the library, as the file system has it
-        ("size", pa.int64()),  # bytes
-        ("mtime_ns", pa.int64()),
-        ("digest", pa.string()),  # of the file's bytes
-        *((name, pa.string()) for name in ("title", "artist", "album")),
-        ("year", pa.int32()),
-        ("genre", pa.string()),
-        ("seconds", pa.float64()),
-        ("shard", pa.string()),
-        ("row", pa.int32()),  # in the shard
-    ]
+
+def _schema(optional: tuple[str, ...] = (), **columns: pa.DataType) -> pa.Schema:
+    return pa.schema([pa.field(name, kind, nullable=name in optional) for name, kind in columns.items()])
+
+
+TAGS = ("title", "artist", "album", "year", "genre")
+TRACKS = _schema(
+    optional=TAGS,
+    id=pa.string(),  # of content and path
+    path=pa.binary(),  # within the library, as the file system has it
+    size=pa.int64(),  # bytes
+    mtime_ns=pa.int64(),
+    digest=pa.string(),  # of the file's bytes
+    title=pa.string(),
+    artist=pa.string(),
+    album=pa.string(),
+    year=pa.int32(),
+    genre=pa.string(),
+    seconds=pa.float64(),
+    shard=pa.string(),
+    row=pa.int32(),  # in the shard
 )
-FAILED = pa.schema([("path", pa.binary()), ("size", pa.int64()), ("mtime_ns", pa.int64()), ("reason", pa.string())])
-SHARD_ROWS = pa.schema([("digest", pa.string()), ("sound", pa.string()), ("seconds", pa.float64())])
+FAILED = _schema(path=pa.binary(), size=pa.int64(), mtime_ns=pa.int64(), reason=pa.string())
+SHARD_ROWS = _schema(digest=pa.string(), sound=pa.string(), seconds=pa.float64())
 
 
 def file_digest(path: Path | str) -> str:
@@ -76,10 +83,14 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     try:
         table = pa.ipc.open_file(pa.memory_map(os.fspath(path))).read_all()
         table.validate(full=True)
-    except pa.ArrowInvalid as error:
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: is damaged ({' '.join(str(error).split())})") from error
     if not table.schema.equals(schema):
         raise ValueError(f"{path}: has the columns {table.column_names}; expected those of version {VERSION}")
+    if empty := [field.name for field in schema if not field.nullable and table[field.name].null_count]:
+        raise ValueError(f"{path}: is damaged (a row has no {empty[0]})")
     return table
 
 
@@ -170,7 +181,7 @@ class IndexStore:
             raise ValueError(f"{self.folder / SHARDS}: vectors of the widths {sorted(widths)}; expected one")
         shards, rows = self.places()
         sizes = np.array([len(shard.rows) for shard in self.shards.values()])
-        if self.tracks["shard"].null_count or np.isnan(shards.astype(float)).any():
+        if np.isnan(shards.astype(float)).any():
             raise ValueError(f"{self.folder}: a track is of a shard that the index does not have")
         if len(rows) and ((rows < 0) | (rows >= sizes[shards])).any():
             raise ValueError(f"{self.folder}: a track is of a row that its shard does not have")

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 import torch
@@ -22,7 +23,7 @@ from collap.models import peak_memory_bytes
 from .hearing import embed_recording, sound_of
 from .library import AudioFile, Walk, find_changes, read_tags, track_id
 from .space import load_searched
-from .store import FAILED, TRACKS, IndexStore, file_digest
+from .store import FAILED, TAGS, TRACKS, IndexStore, file_digest
 from .writing import (
     PendingTracks,
     Recording,
@@ -34,8 +35,6 @@ from .writing import (
     stored_recordings,
     write_shard,
 )
-
-TAGS = ("title", "artist", "album", "year", "genre")
 
 
 class _Unreadable(Exception):
@@ -67,7 +66,7 @@ class Update:
         retry: whether files that could not be read are tried again.
     """
 
-    def __init__(self, folder, old: IndexStore | None, walk: Walk, about: dict, device: str, retry: bool = False):
+    def __init__(self, folder: Path, old: IndexStore | None, walk: Walk, about: dict, device: str, retry: bool = False):
         self.folder, self.old, self.walk, self.about, self.device = folder, old, walk, about, device
         self.settings, self.root = about["settings"], about["library"]
         self.manifest = old.manifest if old else None
@@ -256,7 +255,8 @@ class Update:
 
     def _put_together(self) -> None:
         """Put the used rows of sparse and of many small shards into new ones."""
-        store = IndexStore.open(self.folder)
+        is_published = self.old is None or self.manifest is not self.old.manifest
+        store = IndexStore.open(self.folder) if is_published else self.old
         used, moved = sparse_shards(store, self.settings["shard_tracks"]), {}
         batch, num_rows = [], sum(map(len, used.values()))
         for shard, row, recording in stored_recordings(store, used):

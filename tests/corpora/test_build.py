@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -217,6 +218,20 @@ def test_parts_of_several_machines_make_the_same_bytes(built, listed, tmp_path, 
     assert hashes(one) == hashes(built[0])
 
 
+def test_processes_of_accelerate_share_the_tracks_and_make_the_same_bytes(built, listed, tmp_path):
+    out, log = tmp_path / "set", tmp_path / "log"
+    log.touch()
+    command = ["corpus", "build", str(listed), str(out), *OPTIONS]
+    processes = runs.start_processes(command, log, 2, script=main)
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0], log.read_text()[-2000:]
+    heard = re.findall(r"heard ([\d.]+) hours", log.read_text())
+    whole = sum(json.loads(path.read_text())["measures"].get("heard_seconds", 0) for path in out.glob("work/tracks/*"))
+    assert len(heard) == 2 and sum(map(float, heard)) == pytest.approx(whole / 3600, abs=0.011)
+    assert min(map(float, heard)) > 0 and hashes(out) == hashes(built[0])
+
+
 def test_references_are_links_that_train_reads(listed, tmp_path):
     out = tmp_path / "set"
     build(listed, out, "--audio", "reference")
@@ -261,22 +276,42 @@ def test_own_captions_are_scored_and_checked(listed, model_folder, tmp_path):
     report = build(listed, tmp_path / "set", *more)
     assert report["captioners"]["own@1"] == {
         "licence": "cc-by-nc-4.0",
-        "tracks": report["kept"],
+        "trained_on": "not known",
+        "tracks": sum("own@1" in row["captioner"] for row in rows_of(tmp_path / "set")),
         "commercial_use": False,
     }
     assert report["captions"]["contradicting_dropped"] == 1  # Bob's, which ends after the song
     assert report["captions"]["untrue"]["tempo"] >= 1
     rows = rows_of(tmp_path / "set")
-    scores = {
-        (row["song_id"], name): score for row in rows for name, score in json.loads(row["measures"])["scores"].items()
+    kept = {
+        (row["song_id"], name): score
+        for row in rows
+        for name, score in zip(row["captioner"], row["score"], strict=True)
     }
-    kept = {(row["song_id"], name) for row in rows for name in row["captioner"]}
     assert {name for _, name in kept} == {"template", "own@1"} and ("train-0003", "own@1") not in kept
-    dropped = [key for key, score in scores.items() if score < report["least_score"]]
-    assert dropped and not kept & set(dropped)
+    states = [json.loads(path.read_text()) for path in (tmp_path / "set" / "work" / "tracks").glob("*.json")]
+    scores = {(one["id"], said["captioner"]): said["score"] for one in states for said in one["captions"]}
+    dropped = {key for key, score in scores.items() if score < report["least_score"]}
+    assert dropped and not dropped & set(kept) and all(scores[key] == score for key, score in kept.items())
     heard = [one["id"] for one in report["dropped"] if one["reason"].partition(":")[0] in ("no_caption", *COPIES)]
     calls = (tmp_path / "calls").read_text().split()
     assert sorted(calls) == sorted([*(row["song_id"] for row in rows), *heard])  # once each, none that was dropped
+
+
+def test_a_list_that_was_changed_is_heard_anew_where_it_was(listed, built, tmp_path):
+    rows = [json.loads(line) for line in listed.read_text().splitlines()][:3]
+    changed = listed.with_name("changed.jsonl")
+    changed.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    build(changed, tmp_path / "set")
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "set" / "work" / "tracks").iterdir()}
+    rows[1]["genre"] = "ambient"
+    changed.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    build(changed, tmp_path / "set")
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "set" / "work" / "tracks").iterdir()}
+    name = rows[1]["audio"].removesuffix(".flac")
+    assert {one for one in after if after[one] != before[one]} == {f"{name}.json"}
+    (row,) = (row for row in rows_of(tmp_path / "set") if row["song_id"] == name)
+    assert json.loads(row["tags"])["genre"] == "ambient" and "ambient" in row["text"][0]
 
 
 def test_a_state_of_other_settings_is_refused(tmp_path):

@@ -1,14 +1,25 @@
 """A music language model describes tracks: scripted answers, and the noise of a tiny one of a real architecture."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
-from hearing_models import WINDOW_SECONDS, Scripted, save_tiny_qwen2_audio
+from hearing_models import (
+    WINDOW_SECONDS,
+    Scripted,
+    save_tiny_flamingo,
+    save_tiny_qwen2_audio,
+    save_tiny_qwen3_omni,
+)
+from safetensors.torch import load_file, save_file
 
-from collap.corpora import captioners, transformers_writer
-from collap.corpora.captioners import PromptedCaptioner, answer_seed, load_captioner, load_prompts
+from collap.corpora import asking, transformers_writer
+from collap.corpora.asking import Asking, answer_seed
+from collap.corpora.captioners import PromptedCaptioner, load_captioner, load_prompts
 from collap.corpora.hearing import probe_captioner, probe_hearing
 from collap.corpora.licences import allows_commerce, model_licence
+from collap.corpora.listening import column_captions
 from collap.corpora.tracks import RATE, Section, Track
 from collap.corpora.transformers_writer import SeededSampling
 
@@ -33,7 +44,7 @@ def tiny_folder(tmp_path_factory):
 @pytest.fixture
 def tiny(tiny_folder, monkeypatch):
     """Make captioners of the tiny model, with short answers."""
-    monkeypatch.setattr(captioners, "MAX_TOKENS", {"overview": 12, "section": 9, "track": 20})
+    monkeypatch.setattr(asking, "MAX_TOKENS", {"overview": 12, "section": 9, "track": 20, "rewrite": 9})
     return lambda **options: load_captioner(str(tiny_folder), **{"dtype": "float32", **options})
 
 
@@ -94,12 +105,38 @@ def test_noise_of_a_real_architecture_is_kept_and_counted(tiny):
     assert by_section.licence == "tiny-noncommercial"
 
 
+@pytest.mark.parametrize("kind", ["AudioFlamingo3", "MusicFlamingo", "Qwen3Omni"])
+def test_other_architectures_write_by_their_own_chat_template_and_hear_to_the_end(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(asking, "MAX_TOKENS", {"track": 20})
+    if kind == "Qwen3Omni":
+        pytest.importorskip("torchvision", reason="its processor needs it")
+        save_tiny_qwen3_omni(tmp_path)
+    else:
+        save_tiny_flamingo(tmp_path, kind)
+    captioner = load_captioner(str(tmp_path), dtype="float32")
+    found = captioner.describe([track("a"), track("b")], [SOUND, SOUND[: 5 * RATE]])
+    assert all(one.raw and one.says_nothing for one in found) and found[0].raw != found[1].raw
+    alone = load_captioner(str(tmp_path), dtype="float32", asking=Asking(batch_size=1))
+    assert alone.describe([track("b")], [SOUND[: 5 * RATE]]) == found[1:]
+    assert probe_captioner(captioner, 15.0).is_whole
+
+
+def test_weights_that_are_missing_are_not_drawn_at_random(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    weights = load_file(path)
+    del weights[next(name for name in weights if "q_proj.weight" in name)]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="has no weights for 1 parts of the model, such as .*q_proj.weight"):
+        load_captioner(str(tmp_path / "model"), dtype="float32")
+
+
 def test_a_drawn_answer_depends_on_its_track_and_the_seed_not_on_order_or_batch(tiny):
     tracks, sounds = [track("a", sections=two_sections()[:1]), track("b")], [SOUND, SOUND[: 5 * RATE]]
-    whole = tiny(temperature=1.0).describe(tracks, sounds)
-    alone = tiny(temperature=1.0, batch_size=1)
+    whole = tiny(asking=Asking(temperature=1.0)).describe(tracks, sounds)
+    alone = tiny(asking=Asking(temperature=1.0, batch_size=1))
     assert alone.describe(tracks[::-1], sounds[::-1])[::-1] == whole
-    [other] = tiny(temperature=1.0, seed=1).describe(tracks[1:], sounds[1:])
+    [other] = tiny(asking=Asking(temperature=1.0, seed=1)).describe(tracks[1:], sounds[1:])
     assert other.raw != whole[1].raw
 
 
@@ -142,19 +179,19 @@ def test_the_probe_allows_for_a_device_that_does_not_always_add_up_the_same():
 
 
 def test_captions_that_a_list_has_enter_by_the_same_schema():
-    tracks = [
-        track("a", texts=[SECONDS]),
-        track("b", texts=["A calm piece,\nfor piano."]),
-        track("c", texts=[SECONDS], crop=(1.0, 9.0)),
-        track("d"),
-        track("e", texts=[SECONDS], sections=[Section(0.0, 7.0, "Verse", "drums")], boundaries="caption"),
-    ]
-    found = load_captioner("columns").describe(tracks, [SOUND] * 5)
-    assert [one.label for one in found[0].sections] == ["Intro", "Verse"] and found[0].captioner == "columns"
-    assert found[1].overview == "A calm piece, for piano." and not found[1].sections
-    assert not found[2].sections and "soft piano" in found[2].overview  # its times are not those of the crop
-    assert found[3].overview == "" and found[4].sections == tracks[4].sections
-    assert found[4].overview == "A calm piece for piano."
+    listed = track("a", texts=[SECONDS, "A calm piece,\nfor piano.", PERCENT])
+    first, plain, percent = column_captions(listed, 8.0, window_seconds=0)
+    assert [one.label for one in first.sections] == ["Intro", "Verse"] and first.captioner == "columns"
+    assert plain.overview == "A calm piece, for piano." and not plain.sections
+    assert percent == first and column_captions(track("b"), 8.0, 0) == []
+
+
+def test_the_times_of_listed_captions_move_with_the_crop_and_percents_are_of_what_was_heard():
+    cropped = track("a", texts=[PERCENT, SECONDS], listed_seconds=16.0, crop=(2.0, 10.0))
+    for window, starts in ((0, [0.0, 2.0]), (8.0, [0.0])):  # 25 % of 16 s, and of 8 s
+        percent, seconds = column_captions(cropped, 8.0, window)
+        assert [one.start for one in percent.sections] == starts
+        assert [(one.start, one.end) for one in seconds.sections] == [(0.0, 6.0)]
 
 
 def test_a_file_of_ones_own_prompts_and_what_is_wrong_with_them(tmp_path):
@@ -173,7 +210,7 @@ def test_a_file_of_ones_own_prompts_and_what_is_wrong_with_them(tmp_path):
     for spec, folder, message in [
         (str(own), None, "expected a function load"),
         (str(tmp_path / "gone.py"), None, "no such file"),
-        ("template2", None, "template2: no such folder"),
+        ("templates", None, "templates: no such folder"),
         (str(own), tmp_path, "did you mean 'track'"),
         (str(own), tmp_path / "none", "holds no prompt"),
     ]:
@@ -194,9 +231,10 @@ def test_licences_are_those_of_the_card_then_of_the_table(tmp_path):
     assert model_licence(str(tmp_path)) is None
     assert model_licence("OpenMOSS-Team/MOSS-Music-8B-Instruct") == "apache-2.0"
     assert model_licence("nvidia/music-flamingo-hf") == "nvidia-oneway-noncommercial"
-    assert [allows_commerce(one) for one in ("mit", "cc-by-nc-4.0", "nvidia-oneway-noncommercial", None)] == [
+    assert [allows_commerce(one) for one in ("mit", "cc-by-nc-4.0", "qwen-research (check)", None)] == [
         True,
         False,
         False,
         None,
     ]
+    assert allows_commerce(model_licence("Qwen/Qwen3-Omni-30B-A3B-Instruct")) is None  # no card of it was seen

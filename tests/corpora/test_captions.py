@@ -45,6 +45,7 @@ FORMS = {
     "JSON": json.dumps(ANSWER),
     "fenced JSON": f"Sure, here it is:\n```json\n{json.dumps(ANSWER, indent=1)}\n```\nI hope it helps.",
     "JSON with clock": json.dumps(ANSWER).replace("36", '"0:36"').replace("200", '"3:20"').replace(": 0,", ': "0:00",'),
+    "JSON with minutes": json.dumps(ANSWER).replace("36", '"36 sec"').replace("200", '"3 min 20 s"'),
     "cut-off JSON": json.dumps(ANSWER)[:-2] + ', {"start": 200, "end": 2',
     "JSON with commas": json.dumps(ANSWER).replace("}]", "},]"),
     "FUTGA's JSON": json.dumps(
@@ -98,6 +99,8 @@ def test_a_number_without_a_unit_is_a_percent_unless_it_cannot_be():
         ('{"overview": "A calm piece", "sections": []}', "no section"),
         ('{"overview": "A calm piece", "sections": [{"start": 0, "end"', "JSON"),
         ('{"sections": [{"start": "soon", "end": 3}]}', "'soon' is no time"),
+        ('{"a": ' * 4000, "brackets in brackets without end"),
+        ('{"sections": [{"start": "0 bars", "end": "8 bars"}]}', "'0 bars' is no time"),
         ("[0:00 - 0:20] \ufffd\ufffd#!\n[0:20 - 0:40] $$$", "no description in words"),
     ],
 )
@@ -105,6 +108,11 @@ def test_what_names_no_times_or_contradicts_itself_is_not_guessed_at(text, reaso
     with pytest.raises(ValueError, match=reason):
         read_caption(text, 200.0)
     assert parse_caption(text, 200.0) is None
+
+
+def test_numbers_called_start_and_end_in_json_are_the_seconds_that_were_asked_for():
+    answer = json.dumps(ANSWER).replace("36", "20").replace("200", "98")  # the last minutes are left out
+    assert spans(read_caption(answer, 150.0)) == [(0.0, 20.0), (20.0, 98.0)]
 
 
 def test_times_that_miss_by_little_are_cut():

@@ -2,9 +2,12 @@
 
 import io
 import json
+import os
 import shutil
 import tarfile
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import av
 import numpy as np
@@ -13,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from collap.corpora.collect import REASONS, Limits, count_drops, file_tags, listen, look_at, reason_to_drop
+from collap.corpora.collect import REASONS, Limits, file_tags, listen, look_at, reason_to_drop
 from collap.corpora.duplicates import EvaluationSets, exact_duplicates, find_duplicates, track_fingerprint
-from collap.corpora.listing import read_tracks
+from collap.corpora.listing import kept_bytes, read_tracks
 from collap.corpora.synthetic.songs import compose_song, render_song
 from collap.corpora.tracks import RATE, Section, Track
 from processing import load_audio
@@ -80,7 +83,6 @@ def test_hostile_files_are_left_out_with_their_reasons(collected):
     assert tracks["short"].dropped == "too_short: 4.0 s; expected 12 s or more"
     assert tracks["silent"].dropped == "silent: 100.0% of it; expected 50.0% or less"
     assert "renamed.mp3" in tracks["renamed"].dropped and "\n" not in tracks["broken"].dropped
-    assert count_drops(tracks.values()) == {"broken": 3, "too_short": 1, "silent": 1, "clipped": 1}
     assert set(reasons.values()) <= set(REASONS)
 
 
@@ -193,6 +195,62 @@ def test_lists_of_paths_and_of_ids(tmp_path, songs):
     assert look_at(found[0], LIMITS).dropped is None and found[1].dropped.startswith("missing: no audio file called")
 
 
+def test_rows_of_one_file_are_one_track_with_all_texts(tmp_path, songs):
+    soundfile.write(tmp_path / "a.flac", songs[0], RATE)
+    soundfile.write(tmp_path / "b.flac", songs[1], RATE)
+    rows = ["audio,Caption,Artist,genre", "a.flac,one,,folk", "b.flac,two,B,", "a.flac,three,A,pop", "a.flac,one,C,"]
+    (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
+    first, second = read_tracks(str(tmp_path / "list.csv"))
+    assert (first.texts, first.artist, first.tags, second.texts) == (["one", "three"], "A", {"genre": "folk"}, ["two"])
+
+
+@pytest.mark.parametrize(
+    ("sections", "problem"),
+    [
+        ([{"start": 8, "end": 16}, {"start": 0, "end": 8, "label": "intro"}], None),
+        ('[{"start": 0, "end": 8, "label": "intro"}, {"start": 8, "end": 16}]', None),
+        ("intro, verse", "annotation: its sections are no list of objects with start and end"),
+        ([{"start": 0}], "annotation: its sections are no list of objects with start and end ('end')"),
+        ([{"start": 8, "end": 8}], "annotation: a section of it does not start before it ends"),
+        ([{"start": 0, "end": 9}, {"start": 8, "end": 16}], "annotation: its sections overlap"),
+    ],
+)
+def test_sections_that_a_list_has_are_read_or_the_track_is_left_out(tmp_path, songs, sections, problem):
+    soundfile.write(tmp_path / "a.flac", songs[0], RATE)
+    row = {"audio": "a.flac", "sections": sections, "meta": "no object"}
+    (tmp_path / "list.jsonl").write_text(json.dumps(row) + "\n")
+    [track] = read_tracks(str(tmp_path / "list.jsonl"))
+    if problem is None:
+        assert [(one.label, one.start, one.end) for one in track.sections] == [("intro", 0, 8), ("", 8, 16)]
+        assert track.boundaries == "annotation" and track.dropped is None
+    else:
+        assert track.dropped.startswith(problem) and track.sections is None
+
+
+def test_what_lies_beside_a_song_is_a_caption_only_if_it_is_one(tmp_path, songs):
+    for name in ("annotated", "described", "empty", "latin"):
+        soundfile.write(tmp_path / f"{name}.flac", songs[0], RATE)
+    (tmp_path / "annotated.txt").write_text("0.0 intro\n8.0 verse\n16.0 end\n")
+    (tmp_path / "described.json").write_text('{"text": "a song", "artist": "A"}')
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
+    found = {track.id: track for track in read_tracks(str(tmp_path))}
+    assert found["annotated"].texts == [] == found["empty"].texts
+    assert (found["described"].texts, found["described"].artist) == (["a song"], "A")
+    assert found["latin"].texts == ["caf\ufffd"]  # which no captioner takes for words
+
+
+def test_what_is_decoded_decides_over_a_header_that_says_less(music, monkeypatch):
+    seconds = len(load_audio(str(music / "long.flac"))) / RATE
+    monkeypatch.setattr("collap.corpora.collect.header_seconds", lambda audio: 20.0)
+    track = look_at(Track("long", str(music / "long.flac")), Limits(12, 24, crop_from="middle"))
+    heard = listen(track, Limits(12, 24, crop_from="middle"))
+    assert track.crop == pytest.approx(((seconds - 24) / 2, (seconds + 24) / 2), abs=1e-3) and track.dropped is None
+    start = round(track.crop[0] * RATE)
+    assert np.array_equal(heard, load_audio(str(music / "long.flac"))[start : start + 24 * RATE])
+    assert track.listed_seconds == seconds
+
+
 def test_rows_that_hold_bytes_are_written_once(tmp_path, songs):
     content = io.BytesIO()
     soundfile.write(content, songs[0], RATE, format="FLAC")
@@ -201,9 +259,17 @@ def test_rows_that_hold_bytes_are_written_once(tmp_path, songs):
     with pytest.raises(ValueError, match="holds audio as bytes; expected a folder"):
         list(read_tracks(str(tmp_path / "train.parquet")))
     found = list(read_tracks(str(tmp_path), keep_in=tmp_path / "kept"))
-    assert [track.id for track in found] == ["a", "A-2"]  # one file on a disk that knows no case
-    assert found[0].audio == found[1].audio and len(list((tmp_path / "kept").iterdir())) == 1
+    assert [(track.id, track.texts) for track in found] == [("a", ["x", "y"])]  # one recording
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == [os.path.basename(found[0].audio)]
     assert np.array_equal(listen(look_at(found[0], LIMITS), LIMITS), load_audio(content.getvalue()))
+
+
+def test_parts_that_begin_at_one_moment_write_the_bytes_of_a_table_side_by_side(tmp_path):
+    contents = [bytes([number]) * 200_000 for number in range(4)] * 8
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(lambda content: kept_bytes(content, ".mp3", tmp_path, "table"), contents))
+    assert all(Path(path).read_bytes() == content for path, content in zip(paths, contents, strict=True))
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_archives_are_read_as_they_are(tmp_path, songs):
@@ -225,7 +291,7 @@ def test_archives_are_read_as_they_are(tmp_path, songs):
         found = [look_at(track, LIMITS) for track in read_tracks(str(source))]
         assert [track.texts for track in found] == [["a song"], ["the same song"], []]
         assert found[0].tags == {"tag": "piano, calm"} and found[0].digest == found[1].digest
-        assert found[2].dropped.startswith("broken: 0.tar/14.json is no JSON object")
+        assert found[2].dropped.startswith("broken: 14.json is no JSON object")
         assert listen(found[0], LIMITS) is not None
     (tmp_path / "1.tar").write_bytes(b"no archive")
     assert next(read_tracks(str(tmp_path / "1.tar"))).dropped.startswith("broken: ")
@@ -246,8 +312,10 @@ def test_what_an_evaluation_set_holds_is_found_by_id_and_by_sound(tmp_path, song
     evaluation = tmp_path / "evaluation"
     evaluation.mkdir()
     soundfile.write(evaluation / "clip.mp3", songs[0][4 * RATE : 14 * RATE], RATE)  # a clip of 10 s
-    (evaluation / "metadata.csv").write_text("file_name,text\nclip.mp3,a clip\n")
+    (evaluation / "metadata.csv").write_text("file_name,text\nclip.mp3,a clip\ngone.mp3,none\n")
+    (evaluation / "gone.mp3").write_text("no audio")
     sets = EvaluationSets([str(evaluation)])
+    assert sets.compared == {str(evaluation): {"listed": 2, "by_id": 0, "by_sound": 1}}
     held = sets.held(Track("a", "a.wav"), track_fingerprint(songs[0]))
     assert "clip.mp3" in held and "from 4.0 s on" in held
     assert all(sets.held(Track("b", "b.wav"), track_fingerprint(song)) is None for song in songs[1:])
@@ -259,6 +327,7 @@ def test_what_an_evaluation_set_holds_is_found_by_id_and_by_sound(tmp_path, song
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sets = EvaluationSets([f"musiccaps:{audio}"])
+    assert sets.compared == {f"musiccaps:{audio}": {"listed": 1, "by_id": 1, "by_sound": 0}}
     for track in (
         Track("a", "x.mp3", source="youtube:-0Gj8-vB1q4"),
         Track("b", "music/Y-0Gj8-vB1q4_30.000_40.000.wav"),

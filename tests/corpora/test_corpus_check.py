@@ -140,6 +140,14 @@ def test_the_share_to_validate_on_is_met_and_never_empty():
     assert sorted(split_tracks(few, 0.01, 0).values()) == ["train", "train", "validation"]
     assert sorted(split_tracks(few, 0.99, 0).values())[0] == "train"
     assert set(split_tracks(few, 0, 0).values()) == {"train"}
+    for seed in range(30):  # one artist alone is never all there is to validate on
+        assert split_tracks({"a": ["artist x"], "b": ["artist x"]}, 0.5, seed) == {"a": "train", "b": "train"}
+
+
+def test_names_that_stand_for_no_artist_bind_no_tracks():
+    tracks = [Track(str(i), "x", artist=artist) for i, artist in enumerate(("Various Artists", "unknown artist", "VA"))]
+    assert [keys_of(track) for track in tracks] == [["track 0"], ["track 1"], ["track 2"]]
+    assert keys_of(Track("3", "x", artist=" The  Band ")) == ["artist the band"]
 
 
 def test_shards_and_row_groups_hold_what_they_may():

@@ -5,12 +5,11 @@ import re
 import numpy as np
 import pytest
 
-from collap.corpora.captioners import load_captioner
 from collap.corpora.captions import caption_text
 from collap.corpora.features import KEYS, autocorrelation, find_key, find_tempo, measure_track, relative_key
 from collap.corpora.synthetic.composition import DYNAMICS
 from collap.corpora.synthetic.songs import compose_song, render_song
-from collap.corpora.template_captions import describe_change, section_names, tag_words
+from collap.corpora.template_captions import TemplateCaptioner, describe_change, section_names, tag_words
 from collap.corpora.tracks import RATE, Section, Track
 from collap.data.sections import section_sentences
 
@@ -91,7 +90,7 @@ def test_a_key_moves_with_its_notes():
 
 
 def test_a_caption_has_a_line_for_each_section_and_states_what_is_measured(measured):
-    captioner = load_captioner("template")
+    captioner = TemplateCaptioner()
     tracks = [Track(f"t{place}", "", sections=sections_of(song)) for place, (song, *_) in enumerate(measured)]
     captions = captioner.describe(tracks, [samples for _, samples, *_ in measured])
     assert captions == [captioner.describe([one], [m[1]])[0] for one, m in zip(tracks, measured, strict=True)]
@@ -103,23 +102,21 @@ def test_a_caption_has_a_line_for_each_section_and_states_what_is_measured(measu
         loudest = names[int(np.argmax([one.loudness for one in parts]))]
         assert re.search(rf"(loudest in|peaks in|loudest part is) {loudest}\b", text)
         assert len(samples) / RATE == pytest.approx(song.seconds, abs=0.1)
-    assert captions != load_captioner("template", seed=1).describe(tracks, [m[1] for m in measured])
+    assert captions != TemplateCaptioner(seed=1).describe(tracks, [m[1] for m in measured])
 
 
 def test_a_song_of_six_sections_has_150_to_300_words():
     song = next(song for number in range(99) if len((song := compose_song(f"six-{number}", 3)).sections) == 6)
     samples = render_song(song)
     for seed in range(4):
-        [caption] = load_captioner("template", seed=seed).describe(
-            [Track("t", "", sections=sections_of(song))], [samples]
-        )
+        [caption] = TemplateCaptioner(seed).describe([Track("t", "", sections=sections_of(song))], [samples])
         assert 150 <= len(caption_text(caption, song.seconds).split()) <= 300
 
 
 def test_tags_are_woven_in_whatever_form_they_have():
     tags = {"genre": "genre---rock;pop", "mood/theme": "calm", "Instruments": "['piano', 'drums']", "title": "Rain"}
     assert tag_words(tags) == {"genre": ["rock", "pop"], "mood": ["calm"], "instruments": ["piano", "drums"]}
-    [caption] = load_captioner("template").describe([Track("t", "", tags=tags)], [np.zeros(30 * RATE, np.float32)])
+    [caption] = TemplateCaptioner().describe([Track("t", "", tags=tags)], [np.zeros(30 * RATE, np.float32)])
     assert "calm rock" in caption.overview and "piano and drums" in caption.overview and "pop" in caption.overview
     assert "Rain" not in caption.overview and len(caption.sections) == 1
 

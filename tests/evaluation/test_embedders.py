@@ -10,10 +10,10 @@ from other_models import tiny_clap_folder, tiny_pe_audio_folder
 from tiny import TEXTS
 from transformers import RobertaConfig, RobertaModel, WhisperFeatureExtractor
 
+from collap.clap import BATCH, batches_of, real_windows
 from collap.evaluation.embedders import blocks_of
 from collap.evaluation.embedding import embed_texts
 from collap.evaluation.load_embedders import load_embedder
-from collap.evaluation.window_embedders import BATCH, batches_of, real_windows
 from collap.models import load_model
 from modeling_collap import attention_pooled_scores, mean_pooled_scores
 from processing import load_audio

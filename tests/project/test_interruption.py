@@ -62,10 +62,11 @@ def test_ctrl_c_ends_a_command_in_one_line(deadly, corpus, model_folder, tmp_pat
 
 
 def test_workers_that_cannot_hand_over_a_batch_say_so(corpus, backbones, tmp_path):
-    """Shared memory is a file: a limit on those is met in the thread of a worker that nobody listens to."""
+    """Shared memory is a file: a limit on those (64 kB, below a batch, above what else a run writes at its start) is met
+    in the thread of a worker that nobody listens to."""
     config = settings(corpus, backbones, num_workers=2, eval_split="none")
     assert train(tmp_path / "before", config, epochs=1).returncode == 0  # so that the durations are known
-    limited = ["bash", "-c", 'ulimit -f 5; exec "$@"', "-", *command(tmp_path, config)]
+    limited = ["bash", "-c", 'ulimit -f 64; exec "$@"', "-", *command(tmp_path, config)]
     process = start(limited)
     output, _ = process.communicate(timeout=60)
     last = output.strip().splitlines()[-1]

@@ -4,14 +4,17 @@ import errno
 import itertools
 import json
 import os
+import pty
 import random
 import shutil
 import signal
+import termios
 import time
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
 from libraries import files_of, index, index_process
 from tiny import tiny_model, tiny_processor
 
@@ -163,6 +166,33 @@ def test_a_reader_that_finds_a_file_gone_looks_at_the_manifest_again(tmp_path, i
         IndexStore.open(folder)
     monkeypatch.setattr(stores, "read_manifest", read)
     assert len(IndexStore.open(folder).tracks) == 12
+
+
+def test_progress_is_shown_and_the_machine_stays_usable(tmp_path, few, model_folder):
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, 120))
+    said = tmp_path / "said"
+
+    def before() -> None:
+        os.dup2(slave, 2)
+        embed = updating.embed_recording
+
+        def saying(*given):
+            said.write_text(f"{os.nice(0)} {torch.get_num_threads()}")
+            return embed(*given)
+
+        updating.embed_recording = saying
+
+    more = ["--nice", 7, "--threads", 3]
+    process = index_process(tmp_path / "log", *arguments(few, model_folder, tmp_path / "index", *more), before=before)
+    process.join()
+    os.close(slave)
+    shown = os.read(master, 2**20).decode()
+    assert process.exitcode == 0 and said.read_text() == f"{os.nice(0) + 7} 3"
+    assert "100%" in shown and "7/7 files, " in shown and " x real time, " in shown and " MB" in shown
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines[0].endswith("5 embedded, 1 found again") and lines[0].startswith(f"{tmp_path / 'index'}: 6 tracks, ")
+    assert " hours embedded in " in lines[1] and lines[1].endswith(" MB")
 
 
 @pytest.mark.parametrize("fails", ["pending", "shard", "tables", "manifest"])
@@ -347,6 +377,7 @@ def test_a_manifest_that_names_other_places_is_refused(change, said, tmp_path, i
         ("path", b"a/../../b.mp3", "outside"),
         ("path", b"\xff\xfe/../b.mp3", "outside"),
         ("path", b"a\0b", "outside"),
+        ("path", None, "a row has no path"),
         ("row", 5000, "a row that its shard does not have"),
         ("row", -1, "a row that its shard does not have"),
         ("shard", "0" * 32, "a shard that the index does not have"),
