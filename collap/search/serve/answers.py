@@ -4,6 +4,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..index import Hit
+
 MAX_CHARACTERS = 4000  # of a query
 MAX_HITS = 100
 
@@ -55,41 +57,12 @@ class Track(BaseModel):
     seconds: float
 
 
-class Span(BaseModel):
-    """A part of a song that fits."""
-
-    start: float
-    end: float
-    score: float
-
-
-class Sentence(Span):
-    """Where a sentence of the description is heard."""
-
-    text: str
-
-
-class FoundTrack(Track):
-    """A song that was found."""
-
-    score: float
-    spans: list[Span]
-    sentences: list[Sentence]
-
-
 class Answer(BaseModel):
     """Songs, the best first."""
 
-    hits: list[FoundTrack]
+    hits: list[Hit]
     message: str | None = Field(description="Whether they fit well.")
     milliseconds: float = Field(description="From the request to its answer, waiting included.")
-
-
-class Curve(BaseModel):
-    """The score over the time of a song."""
-
-    seconds: list[float] = Field(description="When each score begins.")
-    scores: list[float]
 
 
 class Waveform(BaseModel):

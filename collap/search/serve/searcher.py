@@ -1,10 +1,13 @@
-"""Ask the index that is published now, in the terms of the HTTP API. Functions may be called from several threads."""
+"""Ask the index that is published now, in the terms of the HTTP API. Functions may be called from several threads.
+
+Dimensions: `T` tokens and `S` segments of a clip, `D` shared width.
+"""
 
 import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +20,10 @@ from collap.files import flat
 
 from ..index import Hit, TrackIndex
 from ..library import shown
+from ..moments import Curve
+from ..segments import frame_size, mean_rows, segment_bounds
 from ..store import MANIFEST, named_files
-from .answers import Asked, Curve, FoundTrack, Narrowed, Track
+from .answers import Asked, Narrowed, Track
 from .library_files import NotServed
 
 MOST_GENRES = 12  # that the statistics name
@@ -98,8 +103,7 @@ class Searcher:
         """Return how well a song fits over its time; raises as [`track`] and [`search`] do."""
         index = self.index
         _row(index, id)
-        seconds, scores = index.curve(id, asked.q, like=asked.like)
-        return Curve(seconds=seconds, scores=scores)
+        return index.curve(id, asked.q, like=asked.like)
 
     def embed_clip(self, clip: bytes, max_seconds: float, gone: threading.Event) -> torch.Tensor:
         """Decode a clip in the process that is for it, and embed it.
@@ -109,12 +113,18 @@ class Searcher:
             max_seconds: that it may last.
             gone: once set, nobody waits for it any more, and no more of it is embedded.
 
+        Returns:
+            (S, D): its segments in their order, or with a score that knows no order, the mean of all, (1, D).
+
         Raises:
             ValueError: it is no audio, or longer.
             ClientDisconnect: `gone` was set.
         """
         index = self.index
-        return index.embedder.embed_file(clip, read=_read_up_to(max_seconds, gone)).float().mean(0)[None, None]
+        embeds = index.embedder.embed_file(clip, read=_read_up_to(max_seconds, gone)).float().cpu()  # (T, D)
+        if not index.function.has_sentences:
+            return embeds.mean(0, keepdim=True)  # (1, D)
+        return mean_rows(embeds, segment_bounds(embeds, frame_size(index.function.token_seconds)))  # (S, D)
 
     def statistics(self) -> dict:
         """Return the fields of `Statistics` that are of the index."""
@@ -160,8 +170,7 @@ def _narrowed(asked: Narrowed) -> dict:
 
 
 def _answer(hits: list[Hit]) -> dict:
-    hits = [FoundTrack(**asdict(hit) | {"path": shown(os.fsencode(hit.path))}) for hit in hits]
-    return {"hits": hits, "message": None}
+    return {"hits": [replace(hit, path=shown(os.fsencode(hit.path))) for hit in hits], "message": None}
 
 
 def _read_up_to(max_seconds: float, gone: threading.Event) -> Callable[..., Iterator[np.ndarray]]:

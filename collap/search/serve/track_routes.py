@@ -6,7 +6,8 @@ from typing import Annotated
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import FileResponse, Response
 
-from .answers import Asked, Curve, Track, Waveform
+from ..moments import Curve
+from .answers import Asked, Track, Waveform
 from .covers import cover_of
 from .library_files import NotServed, OpenFileResponse, audio_type, open_library_file
 from .problems import NOT_THERE

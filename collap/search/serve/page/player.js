@@ -62,10 +62,10 @@ async function draw(hit, query) {
 }
 
 /** The score over time from the lowest to the highest of this song. */
-function line({ seconds, scores }, x) {
+function line({ starts, ends, scores }, x) {
   const lowest = Math.min(...scores);
   const range = Math.max(...scores) - lowest || 1;
-  const points = scores.map((score, i) => `${x(seconds[i])},${95 - (90 * (score - lowest)) / range}`);
+  const points = scores.map((score, i) => `${x((starts[i] + ends[i]) / 2)},${95 - (90 * (score - lowest)) / range}`);
   return shape("polyline", { class: "line", points: points.join(" ") });
 }
 
