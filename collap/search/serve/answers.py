@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..index import Hit
+from ..moments import Curve, SentenceSpan, Span
 
 MAX_CHARACTERS = 4000  # of a query
 MAX_HITS = 100
@@ -22,8 +22,17 @@ class Problem(BaseModel):
 # ---- what is asked
 
 
+class Described(BaseModel):
+    """What to look for: a description, or a moment of a song."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    q: Text = Field(None, description="A description; each of its sentences is looked for.")
+    like: Text = Field(None, description="ID or ID@SECONDS of a song: what sounds like it, or like that moment.")
+
+
 class Narrowed(BaseModel):
-    """Which songs, and how many."""
+    """Which songs, how many, and what to say of them."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -31,14 +40,13 @@ class Narrowed(BaseModel):
     min_seconds: Seconds = Field(None, description="Songs that last as long or longer.")
     max_seconds: Seconds = Field(None, description="Songs that last as long or shorter.")
     k: int = Field(10, ge=1, le=MAX_HITS, description="So many songs.")
+    curve: bool = Field(False, description="Whether to give the score over the time of each song.")
 
 
-class Asked(Narrowed):
-    """What to look for: a description, a moment of a song, or both."""
+class Asked(Described, Narrowed):
+    """What a search is for."""
 
-    q: Text = Field(None, description="A description; each of its sentences is looked for.")
-    not_: Text = Field(None, alias="not", description="What it does not sound like.")
-    like: Text = Field(None, description="ID or ID@SECONDS of a song: what sounds like it, or like that moment.")
+    not_: Text = Field(None, alias="not", description="What it must not sound like.")
 
 
 # ---- what is answered
@@ -57,11 +65,28 @@ class Track(BaseModel):
     seconds: float
 
 
+class FoundTrack(Track):
+    """A song that was found; the fields are those of `collap search --json`, but for places of the server's disk."""
+
+    rank: int = Field(description="1 for the best.")
+    score: float = Field(description="Of the model.")
+    rescored: bool = Field(description="Whether the score is exact, and no estimate.")
+    certified: bool = Field(description="Whether no song that is not in the list can belong in it.")
+    deviations: float = Field(description="Standard deviations above the mean of the library for this query.")
+    match: float | None = Field(description="Share of ordinary descriptions whose best song here scores lower.")
+    spans: list[Span] = Field(description="The parts that fit best, those first.")
+    sentences: list[SentenceSpan] = Field(description="Where each sentence of a description is heard.")
+    curve: Curve | None = Field(description="The score over time, if it was asked for.")
+
+
 class Answer(BaseModel):
     """Songs, the best first."""
 
-    hits: list[Hit]
-    message: str | None = Field(description="Whether they fit well.")
+    hits: list[FoundTrack]
+    matches_well: bool | None = Field(description="False if even the best fits badly; null if that is not known.")
+    notes: list[str] = Field(description="What is to be said about all of them.")
+    searched: int = Field(description="Songs that could have been found.")
+    rescored: int = Field(description="Songs that were scored exactly.")
     milliseconds: float = Field(description="From the request to its answer, waiting included.")
 
 

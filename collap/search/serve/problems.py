@@ -8,6 +8,7 @@ from starlette.requests import ClientDisconnect
 
 from collap.files import flat
 
+from ..filters import FilterError
 from .answers import Problem
 from .library_files import NotServed
 from .work import TooBusy
@@ -43,7 +44,8 @@ def _answering(status: int):
     headers = {"retry-after": str(RETRY_SECONDS)} if status == 503 else None
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": flat(error)}, status, headers)
+        line = str(error).splitlines()[0] if isinstance(error, FilterError) else flat(error)  # the others draw the place
+        return JSONResponse({"error": line}, status, headers)
 
     return answer
 

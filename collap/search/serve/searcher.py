@@ -7,7 +7,6 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +17,17 @@ from starlette.requests import ClientDisconnect
 from collap.data.guarded_reading import Source, stream_audio
 from collap.files import flat
 
-from ..index import Hit, TrackIndex
+from ..filters import COMPARISONS, FIELDS
+from ..index import TrackIndex
 from ..library import shown
 from ..moments import Curve
 from ..segments import frame_size, mean_rows, segment_bounds
-from ..store import MANIFEST, named_files
-from .answers import Asked, Narrowed, Track
+from ..store import MANIFEST, IndexStore, named_files
+from .answers import Asked, Described, Narrowed, Track
 from .library_files import NotServed
 
 MOST_GENRES = 12  # that the statistics name
+FILTER_HELP = f"fields: {', '.join(FIELDS)}; {' '.join(COMPARISONS)} (~ contains); and, or, not, ( )"
 
 logger = logging.getLogger(__name__)
 
@@ -43,24 +44,31 @@ class Searcher:
         OSError, ValueError: there is no such index or model; one line.
     """
 
-    def __init__(self, folder: Path, library: Path | None = None, model: str | None = None, device: str | None = None):
-        self._open = lambda: TrackIndex.open(folder, model=model, device=device)
-        self._manifest, self._library = folder / MANIFEST, library
-        self._lock, self._seen = threading.Lock(), _state(self._manifest)
-        self._index = self._open()
+    def __init__(self, folder: Path, library: Path | None = None, model: str | None = None, device: str = "cpu"):
+        self._folder, self._library, self._model, self._device = folder, library, model, device
+        self._lock, self._seen = threading.Lock(), _state(folder)
+        self._index = self._opened()
 
     @property
     def index(self) -> TrackIndex:
         """Return the index that is published now; the last one that could be opened if that one cannot."""
         with self._lock:
-            state = _state(self._manifest)
+            state = _state(self._folder)
             if state not in (None, self._seen):
                 self._seen = state
                 try:
-                    self._index = self._open()
+                    self._index = self._opened(self._index)
                 except (OSError, ValueError) as error:
                     logger.warning("%s; what was published before is searched", flat(error))
             return self._index
+
+    def _opened(self, before: TrackIndex | None = None) -> TrackIndex:
+        """Open the index and load its model, or keep that of the index before."""
+        store = IndexStore.open(self._folder)
+        is_same = before is not None and before.store.space.id == store.space.id
+        index = TrackIndex(store, before.embedder if is_same else self._model, self._device)
+        index.embedder  # noqa: B018 (loaded now, not at the first search)
+        return index
 
     @property
     def library(self) -> Path:
@@ -85,25 +93,26 @@ class Searcher:
     # ---- searching
 
     def search(self, asked: Asked) -> dict:
-        """Return the fields of an answer: hits, and whether they fit.
+        """Return the fields of an answer, but for its time.
 
         Raises:
-            ValueError: nothing is asked for, or the filter or the moment is none.
+            ValueError: not one thing is asked for, or the filter or the moment is none.
         """
-        if not (asked.q or "").strip() and not asked.like:
-            raise ValueError("nothing is asked for; expected q, a description, or like, ID or ID@SECONDS of a song")
-        hits = self.index.search(asked.q, not_text=asked.not_, like=asked.like, **_narrowed(asked))
-        return _answer(hits)
+        _check(asked)
+        found = self.index.search(asked.q, like=asked.like, not_text=asked.not_, **_narrowed(asked))
+        return found.to_dict()
 
     def similar(self, clip: torch.Tensor, asked: Narrowed) -> dict:
         """Return the fields of an answer to a clip, see [`embed_clip`]."""
-        return _answer(self.index.search(embeds=clip, **_narrowed(asked)))
+        (found,) = self.index.search(vectors=[clip], **_narrowed(asked))
+        return found.to_dict()
 
-    def curve(self, id: str, asked: Asked) -> Curve:
+    def curve(self, id: str, asked: Described) -> Curve:
         """Return how well a song fits over its time; raises as [`track`] and [`search`] do."""
         index = self.index
-        _row(index, id)
-        return index.curve(id, asked.q, like=asked.like)
+        track = _row(index, id)
+        _check(asked)
+        return index.moments(track, asked.q, like=asked.like, curve=True)["curve"]
 
     def embed_clip(self, clip: bytes, max_seconds: float, gone: threading.Event) -> torch.Tensor:
         """Decode a clip in the process that is for it, and embed it.
@@ -140,17 +149,22 @@ class Searcher:
             "space": store.space.id,
             "generation": store.generation,
             "genres": [{"name": one["values"], "tracks": one["counts"]} for one in genres],
-            "filter_help": "year>=1970 and genre=jazz",
+            "filter_help": FILTER_HELP,
         }
 
 
-def _state(manifest: Path) -> tuple[int, int, int] | None:
-    """Return what a manifest that is replaced does not keep; None while there is none."""
+def _state(folder: Path) -> tuple[int, int, int] | None:
+    """Return what an index that is published anew does not keep; None while there is none."""
     try:
-        status = manifest.stat()
+        status = (folder / MANIFEST).stat()
     except OSError:
         return None
     return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _check(asked: Described) -> None:
+    if (asked.q is None) == (asked.like is None):
+        raise ValueError("expected q, a description, or like, ID or ID@SECONDS of a song, and not both")
 
 
 def _row(index: TrackIndex, id: str) -> int:
@@ -161,16 +175,8 @@ def _row(index: TrackIndex, id: str) -> int:
 
 
 def _narrowed(asked: Narrowed) -> dict:
-    return {
-        "k": asked.k,
-        "filters": asked.filter or None,
-        "min_seconds": asked.min_seconds,
-        "max_seconds": asked.max_seconds,
-    }
-
-
-def _answer(hits: list[Hit]) -> dict:
-    return {"hits": [replace(hit, path=shown(os.fsencode(hit.path))) for hit in hits], "message": None}
+    seconds = {"min_seconds": asked.min_seconds, "max_seconds": asked.max_seconds}
+    return {"k": asked.k, "filters": asked.filter, "curve": asked.curve, **seconds}
 
 
 def _read_up_to(max_seconds: float, gone: threading.Event) -> Callable[..., Iterator[np.ndarray]]:

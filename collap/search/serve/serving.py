@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 
+import torch
 import uvicorn
 
 from .application import make_application
@@ -30,7 +31,9 @@ def run(options: argparse.Namespace) -> int:
     if options.library is not None and not options.library.is_dir():
         raise FileNotFoundError(f"{options.library}: no such folder; expected the library that was indexed")
     listening = listen(options.host, options.port)
-    searcher = Searcher(options.index, options.library, options.model, options.device)
+    searcher = Searcher(
+        options.index, options.library, options.model, options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    )
     if not os.path.isdir(searcher.library):
         print(f"{searcher.library}: is not there, so that nothing can be listened to; name it with --library")
     limits = Limits(upload_bytes=round(options.max_upload_mb * 1e6))

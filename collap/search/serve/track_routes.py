@@ -7,7 +7,7 @@ from fastapi import FastAPI, Query, Request
 from fastapi.responses import FileResponse, Response
 
 from ..moments import Curve
-from .answers import Asked, Track, Waveform
+from .answers import Described, Track, Waveform
 from .covers import cover_of
 from .library_files import NotServed, OpenFileResponse, audio_type, open_library_file
 from .problems import NOT_THERE
@@ -58,7 +58,7 @@ def add_track_routes(app: FastAPI, searcher: Searcher, searches: Work, reading: 
             return await searches.run(request, searcher.track, id)
 
     @app.get("/api/tracks/{id}/curve", responses=NOT_THERE)
-    async def curve(request: Request, id: str, asked: Annotated[Asked, Query()]) -> Curve:
+    async def curve(request: Request, id: str, asked: Annotated[Described, Query()]) -> Curve:
         """Say how well a song fits over its time."""
         async with searches.place():
             return await searches.run(request, searcher.curve, id, asked)

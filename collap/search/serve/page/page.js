@@ -14,21 +14,21 @@ let limits = {};
 /** What the form says, by the names of the API. */
 function asked() {
   const values = Object.fromEntries(FIELDS.map((name) => [name, form.elements[name].value.trim()]));
-  return { ...values, like: like ? `${like.id}@${like.seconds.toFixed(2)}` : "" };
+  return like ? { ...values, q: "", like: `${like.id}@${like.seconds.toFixed(2)}` } : values;
 }
 
 /** Ask for hits, and show them or what is wrong; an earlier request is given up. */
-async function answer(request, query) {
+async function answer(request) {
   running?.abort();
   const own = (running = new AbortController());
   document.body.classList.add("busy");
   say("error", "");
   say("status", "Searching …");
   try {
-    const { hits, message, milliseconds } = await request(own.signal);
-    showHits(byId("results"), hits, (hit, seconds, item) => listen(hit, seconds, item, query), moreLike);
+    const { hits, notes, milliseconds } = await request(own.signal);
+    showHits(byId("results"), hits, listen, moreLike);
     const found = hits.length === 1 ? "1 song" : `${hits.length} songs`;
-    say("status", [`${found} in ${Math.round(milliseconds)} ms`, message].filter(Boolean).join("; "));
+    say("status", [`${found} in ${Math.round(milliseconds)} ms`, ...notes].join("; "));
   } catch (error) {
     if (running !== own) return;
     byId("results").replaceChildren();
@@ -47,13 +47,13 @@ function search() {
     return;
   }
   history.replaceState(null, "", `?${new URLSearchParams(Object.entries(query).filter(([, value]) => value))}`);
-  answer((signal) => ask("api/search", query, { signal }), { q: query.q, like: query.like });
+  answer((signal) => ask("api/search", { ...query, curve: true }, { signal }));
 }
 
-function listen(hit, seconds, item, query) {
+function listen(hit, seconds, item) {
   for (const other of byId("results").children) other.removeAttribute("aria-current");
   item.setAttribute("aria-current", "true");
-  play(hit, seconds, query);
+  play(hit, seconds);
 }
 
 /** Search for what sounds like a moment, instead of like words. */
@@ -78,8 +78,8 @@ function similar(file) {
   setLike(null);
   const { filter, k, min_seconds, max_seconds } = asked();
   const options = { method: "POST", body: file, headers: { "content-type": "application/octet-stream" } };
-  const parameters = { filter, k, min_seconds, max_seconds };
-  answer((signal) => ask("api/similar", parameters, { ...options, signal }), null);
+  const parameters = { filter, k, min_seconds, max_seconds, curve: true };
+  answer((signal) => ask("api/similar", parameters, { ...options, signal }));
 }
 
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
@@ -114,6 +114,7 @@ form.addEventListener("submit", (event) => {
   event.preventDefault();
   search();
 });
+byId("q").addEventListener("input", () => setLike(null)); // words take the place of the moment
 byId("q").addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();

@@ -10,8 +10,8 @@ const curve = byId("curve");
 let playing = null; // the hit
 let now = null; // the line at the place that is heard
 
-/** Play a hit from a second on. `query` is what its score over time is asked for; null if there is none. */
-export async function play(hit, seconds, query) {
+/** Play a hit from a second on. */
+export async function play(hit, seconds) {
   const isNew = !playing || playing.id !== hit.id;
   playing = hit;
   byId("player").hidden = false;
@@ -19,7 +19,7 @@ export async function play(hit, seconds, query) {
   say("player-error", "");
   if (isNew) audio.src = track(hit.id, "audio");
   seek(seconds);
-  draw(hit, query);
+  draw(hit);
   await audio.play().catch((error) => {
     if (error.name !== "AbortError" && playing === hit) complain();
   });
@@ -44,7 +44,7 @@ async function complain() {
 
 // ---- the curve
 
-async function draw(hit, query) {
+async function draw(hit) {
   const x = (seconds) => (1000 * Math.min(seconds, hit.seconds)) / hit.seconds;
   now = shape("line", { class: "now", y1: 0, y2: 100 });
   const marks = hit.spans.map(({ start, end }) =>
@@ -52,13 +52,10 @@ async function draw(hit, query) {
   curve.replaceChildren(...marks, now);
   curve.setAttribute("aria-valuemax", Math.floor(hit.seconds));
   tick();
-  const [peaks, scores] = await Promise.allSettled([
-    ask(track(hit.id, "waveform")),
-    query ? ask(track(hit.id, "curve"), query) : Promise.reject(new Error("nothing was asked for")),
-  ]);
-  if (playing !== hit || !now.isConnected) return;
-  if (peaks.status === "fulfilled") curve.prepend(wave(peaks.value.peaks));
-  if (scores.status === "fulfilled") now.before(line(scores.value, x));
+  if (hit.curve) now.before(line(hit.curve, x));
+  const own = now;
+  const { peaks } = await ask(track(hit.id, "waveform")).catch(() => ({ peaks: [0] }));
+  if (now === own) curve.prepend(wave(peaks));
 }
 
 /** The score over time from the lowest to the highest of this song. */

@@ -33,8 +33,11 @@ function facts(hit) {
   return element("p", { className: "faint", textContent: known.filter(Boolean).join(" · ") });
 }
 
+/** How much a song stands out, in the measure of this library, and whether that is much for a description. */
 function score(hit) {
-  return element("p", { className: "faint", textContent: `score ${hit.score.toFixed(3)}` });
+  const known = [`score ${hit.score.toFixed(3)}`, `${hit.deviations.toFixed(1)} deviations above this library's mean`];
+  if (hit.match !== null) known.push(`fits better than ${Math.floor(100 * hit.match)} % of descriptions do`);
+  return element("p", { className: "faint", textContent: known.join(" · ") });
 }
 
 function spans(hit, start) {
@@ -51,7 +54,7 @@ function spans(hit, start) {
 
 /** Which sentence of a description is heard where; nothing for a description of one. */
 function sentences(hit, start) {
-  if (!hit.sentences || hit.sentences.length < 2) return "";
+  if (hit.sentences.length < 2) return "";
   const list = element("ul", { className: "sentences" });
   for (const sentence of hit.sentences) {
     const text = `${clock(sentence.start)} – ${clock(sentence.end)}`;
