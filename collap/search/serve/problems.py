@@ -44,7 +44,9 @@ def _answering(status: int):
     headers = {"retry-after": str(RETRY_SECONDS)} if status == 503 else None
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
-        line = str(error).splitlines()[0] if isinstance(error, FilterError) else flat(error)  # the others draw the place
+        line = (
+            str(error).splitlines()[0] if isinstance(error, FilterError) else flat(error)
+        )  # the others draw the place
         return JSONResponse({"error": line}, status, headers)
 
     return answer

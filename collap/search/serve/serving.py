@@ -32,7 +32,10 @@ def run(options: argparse.Namespace) -> int:
         raise FileNotFoundError(f"{options.library}: no such folder; expected the library that was indexed")
     listening = listen(options.host, options.port)
     searcher = Searcher(
-        options.index, options.library, options.model, options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        options.index,
+        options.library,
+        options.model,
+        options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
     )
     if not os.path.isdir(searcher.library):
         print(f"{searcher.library}: is not there, so that nothing can be listened to; name it with --library")
