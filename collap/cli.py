@@ -15,6 +15,7 @@ from collap.files import nearest
 
 TOKEN_DTYPES = ("float16", "int8")  # that stored tokens can have
 TEMPORAL_PARTS = ("order", "equal_lengths", "place", "detail", "retrieval")  # of the suite of time
+SEARCH_MODES = ("fixed", "calibrated", "exact")
 HELP = ("-h", "--help")
 DATASET_HELP = "local folder, table file or Hub id, or NAME:FOLDER such as musiccaps:data/musiccaps"
 
@@ -258,10 +259,41 @@ def _index(parser: Parser) -> None:
     parser.add_argument("--shard_tracks", type=int, help="tracks of a file, published when it is full; default: 256")
     parser.add_argument("--merge", nargs="+", type=Path, metavar="PART", help="put indexes of parts into --index")
     parser.add_argument("--verify", action="store_true", help="compare every file of the index with its checksum")
+    parser.add_argument("--calibrate", action="store_true", help="measure what collap search --mode calibrated needs")
 
 
 def _not_indexed(options: argparse.Namespace) -> list[str]:
-    return [] if options.folder or options.merge or options.verify else ["folder"]
+    return [] if options.folder or options.merge or options.verify or options.calibrate else ["folder"]
+
+
+def _search(parser: Parser) -> None:
+    parser.epilog = "Exit code: 0 something was found, 1 nothing, or an error of one line, 2 a wrong command."
+    parser.add_argument("text", nargs="?", help="description of music, a sentence or many; or --like")
+    parser.add_argument("--index", required=True, type=Path, help="folder that `collap index` has made")
+    parser.add_argument("--like", metavar="TRACK[@TIME]", help="id, path or title; 83.5 or 1:23.5 for a moment of it")
+    parser.add_argument("--not", dest="not_text", metavar="TEXT", help="rank by score(text) - score(TEXT)")
+    parser.add_argument("--filter", help='which tracks, such as "year >= 1970 and (genre = jazz or artist ~ davis)"')
+    parser.add_argument("--min_seconds", "--min-seconds", type=float, help="length of a track")
+    parser.add_argument("--max_seconds", "--max-seconds", type=float, help="length of a track")
+    parser.add_argument("-k", type=int, default=10, help="tracks to return (10)")
+    parser.add_argument("--mode", choices=SEARCH_MODES, default="fixed", help="how many tracks are scored exactly")
+    parser.add_argument("--candidates", type=int, help="of the mode fixed: so many; default: by the model")
+    parser.add_argument("--curve", action="store_true", help="with --json: the score over the time of each track")
+    parser.add_argument("--model", help="that the index was made with, if it is no longer where it was")
+    parser.add_argument("--device", help="where the model runs (cpu)")
+    formats = parser.add_mutually_exclusive_group()
+    for name, what in (
+        ("json", "one JSON object"),
+        ("webvtt", "cues of the best track: which sentence is heard when"),
+        ("m3u", "a playlist; VLC begins where a track matches best"),
+    ):
+        formats.add_argument(f"--{name}", dest="format", action="store_const", const=name, help=f"write {what}")
+        parser.known_options.add(f"--{name}")
+    parser.set_defaults(format="table")
+
+
+def _not_searched(options: argparse.Namespace) -> list[str]:
+    return [] if options.text is not None or options.like is not None else ["text"]
 
 
 def _serve(parser: Parser) -> None:
@@ -310,6 +342,9 @@ COMMANDS = {
     ),
     "index": Command(
         "index a library of music, to be searched by descriptions", "collap.search.indexing", _index, _not_indexed
+    ),
+    "search": Command(
+        "find music, and its seconds, by a description", "collap.search.searching", _search, _not_searched
     ),
     "serve": Command("serve a page and an HTTP API to search an index with", "collap.search.serve.serving", _serve),
     "data check": Command("say what a data set holds, and what of it cannot be used", "collap.data.check", _data_check),

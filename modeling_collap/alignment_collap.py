@@ -28,9 +28,10 @@ Pure functions of embeddings. Dimensions: `A` audios, `B` texts, `Q` sentences o
 import torch
 from torch.nn import functional as F
 
-from .scoring_collap import CELLS_AT_A_TIME, in_chunks
+from .scoring_collap import in_tiles, softmax_mean
 
 NOWHERE = -torch.inf  # logarithm of the weight of what no path does
+TILE_CELLS = 2**22  # numbers that a processor works on at a time: paths take frame by frame, and that fits in its cache
 
 
 def sentence_mask(sentence_embeds: torch.Tensor) -> torch.Tensor:
@@ -126,7 +127,17 @@ def frame_cosines(
         (A, B, Q, W), (A, W) bool.
     """
     frames, frame_mask = pool_frames(audio_embeds, audio_token_mask, frame_size)
-    return torch.einsum("bqd,awd->abqw", sentence_embeds, frames), frame_mask
+    return sentence_cosines(sentence_embeds, frames), frame_mask
+
+
+def sentence_cosines(sentence_embeds: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+    """Compute the cosine of every sentence (B, Q, D) with every frame (A, W, D): (A, B, Q, W).
+
+    It lies in memory as (A, W, Q, B): what follows goes along frames and sentences, for all texts at once.
+    """
+    texts, sentences, _ = sentence_embeds.shape
+    cosines = frames @ sentence_embeds.transpose(0, 1).flatten(0, 1).T  # (A, W, Q B)
+    return cosines.unflatten(2, (sentences, texts)).permute(0, 3, 2, 1)  # (A, B, Q, W)
 
 
 def free_scores(
@@ -143,10 +154,9 @@ def free_scores(
     Returns:
         (A, B).
     """
-    lowest = torch.finfo(cosines.dtype).min
-    weights = (cosines / temperature).masked_fill(~frame_mask[:, None, None], lowest).softmax(-1)  # (A, B, Q, W)
-    attended = (weights * cosines).sum(-1) * is_sentence  # (A, B, Q)
-    return attended.sum(-1) / is_sentence.sum(-1)
+    by_frame = cosines.permute(0, 3, 2, 1)  # (A, W, Q, B)
+    attended = softmax_mean(by_frame, temperature, frame_mask[:, :, None, None], dim=1)  # (A, Q, B)
+    return (attended * is_sentence.T).sum(1) / is_sentence.sum(-1)  # (A, B)
 
 
 def monotone_scores(
@@ -169,9 +179,8 @@ def monotone_scores(
         (A, B).
     """
     emissions, num_frames, num_states = path_emissions(cosines / temperature, is_sentence, frame_mask, blank)
-    if blank is not None:
-        emissions = _with_blanks(emissions, blank / temperature)  # (A, B, J, W)
-    total = _PathLogSum.apply(emissions, num_frames, num_states, blank is not None)  # (A, B)
+    by_frame = _by_frame(emissions, None if blank is None else blank / temperature)  # (W, J, A, B)
+    total = _PathLogSum.apply(by_frame, num_frames, num_states, blank is not None)  # (A, B)
     return temperature * (total - log_path_count(num_frames, num_states, blank is not None)) / num_frames
 
 
@@ -197,11 +206,18 @@ def path_emissions(
     return cosines, frames, sentences if blank is None else 2 * sentences + 1
 
 
-def _with_blanks(emissions: torch.Tensor, blank: torch.Tensor) -> torch.Tensor:
-    """Put a blank before, between and after the sentences: (A, B, Q, W) -> (A, B, 2 Q + 1, W)."""
-    blanks = blank.reshape(()).expand(emissions.shape)
-    joined = torch.stack([blanks, emissions], dim=3).flatten(2, 3)  # (A, B, 2 Q, W)
-    return torch.cat([joined, blanks[:, :, :1]], dim=2)  # (A, B, J, W)
+def _by_frame(emissions: torch.Tensor, blank: torch.Tensor | None) -> torch.Tensor:
+    """Lay out what a path gains, (A, B, Q, W), by frame and state: (W, J, A, B).
+
+    A blank, scalar, is put before, between and after the sentences; with None the states are the sentences.
+    """
+    by_frame = emissions.permute(3, 2, 0, 1).contiguous()  # (W, Q, A, B)
+    if blank is None:
+        return by_frame
+    frames, sentences, *pairs = by_frame.shape
+    states = blank.reshape(()).expand(frames, 2 * sentences + 1, *pairs).clone()  # (W, J, A, B)
+    states[:, 1::2] = by_frame
+    return states
 
 
 def log_path_count(num_frames: torch.Tensor, num_states: torch.Tensor, has_blanks: bool) -> torch.Tensor:
@@ -221,61 +237,59 @@ def log_path_count(num_frames: torch.Tensor, num_states: torch.Tensor, has_blank
 
 
 def _arrive(scores: torch.Tensor, has_blanks: bool, add=torch.logaddexp) -> torch.Tensor:
-    """Take one step of all paths, (A, B, J): stay, or come from the state before, or from the sentence before."""
-    arrived = add(scores, F.pad(scores, (1, -1), value=NOWHERE))
+    """Take one step of all paths, (J, A, B): stay, or come from the state before, or from the sentence before."""
+    arrived = scores.clone()
+    arrived[1:] = add(scores[1:], scores[:-1])
     if has_blanks:  # past a blank, to a sentence: the states of odd number
-        skipped = F.pad(scores, (2, -2), value=NOWHERE)
-        arrived[..., 1::2] = add(arrived[..., 1::2], skipped[..., 1::2])
+        arrived[3::2] = add(arrived[3::2], scores[1:-2:2])
     return arrived
 
 
 def _endings(num_states: torch.Tensor, size: int, has_blanks: bool) -> torch.Tensor:
-    """Mark the states in which a path may end: (B, J) bool."""
-    states = torch.arange(size, device=num_states.device)
-    last = num_states.unsqueeze(-1) - 1  # (B, 1)
+    """Mark the states in which a path may end: (J, 1, B) bool."""
+    states = torch.arange(size, device=num_states.device).view(-1, 1, 1)
+    last = num_states - 1  # (B,)
     return (states == last) | (states == last - 1) if has_blanks else states == last
 
 
-def path_log_weights(emissions: torch.Tensor, num_frames: torch.Tensor, has_blanks: bool, add=torch.logaddexp):
+def path_log_weights(by_frame: torch.Tensor, num_frames: torch.Tensor, has_blanks: bool, add=torch.logaddexp):
     """Return the logarithm of the weight of all beginnings of paths that are in a state at a frame.
 
     Args:
-        emissions: (A, B, J, W) logarithm of what a path gains in every state at every frame.
+        by_frame: (W, J, A, B) logarithm of what a path gains in every state at every frame.
         num_frames: (A, B) W of every pair; later frames are not gone through.
         has_blanks: whether every second state, from the first on, is a blank.
         add: how paths are joined: `torch.logaddexp`, or `torch.maximum` for the best one.
 
     Returns:
-        (W, A, B, J).
+        (W, J, A, B).
     """
-    by_frame = emissions.permute(3, 0, 1, 2).contiguous()  # (W, A, B, J)
     weights = torch.empty_like(by_frame)
     weights[0].fill_(NOWHERE)
     starts = 2 if has_blanks else 1
-    weights[0][..., :starts] = by_frame[0][..., :starts]
-    is_over = torch.arange(len(by_frame), device=emissions.device).view(-1, 1, 1, 1) >= num_frames.unsqueeze(-1)
+    weights[0, :starts] = by_frame[0, :starts]
+    is_over = torch.arange(len(by_frame), device=by_frame.device).view(-1, 1, 1) >= num_frames  # (W, A, B)
     for w in range(1, len(by_frame)):
-        arrived = _arrive(weights[w - 1], has_blanks, add) + by_frame[w]
-        weights[w] = torch.where(is_over[w], weights[w - 1], arrived)
+        arrived = _arrive(weights[w - 1], has_blanks, add).add_(by_frame[w])
+        torch.where(is_over[w], weights[w - 1], arrived, out=weights[w])
     return weights
 
 
-def path_log_rests(emissions: torch.Tensor, num_frames: torch.Tensor, num_states: torch.Tensor, has_blanks: bool):
-    """Return the logarithm of the weight of all that may follow a state at a frame, without its own gain: (W, A, B, J).
+def path_log_rests(by_frame: torch.Tensor, num_frames: torch.Tensor, num_states: torch.Tensor, has_blanks: bool):
+    """Return the logarithm of the weight of all that may follow a state at a frame, without its own gain: (W, J, A, B).
 
     Args:
-        emissions, num_frames, has_blanks: as in [`path_log_weights`].
+        by_frame, num_frames, has_blanks: as in [`path_log_weights`].
         num_states: (B,) J of every text.
     """
-    by_frame = emissions.permute(3, 0, 1, 2)  # (W, A, B, J)
-    endings = torch.zeros(emissions.shape[1], emissions.shape[2], dtype=emissions.dtype, device=emissions.device)
-    endings = endings.masked_fill(~_endings(num_states, emissions.shape[2], has_blanks), NOWHERE)  # (B, J)
-    rests = by_frame.new_empty(by_frame.shape)
+    endings = torch.zeros_like(by_frame[0])  # (J, A, B)
+    endings.masked_fill_(~_endings(num_states, len(endings), has_blanks), NOWHERE)
+    rests = torch.empty_like(by_frame)
     rests[-1] = endings
-    is_end = torch.arange(len(by_frame), device=emissions.device).view(-1, 1, 1, 1) >= num_frames.unsqueeze(-1) - 1
+    is_end = torch.arange(len(by_frame), device=by_frame.device).view(-1, 1, 1) >= num_frames - 1  # (W, A, B)
     for w in range(len(by_frame) - 2, -1, -1):
-        left = (rests[w + 1] + by_frame[w + 1]).flip(-1)  # the same steps, seen from the end
-        rests[w] = torch.where(is_end[w], endings, _arrive(left, has_blanks).flip(-1))
+        left = (rests[w + 1] + by_frame[w + 1]).flip(0)  # the same steps, seen from the end
+        torch.where(is_end[w], endings, _arrive(left, has_blanks).flip(0), out=rests[w])
     return rests
 
 
@@ -284,28 +298,26 @@ class _PathLogSum(torch.autograd.Function):
     frame, by the forward-backward algorithm: a second loop, where autograd would go through every step of the first."""
 
     @staticmethod
-    def forward(ctx, emissions, num_frames, num_states, has_blanks: bool):
-        weights = path_log_weights(emissions, num_frames, has_blanks)  # (W, A, B, J)
-        endings = _endings(num_states, emissions.shape[2], has_blanks)  # (B, J)
-        total = weights[-1].masked_fill(~endings, NOWHERE).logsumexp(-1)  # (A, B)
-        ctx.save_for_backward(emissions, num_frames, num_states, weights, total)
+    def forward(ctx, by_frame, num_frames, num_states, has_blanks: bool):
+        weights = path_log_weights(by_frame, num_frames, has_blanks)  # (W, J, A, B)
+        endings = _endings(num_states, by_frame.shape[1], has_blanks)  # (J, 1, B)
+        total = weights[-1].masked_fill(~endings, NOWHERE).logsumexp(0)  # (A, B)
+        ctx.save_for_backward(by_frame, num_frames, num_states, weights, total)
         ctx.has_blanks = has_blanks
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
-        emissions, num_frames, num_states, weights, total = ctx.saved_tensors
-        shares = _shares(emissions, num_frames, num_states, ctx.has_blanks, weights, total)  # (A, B, J, W)
-        return shares * gradient[..., None, None], None, None, None
+        by_frame, num_frames, num_states, weights, total = ctx.saved_tensors
+        return _shares(by_frame, num_frames, num_states, ctx.has_blanks, weights, total) * gradient, None, None, None
 
 
-def _shares(emissions, num_frames, num_states, has_blanks, weights, total) -> torch.Tensor:
-    """Return the share of all paths that are in a state at a frame: (A, B, J, W), zero after an audio's end."""
-    rests = path_log_rests(emissions, num_frames, num_states, has_blanks)  # (W, A, B, J)
-    shares = (weights + rests - total.unsqueeze(-1)).exp()  # (W, A, B, J)
-    is_frame = torch.arange(len(weights), device=weights.device).view(-1, 1, 1, 1) < num_frames.unsqueeze(-1)
-    return (shares * is_frame).permute(1, 2, 3, 0)  # (A, B, J, W)
+def _shares(by_frame, num_frames, num_states, has_blanks, weights, total) -> torch.Tensor:
+    """Return the share of all paths that are in a state at a frame: (W, J, A, B), zero after an audio's end."""
+    shares = path_log_rests(by_frame, num_frames, num_states, has_blanks).add_(weights).sub_(total).exp_()
+    is_frame = torch.arange(len(weights), device=weights.device).view(-1, 1, 1) < num_frames  # (W, A, B)
+    return shares.mul_(is_frame.unsqueeze(1))
 
 
 def best_path(cosines: torch.Tensor, blank: float | None = None) -> torch.Tensor:
@@ -318,11 +330,11 @@ def best_path(cosines: torch.Tensor, blank: float | None = None) -> torch.Tensor
     Returns:
         (W,) the sentence of every frame; -1 where a blank stands for none.
     """
-    emissions = cosines[None, None].float()  # (1, 1, Q, W)
-    if blank is not None:
-        emissions = _with_blanks(emissions, emissions.new_tensor(blank))  # (1, 1, J, W)
-    size, frames = emissions.shape[2:]
-    weights = path_log_weights(emissions, torch.full((1, 1), frames), blank is not None, torch.maximum)[:, 0, 0]
+    level = None if blank is None else torch.tensor(blank, dtype=torch.float32)
+    by_frame = _by_frame(cosines[None, None].float(), level)  # (W, J, 1, 1)
+    frames, size = by_frame.shape[:2]
+    num_frames = torch.full((1, 1), frames)
+    weights = path_log_weights(by_frame, num_frames, blank is not None, torch.maximum)[..., 0, 0]  # (W, J)
     state = size - 1
     if blank is not None and weights[-1, size - 2] > weights[-1, size - 1]:
         state = size - 2
@@ -367,9 +379,8 @@ def alignment_scores(
     """
     frames, frame_mask = pool_frames(audio_embeds, audio_token_mask, frame_size)  # (A, W, D), (A, W)
 
-    def score(sentences: torch.Tensor) -> torch.Tensor:
-        is_sentence = sentence_mask(sentences)  # (B, Q)
-        cosines = torch.einsum("bqd,awd->abqw", sentences, frames)  # (A, B, Q, W)
+    def score(sentences, is_sentence, frames, frame_mask):
+        cosines = sentence_cosines(sentences, frames)  # (A, B, Q, W)
         free = free_scores(cosines, is_sentence, frame_mask, sentence_temperature)  # (A, B)
         if gamma_path is None:
             return gamma_sentences * free
@@ -378,7 +389,6 @@ def alignment_scores(
         paths = monotone_scores(cosines, is_sentence, frame_mask, path_temperature, blank)  # (A, B)
         return gamma_sentences * free + gamma_path * paths
 
-    if chunk_size is None:
-        states = 2 * sentence_embeds.shape[1] + 1  # J
-        chunk_size = max(1, CELLS_AT_A_TIME // (frame_mask.numel() * states))
-    return in_chunks(score, sentence_embeds, chunk_size)  # (A, B)
+    cells = frame_mask.shape[1] * (2 * sentence_embeds.shape[1] + 1)  # W J
+    texts, audios = (sentence_embeds, sentence_mask(sentence_embeds)), (frames, frame_mask)
+    return in_tiles(score, texts, audios, cells, chunk_size, TILE_CELLS)  # (A, B)

@@ -328,7 +328,7 @@ class CoLLAPModel(CoLLAPPreTrainedModel):
             sentence_orders: (B, Q) int, for every text which of its sentences stands at every place in an order that is
                 not the song's, -1 at all places where there is none: further negatives of the loss, see
                 [`contrastive_loss`]. For the alignment "monotone", which alone sees an order.
-            text_chunk_size: texts scored at a time; None for as many as [`texts_at_a_time`] says.
+            text_chunk_size: texts scored at a time; None for as many as [`in_tiles`] takes.
             **kwargs: of transformers' clients. `return_dict=False` for a tuple; `output_hidden_states` and
                 `output_attentions` for those of the text encoder (those of the audio encoders, for hundreds of
                 segments, are returned by `audio_tower.music` and `audio_tower.speech`). What is None or False, and

@@ -32,14 +32,18 @@ Dimensions: `A` audios, `B` texts, `T` fused tokens of an audio, `D` shared widt
 `W` frames.
 """
 
+import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-# Cosines (A, texts, W, H) that are worked on at a time: 64 MB in float32, some 0.4 GB with all that is made of them.
+# Numbers that are worked on at a time; of more of them the backward pass keeps nothing, and scores once more.
 CELLS_AT_A_TIME = 2**24
+TILE_CELLS = 2**20  # that a processor works on at a time: 4 MB stay in its cache
+FAR = -1e30  # logarithm of the weight of what does not count; finite, so that a sum of nothing has a gradient
 
 
 def num_frames(num_tokens: torch.Tensor, kernel_size: int, stride: int) -> torch.Tensor:
@@ -54,57 +58,186 @@ def num_frames(num_tokens: torch.Tensor, kernel_size: int, stride: int) -> torch
     return (torch.div(num_tokens - kernel_size, stride, rounding_mode="floor") + 1).clamp(min=1)
 
 
-def texts_at_a_time(num_audios: int, num_tokens: int, kernel_size: int, stride: int) -> int:
-    """Return how many texts are scored at a time, so that memory is bounded for songs of any length; at least 1.
-
-    Args:
-        num_audios, num_tokens: A and T.
-        kernel_size, stride: of a frame, in tokens.
-    """
-    frames = max((num_tokens - kernel_size) // stride + 1, 1)  # W
-    return max(1, CELLS_AT_A_TIME // (num_audios * frames * kernel_size))
-
-
 def token_scores(text_embeds: torch.Tensor, audio_embeds: torch.Tensor) -> torch.Tensor:
-    """Compute the cosine of every token with every text (Eq. 2); (B, D) and (A, T, D), unit vectors, give (A, B, T)."""
-    return torch.einsum("bd,atd->abt", text_embeds, audio_embeds)  # (A, B, T)
+    """Compute the cosine of every token with every text (Eq. 2); (B, D) and (A, T, D), unit vectors, give (A, T, B)."""
+    return audio_embeds @ text_embeds.T  # (A, T, B)
 
 
-def unfold_frames(tokens: torch.Tensor, kernel_size: int, stride: int) -> torch.Tensor:
-    """Return a view (..., W, H) of (..., T): the frames of the longest audio, padded with zeros if T < H."""
-    missing = kernel_size - tokens.shape[-1]
-    if missing > 0:
-        tokens = F.pad(tokens, (0, missing))
-    return tokens.unfold(-1, kernel_size, stride)  # (..., W, H)
+def attend(logits: torch.Tensor, values: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Average values along one axis with weights of `2 ** logits`, which is faster than `e`.
 
-
-def frame_token_mask(audio_token_mask: torch.Tensor, kernel_size: int, stride: int) -> torch.Tensor:
-    """Mark the tokens of an audio's own frames: (A, T) bool, real tokens first -> (A, W, H) bool.
-
-    A frame that reaches beyond the last real token is not one of the audio's frames, except the only frame of an audio
-    shorter than H, whose missing positions are masked.
-    """
-    frames = num_frames(audio_token_mask.sum(-1), kernel_size, stride)  # (A,)
-    mask = unfold_frames(audio_token_mask, kernel_size, stride)  # (A, W, H)
-    is_frame = torch.arange(mask.shape[1], device=mask.device) < frames[:, None]  # (A, W)
-    return mask & is_frame[:, :, None]
-
-
-def attended_scores(frame_scores: torch.Tensor, mask: torch.Tensor, temperature: torch.Tensor | float, dim: int):
-    """Average scores along one axis with their own softmax as weights (Eqs. 3-4: `sum(softmax(m / tau) * m)`).
+    The mean of a whole is the same average over its parts: of their means, by their log weights.
 
     Args:
-        frame_scores: (A, B, W, H) cosines m.
-        mask: (A, 1, W, H) bool.
-        temperature: tau.
-        dim: -1 attends within each frame (kernel-wise), -2 over the frames (temporal).
+        logits, values: of one shape, or shapes that broadcast.
 
     Returns:
-        (A, B, W) for `dim=-1`, (A, B, H) for `dim=-2`; 0 where nothing is unmasked.
+        The means, and the log weights `log2 sum 2 ** logits`; both without the axis.
     """
-    lowest = torch.finfo(frame_scores.dtype).min
-    weights = (frame_scores / temperature).masked_fill(~mask, lowest).softmax(dim)  # (A, B, W, H)
-    return (weights * frame_scores.masked_fill(~mask, 0.0)).sum(dim)
+    top = logits.detach().amax(dim, keepdim=True)
+    weights = (logits - top).exp2_()
+    total = weights.sum(dim)
+    return (weights * values).sum(dim) / total, top.squeeze(dim) + total.log2()
+
+
+def softmax_mean(
+    scores: torch.Tensor,
+    temperature: torch.Tensor | float,
+    weights: torch.Tensor | None = None,
+    dim: int = -1,
+) -> torch.Tensor:
+    """Average scores along one axis with their own softmax as weights: `sum(w e^(m / tau) m) / sum(w e^(m / tau))`.
+
+    Args:
+        scores: m.
+        temperature: tau.
+        weights: w, not negative, which broadcast to the scores: durations of what was scored, or a mask; None for 1.
+
+    Returns:
+        The means, without the axis. Where all weights are 0, some mean of the scores.
+    """
+    values = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    logits = values / (math.log(2) * temperature)
+    if weights is not None:
+        logits = logits + log_weight(weights, logits.dtype)
+    return attend(logits, values, dim)[0].to(scores.dtype)
+
+
+def log_weight(weights: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return the binary logarithm of weights or of a mask, [`FAR`] where they are 0; `dtype` holds float32's range."""
+    return weights.to(dtype).log2().clamp(min=FAR)
+
+
+def frame_means(logits: torch.Tensor, values: torch.Tensor, kernel_size: int) -> torch.Tensor:
+    """Attend within every frame (Eq. 3); a token is exponentiated once, however many frames it is in.
+
+    Args:
+        logits, values: (A, N, S, B) as of [`stride_blocks`]: N blocks of S tokens; frame v begins with block v.
+
+    Returns:
+        (A, W, B).
+    """
+    stride = logits.shape[2]
+    reach, rest = frame_reach(kernel_size, stride)
+    # Parts of blocks: the first `rest` tokens, and the others, which the last block of a frame does not give it.
+    heads = attend(logits[:, :, :rest], values[:, :, :rest], dim=2)  # (A, N, B)
+    parts = [[_windows(part, reach) for part in heads]]  # (A, reach, W, B)
+    if rest < stride and reach > 1:
+        tails = attend(logits[:, :-1, rest:], values[:, :-1, rest:], dim=2)  # (A, N - 1, B)
+        parts.append([_windows(part, reach - 1) for part in tails])  # (A, reach - 1, W, B)
+    means, weights = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))  # (A, parts of a frame, W, B)
+    return attend(weights, means, dim=1)[0]
+
+
+def _windows(blocks: torch.Tensor, size: int) -> torch.Tensor:
+    """Return the windows of so many blocks, (A, N, B) -> (A, size, windows, B): of each the first, the second, ..."""
+    return blocks.unfold(1, size, 1).movedim(-1, 1)
+
+
+def frame_reach(kernel_size: int, stride: int) -> tuple[int, int]:
+    """Return how many blocks of a stride a frame reaches into, and how many tokens of the last of them are its own."""
+    reach = -(-kernel_size // stride)
+    return reach, kernel_size - (reach - 1) * stride
+
+
+def position_means(logits: torch.Tensor, values: torch.Tensor, frames: torch.Tensor, kernel_size: int) -> torch.Tensor:
+    """Attend over the frames at every kernel position (Eq. 4); a token is exponentiated once, whatever its positions.
+
+    Position j S + s holds the s-th token of blocks j, ..., j + W - 1. Most blocks are in all these ranges; only the
+    first few and the last few are not, and are joined to the others for each j.
+
+    Args:
+        logits, values: as in [`frame_means`].
+        frames: (A,) W of every audio.
+
+    Returns:
+        (A, H, B).
+    """
+    songs, blocks, stride, _ = logits.shape
+    reach = frame_reach(kernel_size, stride)[0]
+    device, frames = logits.device, frames.unsqueeze(1)  # (A, 1)
+    block = torch.arange(blocks, device=device)
+    is_shared = (block >= reach - 1) & (block < frames)  # (A, N)
+    shared_logits = logits + log_weight(is_shared, logits.dtype)[:, :, None, None]  # (A, N, S, B)
+    means, weights = attend(shared_logits, values, dim=1)  # (A, S, B)
+    if reach == 1:
+        return means[:, :kernel_size]
+    few = torch.arange(reach - 1, device=device)
+    edges = torch.cat([few.expand(songs, -1), frames.clamp(min=reach - 1) + few], dim=1)  # (A, E)
+    place = torch.arange(songs, device=device).unsqueeze(1), edges.clamp(max=blocks - 1)
+    logits = torch.cat([weights.unsqueeze(1), logits[place]], dim=1)  # (A, 1 + E, S, B)
+    values = torch.cat([means.unsqueeze(1), values[place]], dim=1)  # (A, 1 + E, S, B)
+    first = torch.arange(reach, device=device).unsqueeze(1)  # (reach, 1): j
+    edges, frames = edges.unsqueeze(1), frames.unsqueeze(1)  # (A, 1, E), (A, 1, 1)
+    is_in = F.pad((edges >= first) & (edges < first + frames), (1, 0), value=True)  # (A, reach, 1 + E)
+    logits = logits.unsqueeze(1) + log_weight(is_in, logits.dtype)[..., None, None]  # (A, reach, 1 + E, S, B)
+    return attend(logits, values.unsqueeze(1), dim=2)[0].flatten(1, 2)[:, :kernel_size]  # (A, H, B)
+
+
+def stride_blocks(
+    cosines: torch.Tensor,
+    audio_token_mask: torch.Tensor,
+    kernel_size: int,
+    stride: int,
+    temperature: torch.Tensor | float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lay tokens in blocks of one stride, as many as the frames of the longest audio reach into.
+
+    Args:
+        cosines: (A, T, B).
+        audio_token_mask: (A, T) bool.
+        temperature: tau.
+
+    Returns:
+        (A, N, S, B) logits: cosines over tau ln 2, [`FAR`] where there is no token; (A, N, S, B) cosines, 0 there.
+        float32, or what is more exact.
+    """
+    values = cosines.to(torch.promote_types(cosines.dtype, torch.float32))
+    missing = stride - frame_reach(kernel_size, stride)[1] + max(kernel_size - cosines.shape[1], 0)
+    if missing > 0:
+        values, audio_token_mask = F.pad(values, (0, 0, 0, missing)), F.pad(audio_token_mask, (0, missing))
+    values = values * audio_token_mask.unsqueeze(-1).to(values.dtype)  # (A, T, B)
+    far = log_weight(audio_token_mask, values.dtype).unsqueeze(-1)  # (A, T, 1)
+    logits = (values / (math.log(2) * temperature)).add_(far)  # (A, T, B)
+    return tuple(one.unfold(1, stride, stride).movedim(-1, 2) for one in (logits, values))  # (A, N, S, B)
+
+
+def attention_pooled_cosines(
+    cosines: torch.Tensor,
+    audio_token_mask: torch.Tensor,
+    kernel_size: int,
+    stride: int,
+    gamma_kernel: torch.Tensor | float,
+    gamma_temporal: torch.Tensor | float,
+    attention_temperature: torch.Tensor | float = 1.0,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """Score every audio with every text as [`attention_pooled_scores`], from the cosines of its tokens.
+
+    Args:
+        cosines: (A, T, B), finite in the padding too.
+        audio_token_mask, kernel_size, stride, gamma_kernel, gamma_temporal, attention_temperature, reduction: as in
+            [`attention_pooled_scores`].
+
+    Returns:
+        (A, B).
+    """
+    logits, values = stride_blocks(cosines, audio_token_mask, kernel_size, stride, attention_temperature)
+    tokens = audio_token_mask.sum(1)  # (A,)
+    frames, positions = num_frames(tokens, kernel_size, stride), tokens.clamp(max=kernel_size)  # (A,)
+    kernel = masked_sum(frame_means(logits, values, kernel_size), frames)  # (A, B)
+    temporal = masked_sum(position_means(logits, values, frames, kernel_size), positions)  # (A, B)
+    frames = frames * (tokens > 0)  # of an audio without tokens: 0, and its score is NaN
+    over_kernel, over_temporal = (frames, positions) if reduction == "mean" else (kernel_size + 0 * frames, frames)
+    kernel = (kernel / over_kernel.unsqueeze(1)).to(cosines.dtype)
+    temporal = (temporal / over_temporal.unsqueeze(1)).to(cosines.dtype)
+    return gamma_kernel * kernel + gamma_temporal * temporal
+
+
+def masked_sum(means: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Sum over the first `counts` (A,) of (A, W or H, B): (A, B)."""
+    is_counted = torch.arange(means.shape[1], device=means.device) < counts.unsqueeze(1)  # (A, W or H)
+    return (means * is_counted.unsqueeze(-1)).sum(1)
 
 
 def attention_pooled_scores(
@@ -125,18 +258,18 @@ def attention_pooled_scores(
     `r^T`), so the score of a match does not depend on the length of the song; `"printed"` divides by the other axis
     (Eqs. 5-6 as printed), which lets long songs outrank short ones.
 
-    Padding never changes a score. Memory is O(A * texts * W * H), of which [`texts_at_a_time`] bounds the product.
+    Padding never changes a score. Memory is O(A * B * T), of which [`in_tiles`] bounds the product.
 
     Args:
         text_embeds: (B, D) unit vectors.
-        audio_embeds: (A, T, D) unit vectors; padding may hold any finite number.
+        audio_embeds: (A, T, D) unit vectors; padding may hold any number whose cosines are finite.
         audio_token_mask: (A, T) bool, True = real; the real tokens come first. An audio without any has no score: its
             row is NaN (a check would wait for the device). `CoLLAPFeatureExtractor` never returns such an audio.
         kernel_size, stride: of a frame, in tokens.
         gamma_kernel, gamma_temporal: weights of the two scores.
         attention_temperature: divides the cosines inside both softmaxes.
-        chunk_size: texts scored at a time; None for [`texts_at_a_time`]. Changes nothing but memory, in the backward
-            pass too, which scores again what was scored in several parts.
+        chunk_size: texts scored at a time; None for as many as [`in_tiles`] takes. Changes nothing but memory, in the
+            backward pass too, which scores again what was scored in several parts.
 
     Returns:
         (A, B).
@@ -145,21 +278,13 @@ def attention_pooled_scores(
         ValueError: for another reduction, sizes below 1, or shapes that do not fit together.
     """
     _check_arguments(text_embeds, audio_embeds, audio_token_mask, kernel_size, stride, reduction, chunk_size)
-    mask = frame_token_mask(audio_token_mask.bool(), kernel_size, stride).unsqueeze(1)  # (A, 1, W, H)
-    frames = mask.any(-1).sum(-1)  # (A, 1)
-    positions = mask.any(-2).sum(-1)  # (A, 1)
-    if reduction == "printed":
-        frames, positions = torch.full_like(frames, kernel_size), frames
+    settings = kernel_size, stride, gamma_kernel, gamma_temporal, attention_temperature, reduction
 
-    def score(texts: torch.Tensor) -> torch.Tensor:
-        scores = unfold_frames(token_scores(texts, audio_embeds), kernel_size, stride)  # (A, B, W, H)
-        kernel = attended_scores(scores, mask, attention_temperature, dim=-1).sum(-1) / frames  # (A, B)
-        temporal = attended_scores(scores, mask, attention_temperature, dim=-2).sum(-1) / positions  # (A, B)
-        return gamma_kernel * kernel + gamma_temporal * temporal
+    def score(texts: torch.Tensor, audios: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return attention_pooled_cosines(token_scores(texts, audios), mask, *settings)  # (A, B)
 
-    if chunk_size is None:
-        chunk_size = texts_at_a_time(*audio_embeds.shape[:2], kernel_size, stride)
-    return in_chunks(score, text_embeds, chunk_size)  # (A, B)
+    cells = cells_of_pair(audio_embeds.shape[1], kernel_size, stride)
+    return in_tiles(score, (text_embeds,), (audio_embeds, audio_token_mask.bool()), cells, chunk_size)  # (A, B)
 
 
 def moment_scores(
@@ -179,23 +304,68 @@ def moment_scores(
     Returns:
         (A, B, W) in [-1, 1], 0 where there is no frame; (A, W) bool, True = a frame of this audio.
     """
-    mask = frame_token_mask(audio_token_mask.bool(), kernel_size, stride)  # (A, W, H)
+    tokens = audio_token_mask.sum(1)  # (A,)
+    frames = num_frames(tokens, kernel_size, stride) * (tokens > 0)  # (A,)
 
-    def score(texts: torch.Tensor) -> torch.Tensor:
-        scores = unfold_frames(token_scores(texts, audio_embeds), kernel_size, stride)  # (A, B, W, H)
-        return attended_scores(scores, mask.unsqueeze(1), attention_temperature, dim=-1)  # (A, B, W)
+    def score(texts: torch.Tensor, audios: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        blocks = stride_blocks(token_scores(texts, audios), mask, kernel_size, stride, attention_temperature)
+        return frame_means(*blocks, kernel_size).transpose(1, 2).to(audios.dtype)  # (A, B, W)
 
-    chunk_size = texts_at_a_time(*audio_embeds.shape[:2], kernel_size, stride)
-    return in_chunks(score, text_embeds, chunk_size), mask.any(-1)
+    cells = cells_of_pair(audio_embeds.shape[1], kernel_size, stride)
+    scores = in_tiles(score, (text_embeds,), (audio_embeds, audio_token_mask.bool()), cells)  # (A, B, W)
+    is_frame = torch.arange(scores.shape[-1], device=scores.device) < frames.unsqueeze(1)  # (A, W)
+    return scores * is_frame.unsqueeze(1), is_frame
 
 
-def in_chunks(score: Callable, text_embeds: torch.Tensor, chunk_size: int) -> torch.Tensor:
-    """Call `score` for some texts at a time and join the results, (A, B, ...), along the texts."""
+def cells_of_pair(num_tokens: int, kernel_size: int, stride: int) -> int:
+    """Return how many numbers a song and a text make at a time: of tokens, and of the parts of frames and positions."""
+    reach = frame_reach(kernel_size, stride)[0]
+    frames = max((num_tokens - kernel_size) // stride + 1, 1)  # W
+    return num_tokens + (2 * reach - 1) * (frames + reach * stride)
+
+
+def in_tiles(
+    score: Callable[..., torch.Tensor],
+    texts: tuple[torch.Tensor, ...],
+    audios: tuple[torch.Tensor, ...],
+    cells: int,
+    chunk_size: int | None = None,
+    tile_cells: int | None = None,
+) -> torch.Tensor:
+    """Score some texts with some audios at a time and join the results.
+
+    So memory is bounded for songs of any length, and a processor works in its cache. What a backward pass would have to
+    keep is scored again where it is more than [`CELLS_AT_A_TIME`], or the caller wants chunks.
+
+    Args:
+        score: `score(*texts, *audios)` -> (A, B, ...).
+        texts: tensors (B, ...).
+        audios: tensors (A, ...).
+        cells: numbers that one text and one audio make.
+        chunk_size: texts at a time; None for what fits.
+        tile_cells: numbers that a processor works on at a time; None for [`TILE_CELLS`].
+
+    Returns:
+        (A, B, ...).
+    """
     # An exported graph has one path.
-    if torch.compiler.is_exporting() or chunk_size >= text_embeds.shape[0]:
-        return score(text_embeds)
-    chunks = text_embeds.split(chunk_size)
-    return torch.cat([checkpoint(score, texts, use_reentrant=False) for texts in chunks], dim=1)
+    if torch.compiler.is_exporting():
+        return score(*texts, *audios)
+    num_texts, num_audios = max(len(texts[0]), 1), max(len(audios[0]), 1)
+    limit = CELLS_AT_A_TIME
+    if num_texts * num_audios * cells > limit or (chunk_size or num_texts) < num_texts:
+        score = partial(checkpoint, score, use_reentrant=False)
+    if audios[0].device.type == "cpu" and not torch.compiler.is_compiling():
+        limit = min(limit, tile_cells or TILE_CELLS)
+    texts_at_a_time = min(chunk_size or max(limit // cells, 1), num_texts)
+    if chunk_size is None and 64 < texts_at_a_time < num_texts:
+        texts_at_a_time -= texts_at_a_time % 64  # matrix products of other widths take a quarter longer
+    audios_at_a_time = max(limit // (cells * texts_at_a_time), 1)
+    if texts_at_a_time >= num_texts and audios_at_a_time >= num_audios:
+        return score(*texts, *audios)  # splitting would copy the gradient
+    columns = list(zip(*(tensor.split(texts_at_a_time) for tensor in texts), strict=True))
+    rows = zip(*(tensor.split(audios_at_a_time) for tensor in audios), strict=True)
+    return torch.cat([torch.cat([score(*column, *row) for column in columns], dim=1) for row in rows])
 
 
 def mean_pooled_scores(

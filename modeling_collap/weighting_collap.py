@@ -124,7 +124,7 @@ def score_embeddings(
         text_embeds: (B, D) as returned by `get_text_features`, or (B, Q, D) by `get_sentence_features`. A text without
             sentences is one sentence; without an alignment the sentences of a text are one vector.
         audio_embeds, audio_token_mask: as returned by `get_audio_features`.
-        chunk_size: texts scored at a time; None for as many as [`texts_at_a_time`] says.
+        chunk_size: texts scored at a time; None for as many as [`in_tiles`] takes.
         flat_attention: an infinite temperature, to compare with: every moment counts alike.
 
     Returns:

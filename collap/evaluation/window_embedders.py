@@ -22,6 +22,12 @@ from .embedders import Embedder, Read, blocks_of, every_segment, files_digest, s
 TEXT_BATCH = 32
 
 
+def window_frames(window_seconds: float) -> dict[str, int]:
+    """Return frames of CoLLAP's default length, `kernel_size` and `stride` in windows; at least one."""
+    seconds = {"kernel_size": CoLLAPConfig.kernel_seconds, "stride": CoLLAPConfig.stride_seconds}
+    return {name: max(1, int(length / window_seconds)) for name, length in seconds.items()}
+
+
 class WindowEmbedder(Embedder):
     """Embed songs by windows; subclasses say how one is embedded.
 
@@ -44,6 +50,7 @@ class WindowEmbedder(Embedder):
         self.processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
         self.sampling_rate = self.processor.feature_extractor.sampling_rate
         self.window_seconds = self.token_seconds = self.WINDOW_SECONDS
+        self.frames = window_frames(self.window_seconds)
         window = f"{self.window_seconds:g} s"
         self.settings = {
             "window": f"the first {window}" if reading == "first" else f"all of {window}, the last one shorter",
@@ -113,18 +120,13 @@ class WindowEmbedder(Embedder):
         if self.reading == "tokens":
             mask = torch.ones(1, len(audio_embeds), dtype=torch.bool)
             texts = F.normalize(text_embeds, dim=-1)
-            return attention_pooled_scores(texts, audio_embeds.unsqueeze(0), mask, **self._frames(), **GAMMAS)[0]
+            return attention_pooled_scores(texts, audio_embeds.unsqueeze(0), mask, **self.frames, **GAMMAS)[0]
         if self.UNIT:
             return super().score(text_embeds, audio_embeds)
         return text_embeds @ audio_embeds[0]
 
-    def _frames(self) -> dict[str, int]:
-        """Return frames of CoLLAP's default length, in windows; at least one."""
-        seconds = {"kernel_size": CoLLAPConfig.kernel_seconds, "stride": CoLLAPConfig.stride_seconds}
-        return {name: max(1, int(length / self.window_seconds)) for name, length in seconds.items()}
-
     def _attention_settings(self) -> dict:
-        return {"score": "attention, paper", "attention temperature": 1.0, "reduction": "mean", **self._frames()}
+        return {"score": "attention, paper", "attention temperature": 1.0, "reduction": "mean", **self.frames}
 
 
 GAMMAS = {"gamma_kernel": 1.0, "gamma_temporal": 1.0, "attention_temperature": 1.0, "reduction": "mean"}

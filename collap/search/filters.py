@@ -73,7 +73,9 @@ def tokens_of(text: str) -> list[Token]:
         match = TOKEN.match(text, place)
         if match is None:
             place += len(text[place:]) - len(text[place:].lstrip())
-            problem = "this quote is not closed" if text[place] in "\"'" else f"expected an operator, found {text[place]!r}"
+            problem = (
+                "this quote is not closed" if text[place] in "\"'" else f"expected an operator, found {text[place]!r}"
+            )
             raise FilterError(text, place, problem)
         kind = match.lastgroup
         word = match[kind]
@@ -157,7 +159,9 @@ class FilterParser:
         is_number = name in NUMBERS
         if (sign.text == "~" and is_number) or (sign.text[0] in "<>" and not is_number):
             known = "= != < <= > >=" if is_number else "= != ~"
-            raise FilterError(self.text, sign.place, f"{name} is a {'number' if is_number else 'text'}; expected {known}")
+            raise FilterError(
+                self.text, sign.place, f"{name} is a {'number' if is_number else 'text'}; expected {known}"
+            )
         value = self.take()
         if value.kind not in ("word", "quoted"):
             raise self.fail(value, f"a value for {name}")

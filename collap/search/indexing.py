@@ -20,8 +20,11 @@ import torch
 
 from collap.data.shares import parse_shard
 
+from .calibration import calibrate, write_calibration
+from .index import TrackIndex
 from .library import Walk, share_of, shown, walk_library
 from .merging import merge_indexes
+from .score_function import ScoreFunction
 from .space import Space, load_searched, space_of
 from .store import MANIFEST, IndexStore, damaged_files, named_files, read_manifest
 from .updating import Update
@@ -46,7 +49,10 @@ def run(options: argparse.Namespace) -> int:
     os.nice(options.nice)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    report(index_library(options), options.index)
+    if options.folder:
+        report(index_library(options), options.index)
+    if options.calibrate:
+        print(calibrate_index(options.index, options.device))
     return 0
 
 
@@ -57,7 +63,7 @@ def check_options(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name} must be 1 or more, found {getattr(options, name)}")
     if not 0 <= options.nice <= 19:
         raise ValueError(f"--nice must be from 0 to 19, found {options.nice}")
-    if not os.path.isdir(options.folder):
+    if options.folder and not os.path.isdir(options.folder):
         raise FileNotFoundError(f"{options.folder}: no such folder; expected a library of music")
 
 
@@ -89,7 +95,8 @@ def index_library(options: argparse.Namespace) -> Update:
             space.check(old.space, folder)
         walk = walk_library(root)
         check_library(walk, root, old)
-        about = {"space": space.about, "space_id": space.id, "settings": settings, "library": root}
+        score = ScoreFunction.read(settings["model"], settings["stride"]).to_dict()
+        about = {"space": space.about, "space_id": space.id, "score": score, "settings": settings, "library": root}
         update = Update(
             folder, old, share_of(walk, parse_shard(options.shard)), about, device, retry=options.retry_broken
         )
@@ -152,6 +159,17 @@ def check_library(walk: Walk, root: str, old: IndexStore | None) -> None:
             f"{old.folder}: is of the library {old.library}, and of its {len(old.tracks)} files {root} holds {found}; "
             "name another --index"
         )
+
+
+def calibrate_index(folder: Path, device: str | None) -> str:
+    """Measure on an index what its searches may say, keep it there, and return a line about it."""
+    index = TrackIndex.open(folder, device=device or "cpu")
+    found = calibrate(index)
+    write_calibration(folder, found)
+    bound = "no bound was found, so the mode calibrated is not offered"
+    if found.delta is not None:
+        bound = f"the {found.k} best score {found.delta:.4f} above their estimates at most, but for {found.alpha:.0%}"
+    return f"{folder}: calibrated on {len(found.best)} descriptions: {bound}"
 
 
 def _contents(folder: Path) -> str:

@@ -36,7 +36,7 @@ def merge_indexes(parts: Sequence[Path], folder: Path) -> dict:
             for name in store.shards:
                 shards[name] = _copied(store, name, folder)
         first = stores[0].manifest
-        about = {name: first[name] for name in ("space", "space_id", "settings", "library")}
+        about = {name: first[name] for name in ("space", "space_id", "score", "settings", "library")}
         about["settings"] = {**about["settings"], "shard": None}
         tables = {name: pa.concat_tables([getattr(one, name) for one in stores]) for name in ("tracks", "failed")}
         return publish(folder, about, {name: table.sort_by("path") for name, table in tables.items()}, shards, None)

@@ -83,7 +83,16 @@ def ordered_spans(function: ScoreFunction, cosines: torch.Tensor) -> list[list[f
     return path_spans(*_alignment_frames(function, cosines), function.blank).tolist()
 
 
-def best_spans(curve: torch.Tensor, times: torch.Tensor, level: float = SPAN_LEVEL, most: int = MOST_SPANS) -> list[Span]:
+def mean_span(curve: torch.Tensor, place: list[float], times: torch.Tensor) -> Span:
+    """Return the span of `place`, start and end in seconds, with the mean of a curve (W,) of frames (W, 2) in it."""
+    start, end = place
+    inside = (times[:, 0] >= start) & (times[:, 0] < end)  # (W,)
+    return Span(start, min(end, float(times[-1, 1])), curve[inside].mean().item())
+
+
+def best_spans(
+    curve: torch.Tensor, times: torch.Tensor, level: float = SPAN_LEVEL, most: int = MOST_SPANS
+) -> list[Span]:
     """Join frames that score high for their track.
 
     Args:

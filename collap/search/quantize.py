@@ -9,10 +9,13 @@ over the tokens of a song, by far less.
 Dimensions: `N` rows, `B` texts, `D` shared width.
 """
 
+import threading
+
 import torch
 
 LARGEST = 127  # of a code; -128 is not used, so that both signs are alike
-ROWS_AT_A_TIME = 2**14  # that are turned into float32 at a time: 32 MB at a width of 512
+CELLS_AT_A_TIME = 2**20  # numbers that are turned into float32 at a time: 4 MB
+_memory = threading.local()
 
 
 def quantize_rows(rows: torch.Tensor, scale_dtype: torch.dtype = torch.float16) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,5 +56,17 @@ def quantized_cosines(text_embeds: torch.Tensor, codes: torch.Tensor, scales: to
     Returns:
         (B, N) float32.
     """
-    blocks = [text_embeds @ block.float().T for block in codes.split(ROWS_AT_A_TIME)]  # (B, block) each
-    return torch.cat(blocks, dim=1) * scales.float()  # (B, N)
+    rows, texts = max(1, CELLS_AT_A_TIME // codes.shape[1]), text_embeds.T.contiguous()  # (D, B)
+    products, block = torch.empty(len(codes), len(text_embeds)), _block(min(rows, len(codes)), codes.shape[1])
+    for start in range(0, len(codes), rows):
+        part = codes[start : start + rows]
+        torch.mm(block[: len(part)].copy_(part), texts, out=products[start : start + rows])  # (block, B)
+    return products.T * scales.float()  # (B, N)
+
+
+def _block(rows: int, width: int) -> torch.Tensor:
+    """Return memory for (rows, width) float32 that a thread uses again and again: to ask for it takes ten times as long
+    as the product."""
+    if not hasattr(_memory, "block") or len(_memory.block) < rows * width:
+        _memory.block = torch.empty(max(rows * width, CELLS_AT_A_TIME))
+    return _memory.block[: rows * width].view(rows, width)

@@ -16,6 +16,7 @@ Dimensions: `N` tracks of the index, `A` tracks that are looked at, `B` texts, `
 texts, `S` segments of a track, `D` shared width.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
@@ -35,8 +36,8 @@ BLOCK_CELLS = 2**24  # numbers of segments, and of their cosines, that are held 
 
 
 def kept_by_means(num_tracks: int) -> int:
-    """Return of how many tracks the segments are read: an eighth of a large library, of a huge one a twentieth."""
-    return max(4096, min(num_tracks // 8, 20_000), num_tracks // 25)
+    """Return of how many tracks the segments are read: all of a small library, one in 25 of a large one."""
+    return max(4096, num_tracks // 25)
 
 
 def mean_rows(function: ScoreFunction, text_embeds: torch.Tensor) -> torch.Tensor:
@@ -196,31 +197,33 @@ class Scan:
         rows = function.rows(text_embeds)  # (R, D)
         scores = torch.empty(len(tracks), len(text_embeds))  # (A, B)
         at_a_time = max(1, BLOCK_CELLS // (MOST_SEGMENTS * max(len(rows), rows.shape[1] // 4)))
+        order = np.argsort(self.shard[tracks], kind="stable")  # shard by shard
         for start in range(0, len(tracks), at_a_time):
-            part = tracks[start : start + at_a_time]
-            codes, places = self._gathered(part)
+            part = order[start : start + at_a_time]
+            codes, places = self._gathered(tracks[part])
             cosines = quantized_cosines(rows, codes, self.scales[places]).T  # (all segments, R)
-            tokens, counts = self.tokens[places], self.count[part]
+            tokens, counts = self.tokens[places], self.count[tracks[part]]
             starts = np.cumsum(counts) - counts
             for group in like_lengths(counts, max(1, CELLS_AT_A_TIME // len(rows))):
                 step = np.arange(counts[group].max())
                 is_real = torch.from_numpy(step < counts[group, None])  # (group, S)
                 place = torch.from_numpy(np.minimum(starts[group, None] + step, len(places) - 1))
                 weights = torch.where(is_real, tokens[place], 0.0)  # (group, S)
-                scores[torch.from_numpy(start + group)] = segment_scores(function, cosines[place], text_embeds, weights)
+                scores[torch.from_numpy(part[group])] = segment_scores(function, cosines[place], text_embeds, weights)
         return scores
 
     def _gathered(self, tracks: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Copy the segments of tracks, one track after another: codes (all, D), and their places in `scales` (all,)."""
-        counts = self.count[tracks]
+        """Copy the segments of tracks, which come shard by shard: codes (all, D), and places in `scales` (all,)."""
+        counts, shards = self.count[tracks], self.shard[tracks]
         ends = np.cumsum(counts)
-        within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
+        within = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
         local = torch.from_numpy(np.repeat(self.first[tracks], counts) + within)  # (all,) in their shards
-        places = local + torch.from_numpy(np.repeat(self.base[self.shard[tracks]], counts))
+        places = local + torch.from_numpy(np.repeat(self.base[shards], counts))
         codes = torch.empty(len(local), self.shards[0]["segments"].shape[1], dtype=torch.int8)
-        for number, own in self._by_shard(tracks):
-            taken = torch.from_numpy(np.concatenate([np.arange(ends[one] - counts[one], ends[one]) for one in own]))
-            codes[taken] = self.shards[number]["segments"][local[taken]]
+        numbers, firsts = np.unique(shards, return_index=True)
+        borders = [*(ends - counts)[firsts].tolist(), len(local)]
+        for number, (first, last) in zip(numbers, itertools.pairwise(borders), strict=True):
+            torch.index_select(self.shards[number]["segments"], 0, local[first:last], out=codes[first:last])
         return codes, places
 
     def _by_shard(self, tracks: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

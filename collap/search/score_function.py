@@ -119,7 +119,8 @@ class ScoreFunction:
         try:
             parameters.load_state_dict(found)
         except RuntimeError as error:
-            raise ValueError(f"{name}: its weights lack those of the score ({str(error).splitlines()[-1].strip()})")
+            problem = str(error).splitlines()[-1].strip()
+            raise ValueError(f"{name}: its weights are not those of its score ({problem})") from error
         return cls.of(config, parameters(), stride)
 
     @classmethod

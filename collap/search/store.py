@@ -222,7 +222,7 @@ def manifest_digest(manifest: dict) -> str:
 
 def _problem(manifest: dict) -> str | None:
     """Say what is wrong with a manifest; None if nothing is."""
-    kinds = {"space": dict, "space_id": str, "settings": dict, "library": str, "generation": int}
+    kinds = {"space": dict, "space_id": str, "score": dict, "settings": dict, "library": str, "generation": int}
     kinds |= {"tables": dict, "shards": dict}
     for name, kind in kinds.items():
         if not isinstance(manifest.get(name), kind):

@@ -61,7 +61,7 @@ class Update:
         folder: of the index.
         old: the index as it is; None for a new one.
         walk: what is in the library, or in the share of it that is indexed here.
-        about: `space`, `space_id`, `settings` and `library` of the manifest.
+        about: `space`, `space_id`, `score`, `settings` and `library` of the manifest.
         device: where the model runs; it is loaded when the first file is to be embedded.
         retry: whether files that could not be read are tried again.
     """

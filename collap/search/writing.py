@@ -248,7 +248,7 @@ def publish(
     """Make tables and shards the content of an index, and remove what it no longer names.
 
     Args:
-        about: `space`, `space_id`, `settings` and `library` of the manifest.
+        about: `space`, `space_id`, `score`, `settings` and `library` of the manifest.
         tables: tracks and failed.
         shards: size and checksum of the files of every shard that is there; those that no track is of are dropped.
         old: the manifest that is replaced, if there is one.

@@ -7,7 +7,7 @@ paper's step.) Memory is a formula, whose constants [`KEPT`] were fitted to all 
 backward passes with a GPU's kernels and autocast; docs/performance.md says how, and how far the formula is off.
 
 Dimensions: `A = B` songs and texts of a batch over all ranks, `K` tokens of a segment, `T` tokens of a song, `L` text
-tokens, `D` shared width, `M` width of music and speech, `H` kernel size, `W` frames.
+tokens, `D` shared width, `M` width of music and speech.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from collap.training.summary import PLAN_FILE
 from collap.training.trainable import add_lora, enable_gradient_checkpointing, freeze
 from modeling_collap import BeatsConfig, CoLLAPConfig, CoLLAPModel
 from modeling_collap.configuration_collap import AUDIO_ENCODERS, MUSIC_FRAMES_PER_SECOND, audio_settings
-from modeling_collap.scoring_collap import attention_pooled_scores, texts_at_a_time
+from modeling_collap.scoring_collap import CELLS_AT_A_TIME, attention_pooled_scores, cells_of_pair
 
 PLANNED_TEXTS = 256  # rows whose texts are counted
 FLOAT32_BYTES = 4
@@ -65,7 +65,7 @@ KEPT = {
     "structure": (Kept(32.0, 8.0, 0.0, 1.4), Kept(20.0, 4.3, 0.0, 1.6)),
 }
 TOKENS_KEEP = (8.0, 12.0)  # bytes for each token of a song and its width: what scaling it to unit norm keeps
-SCORE_KEEPS, SCORE_MOMENT = 16, 26  # bytes for each song, text, frame and token of the frame; always in float32
+SCORE_KEEPS, SCORE_PEAK = 12, 28  # bytes for each of the cells of songs and texts; always in float32
 
 
 @dataclass(frozen=True)
@@ -242,11 +242,9 @@ def activation_bytes(config: CoLLAPConfig, workload: Workload, parameters: dict[
         moment[name] = at_a_time * kept.moment * layer * (part.num_hidden_layers > 0)
     held["adapter"] = FLOAT32_BYTES * segments * tokens * config.fused_width
     held["tokens"] = TOKENS_KEEP[is_half] * segments * tokens * config.projection_dim
-    frames = max((longest * tokens - config.kernel_size) // config.stride + 1, 1)  # W
-    grid = (songs, longest * tokens, config.kernel_size, config.stride)
-    texts = min(workload.batch_size, texts_at_a_time(*grid))  # of more texts nothing is kept
-    cells = songs * texts * frames * config.kernel_size
-    held["score"], moment["score"] = SCORE_KEEPS * cells * (texts == workload.batch_size), SCORE_MOMENT * cells
+    cells = songs * workload.batch_size * cells_of_pair(longest * tokens, config.kernel_size, config.stride)
+    held["score"] = SCORE_KEEPS * cells * (cells <= CELLS_AT_A_TIME)  # of more nothing is kept
+    moment["score"] = SCORE_PEAK * min(cells, CELLS_AT_A_TIME) - held["score"]
     text_bytes, text_moment = held.pop("text"), moment.pop("text")
     audio_bytes, audio_moment = sum(held.values()), max(moment.values())
     if workload.is_cached:  # songs and texts one after the other

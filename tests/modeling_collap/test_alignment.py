@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from modeling_collap import alignment_collap
 from modeling_collap.alignment_collap import (
+    alignment_scores,
     best_path,
     frame_cosines,
     free_scores,
@@ -124,6 +126,46 @@ def test_free_score_attends_sentence_by_sentence():
             own = cosines[a, b, : int(is_sentence[b].sum()), : int(frame_mask[a].sum())]
             naive = sum((torch.softmax(row / 0.1, 0) * row).sum() for row in own) / len(own)
             torch.testing.assert_close(scores[a, b], naive)
+
+
+@BLANKS
+@pytest.mark.parametrize("cells, chunk_size", [(1, None), (50, None), (300, None), (2**22, None), (2**22, 2)])
+def test_tiles_of_any_size_give_the_values_and_gradients_of_loops(blank, cells, chunk_size, monkeypatch):
+    """The whole score from embeddings, each pair by itself; junk in the padding."""
+    monkeypatch.setattr(alignment_collap, "TILE_CELLS", cells)
+    generator, lengths, sentences = torch.Generator().manual_seed(6), (9, 3, 6), (3, 1, 2)
+    text = F.normalize(torch.randn(3, 3, 4, generator=generator, dtype=torch.float64), dim=-1)
+    text = text * (torch.arange(3) < torch.tensor(sentences)[:, None]).unsqueeze(-1)
+    mask = torch.arange(11) < torch.tensor(lengths)[:, None]
+    audio = F.normalize(torch.randn(3, 11, 4, generator=generator, dtype=torch.float64), dim=-1)
+    audio = audio.masked_fill(~mask.unsqueeze(-1), -55.5).requires_grad_()
+    text.requires_grad_()
+    level = None if blank is None else torch.tensor(blank, dtype=torch.float64, requires_grad=True)
+    rows = []
+    for a, b in itertools.product(range(3), range(3)):
+        frames = torch.stack([part.mean(0) for part in audio[a, : lengths[a]].split(2)])  # (W, D)
+        cosines = text[b, : sentences[b]] @ frames.T  # (Q, W)
+        free = sum((torch.softmax(row / 0.1, 0) * row).sum() for row in cosines) / len(cosines)
+        rows.append(2.0 * free + 3.0 * naive_monotone_score(cosines, 0.3, level))
+    naive = torch.stack(rows).view(3, 3)
+    scores = alignment_scores(text, audio, mask, 2, 2.0, 3.0, blank=level, chunk_size=chunk_size)
+    torch.testing.assert_close(scores, naive, atol=2e-6, rtol=0)  # the number of paths is a float32
+    inputs = [text, audio] if level is None else [text, audio, level]
+    found, expected = (torch.autograd.grad((one**2).sum(), inputs) for one in (scores, naive))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("gamma_path", [None, 1.0], ids=["free", "path"])
+def test_half_precision_costs_no_more_than_its_cosines(dtype, gamma_path):
+    generator = torch.Generator().manual_seed(7)
+    text = F.normalize(torch.randn(3, 2, 64, generator=generator), dim=-1)
+    audio = F.normalize(torch.randn(2, 20, 64, generator=generator), dim=-1)
+    mask = torch.arange(20) < torch.tensor([[20], [7]])
+    expected = alignment_scores(text, audio, mask, 3, 1.0, gamma_path)
+    found = alignment_scores(text.to(dtype), audio.to(dtype), mask, 3, 1.0, gamma_path)
+    torch.testing.assert_close(found.float(), expected, atol=2 * torch.finfo(dtype).eps, rtol=0)
 
 
 def test_order_changes_the_monotone_score_and_not_the_free_one():

@@ -11,14 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from modeling_collap import attention_pooled_scores, mean_pooled_scores, scoring_collap
 from modeling_collap.scoring_collap import (
-    attended_scores,
+    TILE_CELLS,
+    cells_of_pair,
     distance_from_flat_attention,
-    frame_token_mask,
+    in_tiles,
     moment_scores,
     num_frames,
-    texts_at_a_time,
+    softmax_mean,
     token_scores,
-    unfold_frames,
 )
 
 CASES = ("one_frame", "overlap", "sharp", "tiled")
@@ -81,6 +81,35 @@ def naive_scores(
     return torch.stack(rows)
 
 
+def unfold_frames(tokens, kernel_size, stride):
+    """(..., T) -> (..., W, H): the frames of the longest audio."""
+    return F.pad(tokens, (0, max(kernel_size - tokens.shape[-1], 0))).unfold(-1, kernel_size, stride)
+
+
+def frame_token_mask(mask, kernel_size, stride):
+    """Mark the tokens of an audio's own frames: (A, T) -> (A, W, H)."""
+    tokens = unfold_frames(mask, kernel_size, stride)
+    is_frame = torch.arange(tokens.shape[1]) < num_frames(mask.sum(-1), kernel_size, stride)[:, None]
+    return tokens & is_frame[:, :, None]
+
+
+def attended_scores(cosines, mask, temperature, dim):
+    """Eqs. 3-4 along one axis of (A, B, W, H), with a softmax of torch."""
+    weights = (cosines / temperature).masked_fill(~mask, torch.finfo(cosines.dtype).min).softmax(dim)
+    return (weights * cosines.masked_fill(~mask, 0.0)).sum(dim)
+
+
+def unfolded_scores(text, audio, mask, kernel_size, stride, gamma_kernel, gamma_temporal, temperature, reduction):
+    """Eqs. 1-7 over all tokens of all frames: (A, B); (A, B, W) of every frame."""
+    frame_mask = frame_token_mask(mask, kernel_size, stride).unsqueeze(1)  # (A, 1, W, H)
+    cosines = unfold_frames(torch.einsum("bd,atd->abt", text, audio), kernel_size, stride)  # (A, B, W, H)
+    kernel, temporal = (attended_scores(cosines, frame_mask, temperature, dim) for dim in (-1, -2))
+    frames, positions = frame_mask.any(-1).sum(-1), frame_mask.any(-2).sum(-1)  # (A, 1)
+    over_kernel, over_temporal = (frames, positions) if reduction == "mean" else (kernel_size, frames)
+    scores = gamma_kernel * kernel.sum(-1) / over_kernel + gamma_temporal * temporal.sum(-1) / over_temporal
+    return scores, kernel
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("name", CASES)
 class TestReference:
@@ -113,7 +142,7 @@ def test_cosines_attention_and_frames_of_the_reference(reference, name):
     frames = num_frames(mask.sum(-1), *sizes)
     assert torch.equal(frames, reference[f"{name}.num_frames"])
 
-    cosines = unfold_frames(token_scores(text, audio), *sizes)  # (A, B, W, H)
+    cosines = unfold_frames(token_scores(text, audio).transpose(1, 2), *sizes)  # (A, B, W, H)
     first = cosines[0, 0, : frames[0]]
     torch.testing.assert_close(first, reference[f"{name}.M_00"].float(), atol=1e-5, rtol=0)
     frame_mask = frame_token_mask(mask, *sizes)
@@ -142,6 +171,48 @@ def test_values_and_gradients_equal_those_of_the_loops(reduction, chunk_size, st
         results.append((scores, *gradients))
     for expected, found in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-10)
+
+
+GRIDS = ((1, 1), (4, 2), (4, 3), (5, 2), (3, 7), (6, 1), (12, 5), (40, 9))  # kernel and stride; songs of 1 to 30 tokens
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.05, 1.0, 10.0, torch.inf])
+@pytest.mark.parametrize("kernel_size, stride", GRIDS)
+def test_values_and_gradients_are_those_of_unfolded_frames_at_every_temperature(kernel_size, stride, temperature):
+    (text, audio, mask), _ = random_case(lengths=(30, 1, 9, 4, 13), texts=3)
+    audio = F.pad(audio, (0, 0, 0, 5), value=7.0)  # more padding than any song needs
+    mask = F.pad(mask, (0, 5))
+    learned = [torch.tensor([value], dtype=torch.float64, requires_grad=True) for value in (1.3, 0.7, temperature)]
+    inputs = [text.requires_grad_(), audio.requires_grad_(), *learned[: 2 if temperature == torch.inf else 3]]
+    weights = torch.randn(5, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for reduction in REDUCTIONS:
+        expected, frames = unfolded_scores(text, audio, mask, kernel_size, stride, *learned, reduction)
+        found = attention_pooled_scores(text, audio, mask, kernel_size, stride, *learned, reduction)
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+        gradients = (torch.autograd.grad((one * weights).sum(), inputs) for one in (found, expected))
+        for one, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-8)
+        single = (text.float(), audio.float(), mask, kernel_size, stride, 1.3, 0.7, temperature, reduction)
+        torch.testing.assert_close(attention_pooled_scores(*single).double(), expected, atol=3e-6, rtol=3e-6)
+    moments, is_frame = moment_scores(text, audio, mask, kernel_size, stride, temperature)
+    assert torch.equal(is_frame, frame_token_mask(mask, kernel_size, stride).any(-1))
+    torch.testing.assert_close(moments, frames, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_costs_no_more_than_its_cosines(dtype):
+    (text, audio, mask), settings = random_case(width=64)
+    expected = attention_pooled_scores(text, audio, mask, **settings)
+    found = attention_pooled_scores(text.to(dtype), audio.to(dtype), mask, **settings)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, atol=2 * torch.finfo(dtype).eps, rtol=0)
+
+
+def test_softmax_mean_weighs_by_durations():
+    """A value that lasts twice as long counts as two; one that lasts 0 does not count."""
+    scores = torch.tensor([0.3, -0.2, 0.9], dtype=torch.float64)
+    found = softmax_mean(scores, 0.1, torch.tensor([2, 1, 0]))
+    assert found.item() == pytest.approx(softmax_mean(scores[[0, 0, 1]], 0.1).item())
 
 
 def test_chunks_bound_what_the_backward_pass_keeps():
@@ -218,11 +289,11 @@ def test_number_of_frames():
 
 
 def test_frames_beyond_the_last_token_belong_to_no_song():
-    mask = torch.arange(9) < torch.tensor([[9], [6], [2]])
-    frames = frame_token_mask(mask, kernel_size=4, stride=2)  # starts 0, 2, 4
-    assert frames.all(-1).tolist() == [[True, True, True], [True, True, False], [False, False, False]]
-    assert frames[1, 2].tolist() == [False] * 4
-    assert frames[2].tolist() == [[True, True, False, False], [False] * 4, [False] * 4]
+    mask = torch.arange(9) < torch.tensor([[9], [6], [2], [0]])
+    text, audio = torch.ones(1, 1), torch.ones(4, 9, 1)
+    scores, is_frame = moment_scores(text, audio, mask, kernel_size=4, stride=2)  # starts 0, 2, 4
+    assert is_frame.tolist() == [[True, True, True], [True, True, False], [True, False, False], [False, False, False]]
+    assert torch.equal(scores[:, 0], is_frame.float())
 
 
 def test_mean_pooled_scores_are_the_cosine_with_the_mean_token():
@@ -288,7 +359,7 @@ class LargestTensor(TorchDispatchMode):
         return found
 
 
-@pytest.mark.parametrize("tokens", [40, 400, 4000])
+@pytest.mark.parametrize("tokens", [40, 400, 2000])
 def test_the_memory_of_a_score_does_not_grow_with_the_song(tokens, monkeypatch):
     """Texts x frames x kernel are bounded, not texts alone; values and gradients are those of all at once."""
     monkeypatch.setattr(scoring_collap, "CELLS_AT_A_TIME", 10_000)
@@ -299,7 +370,7 @@ def test_the_memory_of_a_score_does_not_grow_with_the_song(tokens, monkeypatch):
     with LargestTensor() as seen, torch.no_grad():
         found = attention_pooled_scores(texts, *arguments)
         moments, _ = moment_scores(texts, *arguments[:4], arguments[-1])
-    assert 4_000 < seen.elements <= max(10_000, 300 * (tokens // 3))  # the result of `moment_scores`
+    assert 2_000 < seen.elements <= max(10_000, 300 * (tokens // 3))  # the result of `moment_scores`
     with LargestTensor() as seen:
         attention_pooled_scores(texts, *arguments).sum().backward()
     assert seen.elements <= 10_000
@@ -311,9 +382,41 @@ def test_the_memory_of_a_score_does_not_grow_with_the_song(tokens, monkeypatch):
     assert moments.shape == (1, 300, (tokens - 6) // 3 + 1)
 
 
-def test_four_hours_are_scored_with_some_texts_at_a_time():
-    tokens = 480 * 187  # segments of 30 s; frames of 10 s every 5 s
-    texts = texts_at_a_time(1, tokens, 62, 31)
-    assert texts > 50 and texts * ((tokens - 62) // 31 + 1) * 62 <= 2**24
-    assert texts_at_a_time(50, 10 * 187, 62, 31) > 50  # a batch of songs of five minutes: all at once
-    assert texts_at_a_time(10**6, tokens, 62, 31) == 1
+def scored_shapes(num_texts: int, num_audios: int, cells: int, chunk_size: int | None = None) -> list[tuple[int, int]]:
+    """(audios, texts) of every call that `in_tiles` makes; every pair is scored once and lands in its place."""
+    texts, audios, shapes = torch.arange(num_texts), torch.arange(num_audios), []
+
+    def score(texts, audios):
+        shapes.append((len(audios), len(texts)))
+        return audios[:, None] * num_texts + texts
+
+    found = in_tiles(score, (texts,), (audios,), cells, chunk_size)
+    assert torch.equal(found, torch.arange(num_audios * num_texts).view(num_audios, num_texts))
+    return shapes
+
+
+def test_tiles_hold_no_more_than_a_cache_and_no_less_than_a_pair():
+    cells = cells_of_pair(1870, 62, 31)  # a song of five minutes; frames of 10 s every 5 s
+    for texts, audios in ((256, 16), (1000, 4), (1, 280), (3, 2)):
+        shapes = scored_shapes(texts, audios, cells)
+        largest = max(some_texts * some_audios for some_audios, some_texts in shapes)
+        assert largest * cells <= TILE_CELLS
+        assert len(shapes) == 1 or 2 * largest * cells > TILE_CELLS
+    assert scored_shapes(3, 2, 10**9) == [(1, 1)] * 6
+    assert max(texts for _, texts in scored_shapes(10, 4, 1, chunk_size=3)) == 3
+    four_hours = cells_of_pair(480 * 187, 62, 31)
+    assert max(texts for _, texts in scored_shapes(50, 1, four_hours)) == TILE_CELLS // four_hours > 5
+
+
+@pytest.mark.parametrize("cells", [1, 50, 200, 1000])
+@pytest.mark.parametrize("constant", ["TILE_CELLS", "CELLS_AT_A_TIME"])
+def test_tiles_of_any_size_change_no_value_and_no_gradient(constant, cells, monkeypatch):
+    (text, audio, mask), settings = random_case()
+    results = []
+    for size in (2**24, cells):
+        monkeypatch.setattr(scoring_collap, constant, size)
+        inputs = [text.clone().requires_grad_(), audio.clone().requires_grad_()]
+        scores = attention_pooled_scores(*inputs, mask, **settings)
+        results.append((scores, *torch.autograd.grad((scores**2).sum(), inputs)))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-10)

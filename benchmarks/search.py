@@ -1,0 +1,266 @@
+"""Measure searching: how long it takes and how it grows, and how much of the exact answer the candidates hold.
+
+    python benchmarks/search.py --sizes 1000 10000 50000 --plot docs/search.png
+    python benchmarks/search.py --recall 2000
+    python benchmarks/search.py --index demo.index --queries queries.txt
+
+Times are of ranking alone, without embedding a text, beside a product of the query with one float32 vector of each
+track (numpy) and, where faiss is installed, its flat and its HNSW index of those vectors, in the same run: read the
+ratios. Vectors of the latency tables are random, as what they hold changes no time; a few tracks of 5 minutes lend
+their tokens to all, so that these are read from memory and not from the disk.
+
+Dimensions: `N` tracks, `B` queries, `S` segments, `T` tokens, `D` shared width.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+
+from benchmarks.search_library import SyntheticSongs, draw_tracks, score_function
+from collap.search.calibration import conformal_quantile
+from collap.search.index import TrackIndex
+from collap.search.queries import text_queries
+from collap.search.ranking import MODES, Ranker, Texts, default_candidates, texts_of
+from collap.search.rescoring import score_tracks
+from collap.search.scan import Scan
+from collap.search.score_function import ScoreFunction
+from collap.search.vectors import join_tracks, track_vectors
+
+WIDTH, TOKENS, SEGMENTS = 512, 1875, 9.2  # of a track of 5 minutes
+SHARD = 4096  # tracks
+POOL = 256  # tracks whose tokens stand for all
+MOST_IN_GRAPH = 100_000  # tracks: a graph of more takes minutes to build
+K = 10
+TEMPERATURES = (1.0, 0.2, 0.05)
+
+
+def milliseconds(call: Callable[[int], object], repeats: int) -> dict[str, float]:
+    """Return p50 and p95 of some calls after a first one; they get their number."""
+    call(0)
+    times = []
+    for number in range(repeats):
+        start = time.perf_counter()
+        call(number)
+        times.append(1e3 * (time.perf_counter() - start))
+    return {"p50": round(float(np.median(times)), 3), "p95": round(float(np.quantile(times, 0.95)), 3)}
+
+
+# ---- time
+
+
+def random_shard(count: int, width: int, random: torch.Generator) -> dict[str, torch.Tensor]:
+    """Make means and segments of some tracks, without tokens."""
+    segments = torch.randint(1, round(2 * SEGMENTS), (count,), generator=random)
+    total = int(segments.sum())
+    codes = {
+        name: torch.randint(-127, 128, (rows, width), dtype=torch.int8, generator=random)
+        for name, rows in (("means", count), ("segments", total))
+    }
+    return {
+        **codes,
+        "mean_scales": torch.full((count,), 0.5 / 127),
+        "segment_scales": torch.full((total,), 0.6 / 127),
+        "segment_tokens": torch.full((total,), 200, dtype=torch.int32),
+        "segment_offsets": torch.cat([torch.zeros(1, dtype=torch.int64), segments.cumsum(0)]),
+    }
+
+
+def random_ranker(size: int, width: int, tokens: int) -> Ranker:
+    """Make a library of random vectors, the tokens of a few tracks standing for all."""
+    random = torch.Generator().manual_seed(0)
+    counts = [min(SHARD, size - start) for start in range(0, size, SHARD)]
+    shards = [random_shard(count, width, random) for count in counts]
+    places = np.repeat(np.arange(len(counts)), counts), np.concatenate([np.arange(count) for count in counts])
+    pool = torch.randint(-127, 128, (POOL, tokens, width), dtype=torch.int8, generator=random)
+    scales = torch.full((tokens,), 1 / (127 * 13), dtype=torch.float16)
+    return Ranker(score_function(), Scan(shards, places), lambda track: (pool[track % POOL], scales))
+
+
+def rivals(vectors: np.ndarray, queries: np.ndarray) -> dict[str, Callable[[int], object]]:
+    """Return what else finds the nearest of one vector for each track: (N, D) and (B, D) float32."""
+    found = {"numpy": lambda number: np.argpartition(vectors @ queries[number % len(queries)], -K)[-K:]}
+    try:
+        import faiss
+    except ModuleNotFoundError:
+        return found
+    indexes = {"faiss flat": faiss.IndexFlatIP(vectors.shape[1])}
+    if len(vectors) <= MOST_IN_GRAPH:
+        indexes["faiss HNSW16 ef 512"] = faiss.IndexHNSWFlat(vectors.shape[1], 16, faiss.METRIC_INNER_PRODUCT)
+        indexes["faiss HNSW16 ef 512"].hnsw.efSearch = 512
+    for name, one in indexes.items():
+        one.add(vectors)
+        found[name] = lambda number, one=one: one.search(queries[number % len(queries)][None], K)
+    return found
+
+
+def time_ranker(ranker: Ranker, rows: torch.Tensor, repeats: int) -> dict[str, dict[str, float]]:
+    """Time the queries (B, 1, D), one by one and together."""
+    tracks, count = np.arange(len(ranker.scan)), default_candidates(ranker.function)
+    one = [Texts(row[None], torch.ones(1, 1)) for row in rows]
+    every = Texts(rows, torch.eye(len(rows)))
+
+    def rank(number: int, candidates: int = count):
+        return ranker.rank(one[number % len(one)], tracks, K, "fixed", candidates)
+
+    batch = milliseconds(lambda _: ranker.rank(every, tracks, K, "fixed", count), 2)
+    return {
+        "search": milliseconds(rank, repeats),
+        "stage 1 alone": milliseconds(lambda number: rank(number, 0), repeats),
+        "search, in a batch": {name: round(one / len(rows), 3) for name, one in batch.items()},
+    }
+
+
+def measure_latency(size: int, width: int = WIDTH, tokens: int = TOKENS, repeats: int = 20, batch: int = 32) -> dict:
+    """Time single queries and a batch on `size` tracks, and the rivals on their mean vectors.
+
+    Returns:
+        `ms` p50 and p95 by name; `ratio` of their p50 to that of numpy; `MB` of what is scanned and of numpy's vectors.
+    """
+    ranker = random_ranker(size, width, tokens)
+    rows = torch.randn(batch, 1, width, generator=torch.Generator().manual_seed(1))
+    rows = torch.nn.functional.normalize(rows, dim=-1)
+    times = time_ranker(ranker, rows, repeats)
+    sizes = {name: sum(shard[name].nbytes for shard in ranker.scan.shards) for name in ("segments", "means")}
+    vectors = torch.cat([shard["means"] for shard in ranker.scan.shards]).float().numpy()
+    del ranker
+    for name, call in rivals(vectors, rows[:, 0].numpy()).items():
+        times[name] = milliseconds(call, repeats)
+    return {
+        "tracks": size,
+        "ms": times,
+        "ratio": {name: round(one["p50"] / times["numpy"]["p50"], 3) for name, one in times.items()},
+        "MB": {name: round(one / 1e6, 1) for name, one in {**sizes, "float32": vectors.nbytes}.items()},
+    }
+
+
+def draw_growth(rows: list[dict], path: Path) -> None:
+    """Draw the times over the number of tracks, both logarithmic."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    for name in rows[0]["ms"]:
+        known = [(row["tracks"], row["ms"][name]["p50"]) for row in rows if name in row["ms"]]
+        axes.loglog(*zip(*known, strict=True), marker="o", label=name, linewidth=2.5 if name == "search" else 1)
+    axes.set(xlabel="tracks", ylabel="ms for a query (p50)")
+    axes.grid(True, which="both", alpha=0.2)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+# ---- recall
+
+
+def needed(exact: torch.Tensor, estimates: torch.Tensor, k: int = K) -> dict[str, int]:
+    """Return how many candidates by estimates (N, B) hold 99 %, and all, of the true best k by exact scores (N, B)."""
+    ranks = (-estimates).argsort(0).argsort(0).gather(0, exact.topk(k, dim=0).indices).flatten() + 1
+    ranks = ranks.sort().values
+    return {"C99": int(ranks[int(np.ceil(0.99 * len(ranks))) - 1]), "worst": int(ranks[-1])}
+
+
+def found_share(exact: torch.Tensor, rankings: list, k: int = K) -> float:
+    """Return recall@k of rankings against exact scores (N, B)."""
+    best = exact.topk(k, dim=0).indices.T.tolist()
+    return float(
+        np.mean([len({*one} & {*ranking.tracks.tolist()}) / k for one, ranking in zip(best, rankings, strict=True)])
+    )
+
+
+def measure_recall(ranker: Ranker, exact: torch.Tensor, embeds: torch.Tensor, alpha: float = 0.05) -> dict:
+    """Search for queries (B, Q, D) in the modes `fixed` and `calibrated`, the latter calibrated on the other half.
+
+    Args:
+        exact: (N, B) scores of all tracks.
+    """
+    tracks, texts = np.arange(len(exact)), Texts(embeds, torch.eye(len(embeds)))
+    count = default_candidates(ranker.function)
+    estimates = ranker.scan.segment_estimates(ranker.function, embeds, tracks)
+    fixed = ranker.rank(texts, tracks, K, "fixed", count)
+    top = exact.topk(K, dim=0).indices
+    above = (exact - estimates).gather(0, top).amax(0).numpy()  # (B,)
+    halves, recalls, scored = (np.arange(0, len(embeds), 2), np.arange(1, len(embeds), 2)), [], []
+    for own, others in (halves, halves[::-1]):
+        delta = conformal_quantile(above[others], alpha)
+        rankings = ranker.rank(Texts(embeds[own], torch.eye(len(own))), tracks, K, "calibrated", count, delta)
+        recalls.append(found_share(exact[:, own], rankings))
+        scored += [ranking.num_rescored for ranking in rankings]
+    return {
+        "tracks": len(exact),
+        "candidates": count,
+        "recall@10 fixed": round(found_share(exact, fixed), 4),
+        "recall@10 calibrated": round(float(np.mean(recalls)), 4),
+        "scored when calibrated": {"p50": int(np.median(scored)), "p95": int(np.quantile(scored, 0.95))},
+        **needed(exact, estimates),
+    }
+
+
+def synthetic_recall(size: int, many: float, queries: int = 64, width: int = 256, tokens: int = 1000) -> dict:
+    """Measure recall on a synthetic library, a share `many` of it with 15 to 40 sections, at several temperatures."""
+    songs, report = SyntheticSongs(width), {}
+    starts = score_function().token_starts(tokens)
+    drawn = draw_tracks(songs, size, tokens, many)
+    tracks = [track_vectors(one, starts, 0.16, float(starts[-1])) for one in drawn]
+    embeds = songs.queries(queries).unsqueeze(1)
+    places = np.zeros(size, np.int64), np.arange(size)
+    scan, stored = Scan([join_tracks(tracks)], places), [(one["tokens"], one["token_scales"]) for one in tracks]
+    report["segments"] = round(len(scan.scales) / size, 2)
+    for temperature in TEMPERATURES:
+        function = score_function(temperature)
+        exact = score_tracks(function, embeds, stored)
+        report[f"temperature {temperature:g}"] = measure_recall(
+            Ranker(function, scan, stored.__getitem__), exact, embeds
+        )
+    return report
+
+
+def index_recall(folder: Path, texts: list[str], function: ScoreFunction | None = None) -> dict:
+    """Measure recall of an index for texts of its model."""
+    index = TrackIndex.open(folder)
+    function = function or index.function
+    queries = text_queries(index.embedder, function, texts)
+    embeds, ranker = texts_of(queries).embeds, Ranker(function, index.scan, index.tokens)
+    exact = score_tracks(function, embeds, [index.tokens(track) for track in range(len(index))])
+    report = measure_recall(ranker, exact, embeds)
+    report["segments"] = round(len(index.scan.scales) / len(index), 2)
+    for mode in MODES[::2]:
+        report[f"ms, {mode}, with spans"] = milliseconds(
+            lambda number, mode=mode: index.search(texts[number % len(texts)], mode=mode), min(len(texts), 10)
+        )
+    return report
+
+
+@torch.no_grad()
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--sizes", nargs="+", type=int, default=[], help="tracks, for the times")
+    parser.add_argument("--plot", type=Path, help="with --sizes: file for a picture of the growth")
+    parser.add_argument("--recall", type=int, help="tracks of synthetic libraries, for the recall")
+    parser.add_argument("--index", type=Path, help="for the recall of --queries")
+    parser.add_argument("--queries", type=Path, help="a file with a text in each line")
+    parser.add_argument("--threads", type=int, help="of torch; default: one for each core")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    report = {"threads": torch.get_num_threads(), "latency": [measure_latency(size) for size in options.sizes]}
+    if options.plot:
+        draw_growth(report["latency"], options.plot)
+    if options.recall:
+        report["recall"] = {
+            name: synthetic_recall(options.recall, many)
+            for name, many in (("normal", 0.0), ("one in five with many sections", 0.2), ("many sections", 1.0))
+        }
+    if options.index:
+        texts = [line.replace("\\n", "\n") for line in options.queries.read_text(encoding="utf-8").splitlines()]
+        report["index"] = index_recall(options.index, texts)
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Rank tracks for queries in two stages: estimates of all, exact scores of the best.
+
+    fixed        the best C by estimate are scored exactly
+    calibrated   they are scored in the order of their estimates until the next one, even if its score is above its
+                 estimate by all that was seen on other queries (delta), would come below the k-th
+    exact        all are scored exactly
+
+A list is certified if nothing outside of it can belong to it: all tracks were scored; or, calibrated, with the
+probability that was asked for when delta was measured. Scores depend on query and track alone, so lists of parts of a
+library are merged by their scores, and the result is that of the whole.
+
+Dimensions: `A` tracks, `B` texts, `Q` sentences of a text, `D` shared width.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from .rescoring import Tokens, score_tracks
+from .scan import Scan
+from .score_function import ScoreFunction
+
+MODES = ("fixed", "calibrated", "exact")
+CANDIDATES = 50  # where the score is near its estimate: one vector of a text, attention that is not sharp
+MORE_CANDIDATES = 200  # where sentences are aligned, or the attention is sharp: docs/search.md says what was measured
+SHARP = 0.5  # attention temperature below which it is
+CALIBRATED_STEP = 16  # tracks that are scored between two looks at the rule
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Hold the tracks found for one query, the best first.
+
+    Attributes:
+        tracks: (k,) numbers.
+        scores: (k,) exact ones, or estimates.
+        is_rescored: whether the scores are exact.
+        is_certified: whether nothing else can belong here, see the top of this file.
+        num_rescored: how many tracks were scored exactly.
+    """
+
+    tracks: np.ndarray
+    scores: np.ndarray
+    is_rescored: bool
+    is_certified: bool
+    num_rescored: int
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Hold queries as sums of texts.
+
+    Attributes:
+        embeds: (B, Q, D) unit vectors, zeros where a text has fewer sentences.
+        signs: (B, queries) by which the scores of texts count.
+    """
+
+    embeds: torch.Tensor
+    signs: torch.Tensor
+
+    def of_query(self, query: int) -> "Texts":
+        """Return the texts of one query alone."""
+        own = self.signs[:, query].nonzero().squeeze(1)
+        embeds = self.embeds[own]  # (own, Q, D)
+        most = int(embeds.any(-1).sum(-1).max())
+        return Texts(embeds[:, :most], self.signs[own][:, query : query + 1])
+
+
+def texts_of(queries: Sequence, against: Sequence = ()) -> Texts:
+    """Put queries together: the texts of all, (B, Q, D), and that those of `against` count less one in each.
+
+    Args:
+        queries, against: with `embeds` (Q, D) each.
+    """
+    embeds = pad_sequence([query.embeds for query in (*queries, *against)], batch_first=True)  # (B, Q, D)
+    signs = torch.zeros(len(embeds), len(queries))
+    signs[: len(queries)] = torch.eye(len(queries))
+    signs[len(queries) :] = -1.0
+    return Texts(embeds, signs)
+
+
+def default_candidates(function: ScoreFunction) -> int:
+    """Return of how many tracks the exact score finds what it finds of all, by the measurements in docs/search.md."""
+    is_near = not function.has_sentences and function.attention_temperature >= SHARP
+    return CANDIDATES if is_near else MORE_CANDIDATES
+
+
+def sort_order(scores: np.ndarray, tracks: np.ndarray) -> np.ndarray:
+    """Return the order from the highest score to the lowest; of equal ones the lower number goes first."""
+    return np.lexsort((tracks, -scores))
+
+
+class Ranker:
+    """Rank the tracks of an index.
+
+    Args:
+        function: the score.
+        scan: for estimates.
+        tokens: returns the tokens of the track of a number.
+    """
+
+    def __init__(self, function: ScoreFunction, scan: Scan, tokens: Callable[[int], Tokens]):
+        self.function, self.scan, self.tokens = function, scan, tokens
+
+    def exact(self, texts: Texts, tracks: np.ndarray) -> np.ndarray:
+        """Score tracks exactly with queries: (A, queries)."""
+        found = score_tracks(self.function, texts.embeds, [self.tokens(int(track)) for track in tracks])  # (A, B)
+        return (found @ texts.signs).numpy()
+
+    def rank(
+        self, texts: Texts, tracks: np.ndarray, k: int, mode: str, candidates: int, delta: float | None = None
+    ) -> list[Ranking]:
+        """Find the best tracks for each query.
+
+        Args:
+            texts: the queries.
+            tracks: numbers of those that may be found.
+            k: how many.
+            mode: one of [`MODES`].
+            candidates: of the mode `fixed`; 0 for estimates alone.
+            delta: of the mode `calibrated`.
+        """
+        if mode == "exact":
+            scores = self.exact(texts, tracks).T  # (queries, A)
+            return [_ranking(tracks, one, k, True, len(tracks)) for one in scores]
+        estimates = self.scan.estimate(self.function, texts.embeds, texts.signs, tracks)
+        rankings = []
+        for query, (found, estimate) in enumerate(estimates):
+            order = sort_order(estimate, found)
+            found, estimate, own = found[order], estimate[order], texts.of_query(query)
+            if mode == "calibrated":
+                rankings.append(self._calibrated(own, found, estimate, k, delta, len(tracks)))
+            elif candidates == 0:
+                rankings.append(Ranking(found[:k], estimate[:k], False, False, 0))
+            else:
+                chosen = found[: max(candidates, k)]
+                scores = self.exact(own, chosen)[:, 0]
+                rankings.append(_ranking(chosen, scores, k, len(chosen) == len(tracks), len(chosen)))
+        return rankings
+
+    def _calibrated(self, texts, found, estimate, k: int, delta: float, num_tracks: int) -> Ranking:
+        """Score tracks, sorted by estimate, until no other is expected among the best k."""
+        scores, done = np.empty(0, np.float32), 0
+        while done < len(found):
+            if done >= k and estimate[done] + delta < np.partition(scores, -k)[-k]:
+                break
+            step = found[done : done + max(CALIBRATED_STEP, k - done)]
+            scores = np.concatenate([scores, self.exact(texts, step)[:, 0]])
+            done += len(step)
+        is_certified = done < len(found) or len(found) == num_tracks  # else all whose segments were read are used up
+        return _ranking(found[:done], scores, k, is_certified, done)
+
+
+def _ranking(tracks: np.ndarray, scores: np.ndarray, k: int, is_certified: bool, num_rescored: int) -> Ranking:
+    order = sort_order(scores, tracks)[:k]
+    return Ranking(tracks[order], scores[order], True, is_certified, num_rescored)
+
+
+def merge_hits(shards: Iterable[list], k: int) -> list:
+    """Merge the hits of one query in parts of a library: the best k of all, as if it had been searched whole.
+
+    Args:
+        shards: hits of every part, with `score` and `path`.
+    """
+    hits = [hit for shard in shards for hit in shard]
+    return sorted(hits, key=lambda hit: (-hit.score, os.fsencode(hit.path)))[:k]
