@@ -6,15 +6,12 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import pytest
-from libraries import index
+from libraries import command_process, index
 from serving import HOSTILE_ARTIST, HOSTILE_TITLE, serving, until
 
 from app import arguments
@@ -24,7 +21,6 @@ from collap.search.serve.answers import MAX_CHARACTERS
 from collap.search.serve.limits import Limits
 from collap.search.serve.searcher import Searcher
 
-REPOSITORY = Path(__file__).parents[2]
 PLACES = ("file", "uri", "track")  # of a hit, that are nobody's business
 QUERY = "a slow song with piano. then a choir sings"
 
@@ -77,6 +73,8 @@ def test_searches_are_narrowed_and_keep_their_order(server):
     assert found(min_seconds=15) == long and found(max_seconds=15) == short and 0 < len(long) < 13
     assert found(k=2) == [hit["id"] for hit in everything[:2]]
     assert found(min_seconds=1e6) == []
+    exact = server.get("/api/search", params={"q": QUERY, "mode": "exact", "k": 1}).json()
+    assert exact["rescored"] == exact["searched"] == 13 and exact["hits"][0]["certified"]
     other = search(server, **{"q": QUERY, "not": "a loud guitar", "k": 100})
     assert {hit["id"] for hit in other} == {hit["id"] for hit in everything}
     assert [hit["score"] for hit in other] != [hit["score"] for hit in everything]
@@ -127,7 +125,7 @@ def test_the_description_knows_every_route_and_field(server):
     about = server.get("/openapi.json").raise_for_status().json()
     assert {"/api/search", "/api/similar", "/api/stats", "/api/tracks/{id}/audio"} <= about["paths"].keys()
     names = {one["name"] for one in about["paths"]["/api/search"]["get"]["parameters"]}
-    assert names == {"q", "not", "like", "filter", "k", "min_seconds", "max_seconds", "curve"}
+    assert names == {"q", "not", "like", "filter", "k", "min_seconds", "max_seconds", "mode", "curve"}
     assert about["components"]["schemas"]["FoundTrack"]["properties"].keys() == search(server, q=QUERY)[0].keys()
     for path, methods in about["paths"].items():
         for method in methods.values():
@@ -173,6 +171,7 @@ def test_what_is_published_meanwhile_is_found_without_a_restart(dressed, model_f
         ({"q": "a", "max_seconds": -1}, "max_seconds: "),
         ({"q": "a", "filter": "year >=? 3"}, "filter"),
         ({"q": "a", "limit": 3}, "limit: "),
+        ({"q": "a", "mode": "best"}, "mode: "),
         ({"like": "ffffffffffffffff"}, "ffffffffffffffff"),
     ],
 )
@@ -233,7 +232,8 @@ def test_a_clip_that_is_too_long_or_too_slow_is_refused(searcher, dressed):
     with serving(searcher, Limits(clip_seconds=5.0, upload_seconds=0.2)) as client:
         assert "longer than 5 s" in refused(client.post("/api/similar", content=clip), 422)
         with socket.create_connection((client.base_url.host, client.base_url.port)) as slow:
-            slow.sendall(b"POST /api/similar HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50000\r\n\r\nRIFF")
+            headers = b"Host: localhost\r\nConnection: close\r\nContent-Length: 50000"
+            slow.sendall(b"POST /api/similar HTTP/1.1\r\n" + headers + b"\r\n\r\nRIFF")
             assert b"not there after 0.2 s" in b"".join(iter(lambda: slow.recv(10_000), b""))
 
 
@@ -258,13 +258,13 @@ def test_a_clip_whose_client_goes_away_is_not_embedded_further(searcher, monkeyp
 
 def test_fifty_searches_at_once_are_all_answered(server):
     queries = [f"{QUERY} {number % 5}" for number in range(50)]
-    expected = {query: search(server, q=query) for query in set(queries)}
+    expected = {query: search(server, q=query, k=2) for query in set(queries)}
     start = threading.Barrier(50)
 
     def ask(query: str) -> bool:
         with httpx.Client(base_url=server.base_url, timeout=60) as client:
             start.wait()
-            return search(client, q=query) == expected[query]
+            return search(client, q=query, k=2) == expected[query]
 
     with ThreadPoolExecutor(50) as clients:
         assert all(clients.map(ask, queries))
@@ -315,25 +315,22 @@ def test_a_search_whose_client_goes_away_before_its_turn_is_not_made(held):
 # ---- the command
 
 
-def start(*options: object) -> subprocess.Popen:
-    command = [sys.executable, "-m", "collap", "serve", *map(str, options)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=REPOSITORY, **pipes)
-
-
-def test_the_command_serves_at_loopback_until_ctrl_c(dressed):
-    process = start("--index", dressed[1], "--port", 0)
+def test_the_command_serves_at_loopback_until_ctrl_c(dressed, tmp_path):
+    log = tmp_path / "log"
+    log.touch()
+    process = command_process(log, "serve", "--index", dressed[1], "--port", 0)
     try:
-        url = process.stdout.readline().split()[0]
-        assert url.startswith("http://127.0.0.1:")
-        with httpx.Client(base_url=url, timeout=30) as client:
+        assert until(lambda: "http://" in log.read_text())
+        url = log.read_text().split("http://")[1].split()[0]
+        assert url.startswith("127.0.0.1:")
+        with httpx.Client(base_url=f"http://{url}", timeout=30) as client:
             assert len(search(client, q=QUERY)) == 10
             assert "<title>" in client.get("/").text
-        process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=30)
+        os.kill(process.pid, signal.SIGINT)
+        process.join(30)
     finally:
         process.kill()
-    assert process.returncode == 0 and "Traceback" not in errors and output.count("\n") == 0
+    assert process.exitcode == 0 and "Traceback" not in log.read_text()
 
 
 def test_what_cannot_be_served_is_said_before_anything_is_loaded(capsys, dressed, tmp_path):

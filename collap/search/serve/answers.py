@@ -1,10 +1,11 @@
 """What the HTTP API takes and gives, as its OpenAPI description has it. Seconds are of the song."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..moments import Curve, SentenceSpan, Span
+from ..ranking import MODES
 
 MAX_CHARACTERS = 4000  # of a query
 MAX_HITS = 100
@@ -40,6 +41,7 @@ class Narrowed(BaseModel):
     min_seconds: Seconds = Field(None, description="Songs that last as long or longer.")
     max_seconds: Seconds = Field(None, description="Songs that last as long or shorter.")
     k: int = Field(10, ge=1, le=MAX_HITS, description="So many songs.")
+    mode: Literal[MODES] = Field("fixed", description="How many songs are scored exactly.")
     curve: bool = Field(False, description="Whether to give the score over the time of each song.")
 
 
