@@ -35,8 +35,8 @@ function facts(hit) {
 
 /** How much a song stands out, in the measure of this library, and whether that is much for a description. */
 function score(hit) {
-  const known = [`score ${hit.score.toFixed(3)}`, `${hit.deviations.toFixed(1)} deviations above this library's mean`];
-  if (hit.match !== null) known.push(`fits better than ${Math.floor(100 * hit.match)} % of descriptions do`);
+  const known = [`score ${hit.score.toFixed(3)}`, `${hit.deviations.toFixed(1)} deviations above the mean`];
+  if (hit.match !== null) known.push(`fits better than ${Math.floor(100 * hit.match)} % of descriptions`);
   return element("p", { className: "faint", textContent: known.join(" · ") });
 }
 
