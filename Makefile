@@ -3,13 +3,13 @@ VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 ENV := $(VENV)/.installed
 
-.PHONY: demo ablation test lint install clean
+.PHONY: demo ablation test test-browser lint install clean
 
 install: $(ENV)
 
 $(ENV): setup.py constraints.txt
 	python3 -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable ".[train,export,sentence-transformers,int8,search,test]"
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable ".[train,export,sentence-transformers,int8,search,serve,test]"
 	touch $(ENV)
 
 demo: $(ENV)
@@ -25,7 +25,19 @@ ablation: $(ENV)
 	$(PYTHON) benchmarks/ablation.py configs/ablation_small.yaml --long data/ablation_long
 
 test: $(ENV)
-	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
+	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not browser"
+
+# The search page in a real browser: Debian's Chromium, which apt brings if there is none. PAGE_BROWSER names another.
+PAGE_BROWSER ?= /usr/bin/chromium
+test-browser: export COLLAP_BROWSER = $(PAGE_BROWSER)
+test-browser: $(VENV)/.browser
+	test -x $(PAGE_BROWSER) || { apt-get update -q && apt-get install -y -q chromium; }
+	test -x $(PAGE_BROWSER) || { echo "no $(PAGE_BROWSER); install Chromium, or name it with PAGE_BROWSER=" >&2; exit 1; }
+	$(PYTHON) -m pytest -m browser tests/browser
+
+$(VENV)/.browser: $(ENV)
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable ".[browser]"
+	touch $@
 
 lint: $(ENV)
 	$(PYTHON) -m ruff check .

@@ -301,6 +301,20 @@ def _duplicates(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON list of groups instead of lines")
 
 
+def _serve(parser: Parser) -> None:
+    parser.add_argument("--index", required=True, type=Path, help="folder of the index")
+    parser.add_argument("--library", type=Path, help="where its songs lie now; default: where they were indexed")
+    parser.add_argument("--model", help="folder or Hub id, if it is not where it was; default: that of the index")
+    parser.add_argument("--device", help="where the model runs; default: cuda if there is one, else cpu")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0: other machines may ask")
+    parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
+    parser.add_argument(
+        "--allow_host", nargs="+", default=[], help="names that the server is asked by, if not localhost"
+    )
+    parser.add_argument("--embedded_in", help="site that may show the page in a frame, such as https://huggingface.co")
+    parser.add_argument("--max_upload_mb", type=float, default=50.0, help="of a clip that others are to sound like")
+
+
 @dataclass(frozen=True)
 class Command:
     """A sub-command: what it does, the module whose `run(options)` does it, and what adds its arguments."""
@@ -336,9 +350,11 @@ COMMANDS = {
     ),
     "search": Command(
         "find music, and its seconds, by a description", "collap.search.searching", _search, _not_searched
+    ),
     "duplicates": Command(
         "list tracks of an index that are copies of one recording", "collap.search.duplicates", _duplicates
     ),
+    "serve": Command("serve a page and an HTTP API to search an index with", "collap.search.serve.serving", _serve),
     "data check": Command("say what a data set holds, and what of it cannot be used", "collap.data.check", _data_check),
 }
 

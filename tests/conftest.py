@@ -68,6 +68,25 @@ def indexed(tmp_path_factory, library, model_folder):
 
 
 @pytest.fixture(scope="session")
+def dressed(tmp_path_factory, corpus, model_folder):
+    """A library with covers, links and hostile tags, and its index; neither is to be written to."""
+    from serving import index_dressed
+
+    return index_dressed(tmp_path_factory.mktemp("dressed"), sorted(corpus.rglob("*.flac"))[:12], model_folder)
+
+
+@pytest.fixture(scope="session")
+def server(dressed):
+    """A client of a server of that index, in this process."""
+    from serving import serving
+
+    from collap.search.serve.searcher import Searcher
+
+    with serving(Searcher(dressed[1])) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
 def backbones(tmp_path_factory):
     """Folders of pretrained parts in the real layout, as `CoLLAPModel.from_backbones` reads them; dropout is off."""
     from tiny import save_tiny_backbones

@@ -74,7 +74,12 @@ def index(*arguments: object) -> int:
 
 
 def index_process(log: Path, *arguments: object, before: Callable[[], None] = bool) -> multiprocessing.Process:
-    """`collap index` in another process, forked because importing torch takes longer than the run.
+    """`collap index` in another process, see `command_process`."""
+    return command_process(log, "index", *arguments, before=before)
+
+
+def command_process(log: Path, *arguments: object, before: Callable[[], None] = bool) -> multiprocessing.Process:
+    """A `collap` command in another process, forked because importing torch takes longer than the run.
 
     Args:
         log: file of its output.
@@ -87,7 +92,7 @@ def index_process(log: Path, *arguments: object, before: Callable[[], None] = bo
                 os.dup2(output.fileno(), descriptor)
         sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", buffering=1) for descriptor in (1, 2))
         before()
-        os._exit(index(*arguments))
+        os._exit(main(list(map(str, arguments))))
 
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()

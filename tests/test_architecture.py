@@ -30,7 +30,7 @@ DIRECTLY_BELOW = {
     "collap": (),
     "evaluate_retrieval": ("collap.cli",),
     "train": ("collap.training", "collap.search", "collap.hub", "collap"),
-    "app": ("collap.search", "collap"),
+    "app": ("collap.cli",),
     "demo": ("train", "evaluate_retrieval"),
     "benchmarks": ("demo",),
 }

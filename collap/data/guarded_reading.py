@@ -99,11 +99,12 @@ os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 def _free_reader() -> _Reader:
-    while _idle:
-        reader = _idle.pop()
-        if reader.process.poll() is None:
-            return reader
-        reader.close()
+    with contextlib.suppress(IndexError):  # there is none, or another thread has just taken the last one
+        while True:
+            reader = _idle.pop()
+            if reader.process.poll() is None:
+                return reader
+            reader.close()
     return _Reader()
 
 

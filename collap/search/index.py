@@ -168,6 +168,20 @@ class TrackIndex:
             found = [self._results(*one, *asked) for one in zip(queries, rankings, usual, strict=True)]
         return found[0] if isinstance(text, str) or like is not None else found
 
+    @torch.no_grad()
+    def moments(self, track: int, text: str | None = None, *, like: str | None = None, curve: bool = False) -> dict:
+        """Say where in a track a query is heard: `spans`, `sentences` and, if asked for, `curve` of a [`Hit`].
+
+        Args:
+            track: its number in the index.
+            text, like: as in [`search`].
+
+        Raises:
+            OSError, ValueError: of a query that cannot be used; one line.
+        """
+        (query,) = self._queries(text, like, None)
+        return self._moments(query, track, self.tracks["seconds"][track].as_py(), curve)
+
     def _queries(self, text, like, vectors) -> list[Query]:
         """Return the queries of a search; a ValueError unless there is one kind of them."""
         if sum(one is not None for one in (text, like, vectors)) != 1:

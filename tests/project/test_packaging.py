@@ -22,6 +22,7 @@ DATA = (
     "collap/evaluation/probe_clips/*",
     "collap/evaluation/suites/*",
     "collap/hub/spaces/*/*",
+    "collap/search/serve/page/*",
 )
 LEFT_OUT = (".*", "__pycache__", "*.egg-info", "build", "dist", "data", "runs", "results")
 # What an installed package does, run in one process: prints the exit code of every command.
