@@ -64,9 +64,9 @@ class Calibration:
         return float(np.mean(np.array(self.best) < score))
 
     def is_usual(self, score: float, deviations: float) -> bool:
-        """Tell whether the best hit of a query is like those of ordinary descriptions: its score is not below nearly all
-        of theirs, or it stands out from the library as theirs do."""
-        return self.match(score) >= MIN_MATCH or float(np.mean(np.array(self.deviations) < deviations)) >= MIN_MATCH
+        """Tell whether a best hit is like those of ordinary descriptions: its score is not below nearly all of theirs,
+        or it stands out from the library as theirs do."""
+        return max(self.match(score), float(np.mean(np.array(self.deviations) < deviations))) >= MIN_MATCH
 
     def problem(self, k: int, num_tracks: int) -> str | None:
         """Say why the mode `calibrated` cannot be used; None if it can."""

@@ -17,6 +17,7 @@ from benchmarks.gathering import measure_gathering
 from benchmarks.gpu import utilisation
 from benchmarks.loader import measure_loader, measure_wait_share
 from benchmarks.padding import measure_padding
+from benchmarks.search import draw_growth, measure_latency, synthetic_recall
 from benchmarks.sentences import measure as measure_sentences
 from benchmarks.steps import build_bench, measure_caching, measure_caching_memory, measure_plan, small_config
 from benchmarks.stored_tokens import build_demo, measure_song, measure_stored_tokens
@@ -194,3 +195,14 @@ def test_sentences_from_one_pass_are_timed_beside_those_of_many():
     config = tiny_text_config("roberta")
     found = measure_sentences(config, TINY_SENTENCES, torch.device("cpu"), repeats=1)
     assert set(found) == {"separate", "joint"} and all(min(seconds) > 0 for seconds in found.values())
+
+
+def test_searching_is_timed_and_its_recall_measured(tmp_path):
+    rows = [measure_latency(size, width=16, tokens=20, repeats=2, batch=3) for size in (50, 400)]
+    for row in rows:
+        check(row, "ratio", "MB")
+    draw_growth(rows, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").stat().st_size > 5000
+    report = synthetic_recall(60, many=0.5, queries=40, width=32, tokens=120)
+    check(report, "temperature 1", "temperature 0.05")
+    assert report["temperature 1"]["recall@10 fixed"] >= 0.99
