@@ -40,14 +40,16 @@ K = 10
 TEMPERATURES = (1.0, 0.2, 0.05)
 
 
-def milliseconds(call: Callable[[int], object], repeats: int) -> dict[str, float]:
+def milliseconds(
+    call: Callable[[int], object], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """Return p50 and p95 of some calls after a first one; they get their number."""
     call(0)
     times = []
     for number in range(repeats):
-        start = time.perf_counter()
+        start = clock()
         call(number)
-        times.append(1e3 * (time.perf_counter() - start))
+        times.append(1e3 * (clock() - start))
     return {"p50": round(float(np.median(times)), 3), "p95": round(float(np.quantile(times, 0.95)), 3)}
 
 
@@ -99,7 +101,9 @@ def rivals(vectors: np.ndarray, queries: np.ndarray) -> dict[str, Callable[[int]
     return found
 
 
-def time_ranker(ranker: Ranker, rows: torch.Tensor, repeats: int) -> dict[str, dict[str, float]]:
+def time_ranker(
+    ranker: Ranker, rows: torch.Tensor, repeats: int, clock: Callable[[], float]
+) -> dict[str, dict[str, float]]:
     """Time the queries (B, 1, D), one by one and together."""
     tracks, count = np.arange(len(ranker.scan)), default_candidates(ranker.function)
     one = [Texts(row[None], torch.ones(1, 1)) for row in rows]
@@ -108,15 +112,22 @@ def time_ranker(ranker: Ranker, rows: torch.Tensor, repeats: int) -> dict[str, d
     def rank(number: int, candidates: int = count):
         return ranker.rank(one[number % len(one)], tracks, K, "fixed", candidates)
 
-    batch = milliseconds(lambda _: ranker.rank(every, tracks, K, "fixed", count), 2)
+    batch = milliseconds(lambda _: ranker.rank(every, tracks, K, "fixed", count), 2, clock)
     return {
-        "search": milliseconds(rank, repeats),
-        "stage 1 alone": milliseconds(lambda number: rank(number, 0), repeats),
+        "search": milliseconds(rank, repeats, clock),
+        "stage 1 alone": milliseconds(lambda number: rank(number, 0), repeats, clock),
         "search, in a batch": {name: round(one / len(rows), 3) for name, one in batch.items()},
     }
 
 
-def measure_latency(size: int, width: int = WIDTH, tokens: int = TOKENS, repeats: int = 20, batch: int = 32) -> dict:
+def measure_latency(
+    size: int,
+    width: int = WIDTH,
+    tokens: int = TOKENS,
+    repeats: int = 20,
+    batch: int = 32,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict:
     """Time single queries and a batch on `size` tracks, and the rivals on their mean vectors.
 
     Returns:
@@ -125,12 +136,12 @@ def measure_latency(size: int, width: int = WIDTH, tokens: int = TOKENS, repeats
     ranker = random_ranker(size, width, tokens)
     rows = torch.randn(batch, 1, width, generator=torch.Generator().manual_seed(1))
     rows = torch.nn.functional.normalize(rows, dim=-1)
-    times = time_ranker(ranker, rows, repeats)
+    times = time_ranker(ranker, rows, repeats, clock)
     sizes = {name: sum(shard[name].nbytes for shard in ranker.scan.shards) for name in ("segments", "means")}
     vectors = torch.cat([shard["means"] for shard in ranker.scan.shards]).float().numpy()
     del ranker
     for name, call in rivals(vectors, rows[:, 0].numpy()).items():
-        times[name] = milliseconds(call, repeats)
+        times[name] = milliseconds(call, repeats, clock)
     return {
         "tracks": size,
         "ms": times,
@@ -245,10 +256,13 @@ def main():
     parser.add_argument("--index", type=Path, help="for the recall of --queries")
     parser.add_argument("--queries", type=Path, help="a file with a text in each line")
     parser.add_argument("--threads", type=int, help="of torch; default: one for each core")
+    parser.add_argument("--processor_time", action="store_true", help="with one thread: what others do does not count")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    report = {"threads": torch.get_num_threads(), "latency": [measure_latency(size) for size in options.sizes]}
+    clock = time.process_time if options.processor_time else time.perf_counter
+    rows = [measure_latency(size, clock=clock) for size in options.sizes]
+    report = {"threads": torch.get_num_threads(), "latency": rows}
     if options.plot:
         draw_growth(report["latency"], options.plot)
     if options.recall:

@@ -21,13 +21,12 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from .rescoring import Tokens, score_tracks
-from .scan import Scan
+from .scan import Scan, is_flat
 from .score_function import ScoreFunction
 
 MODES = ("fixed", "calibrated", "exact")
 CANDIDATES = 50  # where the score is near its estimate: one vector of a text, attention that is not sharp
-MORE_CANDIDATES = 200  # where sentences are aligned, or the attention is sharp: docs/search.md says what was measured
-SHARP = 0.5  # attention temperature below which it is
+MORE_CANDIDATES = 256  # where sentences are aligned, or the attention is sharp: docs/search.md says what was measured
 CALIBRATED_STEP = 16  # tracks that are scored between two looks at the rule
 
 
@@ -85,8 +84,7 @@ def texts_of(queries: Sequence, against: Sequence = ()) -> Texts:
 
 def default_candidates(function: ScoreFunction) -> int:
     """Return of how many tracks the exact score finds what it finds of all, by the measurements in docs/search.md."""
-    is_near = not function.has_sentences and function.attention_temperature >= SHARP
-    return CANDIDATES if is_near else MORE_CANDIDATES
+    return CANDIDATES if is_flat(function) else MORE_CANDIDATES
 
 
 def sort_order(scores: np.ndarray, tracks: np.ndarray) -> np.ndarray:

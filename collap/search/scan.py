@@ -32,12 +32,18 @@ from .score_function import ScoreFunction
 from .segments import MOST_SEGMENTS
 from .vectors import Vectors
 
+SHARP = 0.5  # attention temperature below which few moments decide
 BLOCK_CELLS = 2**24  # numbers of segments, and of their cosines, that are held at a time
 
 
-def kept_by_means(num_tracks: int) -> int:
-    """Return of how many tracks the segments are read: all of a small library, one in 25 of a large one."""
-    return max(4096, num_tracks // 25)
+def is_flat(function: ScoreFunction) -> bool:
+    """Tell whether the score is near what the mean says: one vector of a text, attention that is not sharp."""
+    return not function.has_sentences and function.attention_temperature >= SHARP
+
+
+def kept_by_means(function: ScoreFunction, num_tracks: int) -> int:
+    """Return of how many tracks the segments are read: all of a small library, some of a large one."""
+    return max(4096, num_tracks // 25) if is_flat(function) else max(16_384, num_tracks // 4)
 
 
 def mean_rows(function: ScoreFunction, text_embeds: torch.Tensor) -> torch.Tensor:
@@ -177,7 +183,7 @@ class Scan:
         Returns:
             For each query the tracks whose segments were read, the best of [`kept_by_means`], and their estimates.
         """
-        kept = kept_by_means(len(tracks))
+        kept = kept_by_means(function, len(tracks))
         if len(tracks) <= kept:
             estimates = self.segment_estimates(function, text_embeds, tracks) @ signs  # (A, queries)
             return [(tracks, one.numpy()) for one in estimates.T]

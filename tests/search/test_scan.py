@@ -92,7 +92,7 @@ def test_coverage_counts_the_frames_that_a_token_is_in(height, stride):
 def test_a_large_library_is_cut_by_its_means_and_only_within_the_filter(library, monkeypatch):
     shards, places, tracks, queries = library
     scan, function, texts = Scan(shards, places), score_function(), Texts(queries, torch.eye(len(queries)))
-    monkeypatch.setattr(scan_module, "kept_by_means", lambda num_tracks: 40)
+    monkeypatch.setattr(scan_module, "kept_by_means", lambda function, num_tracks: 40)
     allowed = np.arange(0, 240, 2)
     means = torch.stack([dequantize_rows(one["means"], one["mean_scales"])[0] for one in tracks])  # (N, D)
     products = means[allowed] @ mean_rows(function, queries).T  # (A, B)

@@ -109,7 +109,7 @@ def test_a_filter_that_nothing_matches_finds_nothing(index, queries):
 
 
 def test_a_large_library_is_searched_in_three_steps(index, queries, monkeypatch):
-    monkeypatch.setattr(scan_module, "kept_by_means", lambda num_tracks: 60)
+    monkeypatch.setattr(scan_module, "kept_by_means", lambda function, num_tracks: 60)
     exact = index.search(vectors=queries, mode="exact")
     cascade = index.search(vectors=queries, candidates=60)
     shared = [
