@@ -15,7 +15,6 @@ Dimensions: `N` tracks, `B` texts, `Q` sentences of a text, `T` tokens of a trac
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import astuple
 from functools import cached_property
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from collap.evaluation.embedders import Embedder
 from .calibration import Calibration
 from .filters import matching
 from .hits import TAGS, Hit, Results
-from .moments import Curve, SentenceSpan, best_spans, curves_over_time, mean_span, ordered_spans
+from .moments import Curve, best_spans, curves_over_time, sentence_spans
 from .quantize import quantized_cosines
 from .queries import Query, like_query, text_queries, vector_query
 from .ranking import MODES, Ranker, Ranking, Texts, default_candidates, texts_of
@@ -243,12 +242,7 @@ class TrackIndex:
         if curve:
             found["curve"] = Curve(times[:, 0].tolist(), times[:, 1].tolist(), curves[0].tolist())
         if query.sentences:
-            spans = [best_spans(one, times, most=1)[0] for one in curves[1:]]
-            if self.function.alignment == "monotone" and len(spans) > 1:
-                places = ordered_spans(self.function, cosines[:, 1:])
-                spans = [mean_span(*one, times) for one in zip(curves[1:], places, strict=True)]
-            named = zip(spans, query.sentences, strict=True)
-            found["sentences"] = tuple(SentenceSpan(*astuple(span), text) for span, text in named)
+            found["sentences"] = sentence_spans(self.function, query.sentences, cosines[:, 1:], curves[1:], times)
         return found
 
 

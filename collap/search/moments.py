@@ -7,7 +7,9 @@ Dimensions: `T` tokens of a track, `Q` sentences of a query, `W` frames.
 """
 
 import itertools
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 
 import torch
 
@@ -30,9 +32,16 @@ class Span:
 
 @dataclass(frozen=True)
 class SentenceSpan(Span):
-    """Where one sentence of a query is heard best."""
+    """Where one sentence of a query is heard best.
+
+    Attributes:
+        text: the sentence.
+        heard: False where it fits worse than what no sentence describes; then it has a place for the order's sake only.
+            Always True of models without `path_blank`.
+    """
 
     text: str
+    heard: bool = True
 
 
 @dataclass(frozen=True)
@@ -122,3 +131,24 @@ def best_spans(
     joined.sort(key=lambda run: (-curve[run[0] : run[1]].max().item(), run))
     spans = [(*times[first:last][[0, -1], [0, 1]].tolist(), curve[first:last].mean().item()) for first, last in joined]
     return [Span(*span) for span in spans[:most]]
+
+
+def sentence_spans(
+    function: ScoreFunction, texts: Sequence[str], cosines: torch.Tensor, curves: torch.Tensor, times: torch.Tensor
+) -> tuple[SentenceSpan, ...]:
+    """Say where each sentence is heard best; several of a model that aligns them, in their order.
+
+    Args:
+        texts: the Q sentences.
+        cosines: (T, Q).
+        curves: (Q, W) of them over time.
+        times: (W, 2) start and end of every frame in seconds.
+    """
+    if function.alignment == "monotone" and len(texts) > 1:
+        places = ordered_spans(function, cosines)
+        spans = [mean_span(*one, times) for one in zip(curves, places, strict=True)]
+    else:
+        spans = [best_spans(one, times, most=1)[0] for one in curves]
+    least = -math.inf if function.blank is None else function.blank
+    named = zip(spans, texts, strict=True)
+    return tuple(SentenceSpan(*astuple(span), text, span.score >= least) for span, text in named)

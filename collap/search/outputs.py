@@ -50,7 +50,7 @@ def as_table(results: Results, query: str) -> str:
         if len(hit.sentences) > 1:
             for one in hit.sentences:
                 said = textwrap.shorten(one_line(one.text), WIDTH - 30, placeholder="...")
-                lines.append(f"{'':24}{span_text(one):15} {said}")
+                lines.append(f"{'':24}{span_text(one) if one.heard else 'not heard':15} {said}")
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -60,11 +60,12 @@ def as_json(results: Results, query: str) -> str:
 
 
 def as_webvtt(results: Results, query: str) -> str:
-    """Return cues for the best hit, whose times they are in: each sentence where it is heard, or the best spans."""
+    """Return cues for the best hit, whose times they are in: each sentence that is heard, or the best spans."""
     if not results:
         return "WEBVTT\n"
     hit = results[0]
-    cues = [(one, one.text) for one in hit.sentences] if len(hit.sentences) > 1 else [(one, query) for one in hit.spans]
+    sentences = [(one, one.text) for one in hit.sentences if one.heard] if len(hit.sentences) > 1 else []
+    cues = sentences or [(one, query) for one in hit.spans]
     blocks = ["WEBVTT", f"NOTE\n{_cue_text(hit.name)}\n{hit.uri}"]
     for number, (span, text) in enumerate(sorted(cues, key=lambda cue: (cue[0].start, cue[0].end)), 1):
         times = f"{clock(span.start, hours=True)} --> {clock(max(span.end, span.start + 0.001), hours=True)}"

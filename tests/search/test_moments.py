@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from collap.search.moments import best_spans, curves_over_time, mean_span, ordered_spans
+from collap.search.moments import best_spans, curves_over_time, mean_span, ordered_spans, sentence_spans
 from collap.search.quantize import dequantize_rows, quantize_rows, quantized_cosines
 from collap.search.score_function import ScoreFunction
 from modeling_collap.localization_collap import curve_spans
@@ -69,6 +69,18 @@ def test_each_sentence_is_heard_in_its_own_part(heard):
         span = best_spans(curve, times, most=1)[0]
         assert abs(span.start - 8 * number) < 2 and abs(span.end - min(8 * number + 8, 23.9)) < 2
         assert span.score > 0.5
+
+
+def test_a_sentence_that_fits_nowhere_is_said_not_to_be_heard(heard):
+    _, function, sentences, (codes, scales) = heard
+    rows = torch.cat([sentences[:2], torch.eye(32)[9:10], sentences[2:]])  # (4, 32): the third is in no part
+    cosines = quantized_cosines(rows, codes, scales).T  # (T, 4)
+    curves, times = curves_over_time(function, cosines, 24.0)
+    found = sentence_spans(function, "abcd", cosines, curves, times)
+    assert "".join(one.text for one in found) == "abcd"
+    assert [one.heard for one in found] == [True, True, function.blank is None, True]  # no blank: nothing to fall below
+    for number, one in zip((0, 1, 2), (found[0], found[1], found[3]), strict=True):
+        assert abs(one.start - 8 * number) < 2 and abs(one.end - 8 * number - 8) < 2
 
 
 def test_curves_are_those_of_the_model(heard):

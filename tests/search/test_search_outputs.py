@@ -54,7 +54,7 @@ def test_json_holds_every_field_and_any_path():
     (one,) = found["hits"]
     assert set(one) == {*Hit.__dataclass_fields__, "uri"}
     assert one["spans"][0] == {"start": 61.5, "end": 75.25, "score": 0.5}
-    assert one["sentences"] == [{"start": 1.0, "end": 2.0, "score": 0.3, "text": "one."}]
+    assert one["sentences"] == [{"start": 1.0, "end": 2.0, "score": 0.3, "text": "one.", "heard": True}]
     assert one["curve"] == {"starts": [0.0, 5.0], "ends": [10.0, 15.0], "scores": [0.1, 0.2]}
     assert unquote_to_bytes(one["uri"].removeprefix("file://")) == os.fsencode(f"/music/{ODD}")
     assert one["path"].isprintable()
@@ -70,15 +70,22 @@ def test_cues_are_in_the_order_of_time_and_hold_no_arrow():
     sentences = (SentenceSpan(9.0, 20.0, 0.3, "second"), SentenceSpan(0.0, 9.0, 0.2, "first"))
     said = FORMATS["webvtt"](Results([hit(sentences=sentences)]), "q")
     assert said.index("first (0.20)") < said.index("second (0.30)")
+    said = FORMATS["webvtt"](
+        Results([hit(sentences=(sentences[0], SentenceSpan(0.0, 1.0, -0.2, "third", False)))]), "q"
+    )
+    assert "second" in said and "third" not in said
     assert FORMATS["webvtt"](Results(), "q") == "WEBVTT\n"
 
 
 def test_a_table_has_a_line_for_each_track_and_each_of_several_sentences():
     sentences = (SentenceSpan(0.0, 9.0, 0.2, "first\x1b[31m"), SentenceSpan(9.0, 3700.0, 0.3, "second"))
+    sentences += (SentenceSpan(3700.0, 3701.0, -0.1, "third", False),)
     lines = FORMATS["table"](Results([hit(sentences=sentences), hit(2, ODD, title=None)]), "q").splitlines()
     assert lines[0].split() == ["1", "12.500", "+2.5", "sd", "1:01-1:15", "A", "-->", "B", "2", "-", "Blå", "<i>"]
     assert lines[1].split() == ["0:00-0:09", "first", "[31m"] and lines[2].split() == ["0:09-1:01:40", "second"]
-    assert len(lines) == 4 and all(line.isprintable() for line in lines)
+    assert (
+        lines[3].split() == ["not", "heard", "third"] and len(lines) == 5 and all(line.isprintable() for line in lines)
+    )
     assert FORMATS["table"](Results(), "q") == ""
 
 

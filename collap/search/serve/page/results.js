@@ -58,8 +58,10 @@ function sentences(hit, start) {
   const list = element("ul", { className: "sentences" });
   for (const sentence of hit.sentences) {
     const text = `${clock(sentence.start)} – ${clock(sentence.end)}`;
-    const button = element("button", { type: "button", textContent: text, onclick: start(sentence.start) });
-    list.append(element("li", {}, button, element("span", { textContent: sentence.text })));
+    const place = sentence.heard
+      ? element("button", { type: "button", textContent: text, onclick: start(sentence.start) })
+      : element("span", { className: "faint", textContent: "not heard" });
+    list.append(element("li", {}, place, element("span", { textContent: sentence.text })));
   }
   return element("details", {}, element("summary", { textContent: "Which sentence is heard where" }), list);
 }
