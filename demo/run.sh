@@ -64,6 +64,10 @@ echo
 echo "5/5 a library of these songs, searched with collap-gpt2: which song, and which seconds of it"
 INDEX=results/demo/music.index
 rm -rf $INDEX
-$PYTHON -m collap index $SONGS/test --model runs/demo/collap-gpt2/best --index $INDEX 2>runs/demo/index.log \
-  || { tail -n 5 runs/demo/index.log; exit 1; }
-$PYTHON -m demo.searches $INDEX $SONGS/test 2>runs/demo/searches.log || { tail -n 5 runs/demo/searches.log; exit 1; }
+search() {
+  $PYTHON -m collap index $SONGS/test --model runs/demo/collap-gpt2/best --index $INDEX
+  $PYTHON -m demo.searches $INDEX $SONGS/test
+}
+search >runs/demo/search.txt 2>runs/demo/search.log &
+wait $! || { tail -n 5 runs/demo/search.log; exit 1; }
+cat runs/demo/search.txt

@@ -1,7 +1,8 @@
 """Answer three searches in an index of the demo's held-out songs, and show below each answer what is true.
 
-Run as `python -m demo.searches INDEX SONGS`: an index of the folder SONGS, which has a metadata.jsonl. Asked are the whole
-description of a song, its sections without the overview, and what is said of one section; all without clock times.
+Run as `python -m demo.searches INDEX SONGS`: an index of the folder SONGS, which has a metadata.jsonl. Asked are the
+whole description of a song, the sections of another without its overview, and what is said of one section of a third;
+all without clock times.
 """
 
 import argparse
@@ -20,8 +21,8 @@ WIDTH = 110
 
 def questions(rows: list[dict]) -> list[tuple[str, dict, list[dict]]]:
     """Return three texts, each with the song that it is of and the sections that it speaks of."""
-    first, middle, last = rows[0], rows[len(rows) // 2], rows[-1]
-    whole, parts, part = ([without_times(one) for one in row["captions"][0].split("\n")] for row in (first, middle, last))
+    chosen = first, middle, last = rows[0], rows[len(rows) // 2], rows[-1]
+    whole, parts, part = ([without_times(line) for line in row["captions"][0].split("\n")] for row in chosen)
     return [
         ("\n".join(whole), first, first["sections"]),
         ("\n".join(parts[1:]), middle, middle["sections"]),
