@@ -161,7 +161,8 @@ def writers_and_readers(folder: Path, library: Path, model: Path, new: list[Path
         if second.returncode:
             said.append(second.stderr.strip().splitlines()[-1])
         same.append([(hit.path, hit.score) for hit in index.search(like=path, k=10)] == before)
-    return {"added": len(new), "second writer refused": len(said), "it said": said[-1:], "searches meanwhile the same": all(same)}
+    refused = {"second writer refused": len(said), "it said": said[-1:]}
+    return {"added": len(new), **refused, "searches meanwhile the same": all(same)}
 
 
 def damages(folder: Path, chance: random.Random) -> str:
