@@ -21,7 +21,8 @@ def commands() -> list[tuple[str, list[str]]]:
         text = page.read_text(encoding="utf-8")
         blocks = [text] if page.suffix == ".sh" else re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
         for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
-            line = re.sub(r"^(\$PYTHON|OMP_NUM_THREADS=1 \$PYTHON) -m ", "", line.strip()).split(" >")[0]
+            line = re.sub(r"^(\$PYTHON|OMP_NUM_THREADS=1 \$PYTHON) -m ", "", line.strip())
+            line = re.split(r" >(?!=)", line)[0]  # a file for the output; not the >= of a filter
             words = [word for word in shlex.split(line, comments=True) if word != "..."]
             if words and (words[0] == "collap" or "train.py" in words):
                 found.append((page.name, words))
