@@ -48,11 +48,13 @@ setup(
         "sentence-transformers": ["sentence-transformers>=6.2"],
         "int8": ["torchao>=0.18"],
         "search": ["datasets>=5", "mutagen>=1.47", "tqdm>=4.66"],
+        "engine": ["lancedb>=0.40"],
         "serve": ["datasets>=5", "fastapi>=0.120", "mutagen>=1.47", "tqdm>=4.66", "uvicorn>=0.38"],
         "probe": ["scikit-learn>=1.5"],
         "browser": ["playwright>=1.50"],  # drives a Chromium that is on the machine
         "test": [
             "httpx>=0.28",
+            "lancedb>=0.40",
             "mteb>=2.26",
             "pytest>=8",
             "pytrec-eval-terrier>=0.5",

@@ -259,11 +259,13 @@ def _index(parser: Parser) -> None:
     parser.add_argument("--shard_tracks", type=int, help="tracks of a file, published when it is full; default: 256")
     parser.add_argument("--merge", nargs="+", type=Path, metavar="PART", help="put indexes of parts into --index")
     parser.add_argument("--verify", action="store_true", help="compare every file of the index with its checksum")
+    parser.add_argument("--engine", help="folder or address of a LanceDB that is to hold the vectors, too")
     parser.add_argument("--calibrate", action="store_true", help="measure what collap search --mode calibrated needs")
 
 
 def _not_indexed(options: argparse.Namespace) -> list[str]:
-    return [] if options.folder or options.merge or options.verify or options.calibrate else ["folder"]
+    others = options.merge, options.verify, options.calibrate, options.engine
+    return [] if options.folder or any(others) else ["folder"]
 
 
 def _search(parser: Parser) -> None:
@@ -278,6 +280,7 @@ def _search(parser: Parser) -> None:
     parser.add_argument("-k", type=int, default=10, help="tracks to return (10)")
     parser.add_argument("--mode", choices=SEARCH_MODES, default="fixed", help="how many tracks are scored exactly")
     parser.add_argument("--candidates", type=int, help="of the mode fixed: so many; default: by the model")
+    parser.add_argument("--engine", help="LanceDB that collap index --engine has filled, which proposes the tracks")
     parser.add_argument("--curve", action="store_true", help="with --json: the score over the time of each track")
     parser.add_argument("--model", help="that the index was made with, if it is no longer where it was")
     parser.add_argument("--device", help="where the model runs (cpu)")

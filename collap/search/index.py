@@ -24,6 +24,7 @@ import torch
 from collap.evaluation.embedders import Embedder
 
 from .calibration import Calibration
+from .engine import Engine
 from .filters import matching
 from .hits import TAGS, Hit, Results
 from .moments import Curve, best_spans, curves_over_time, sentence_spans
@@ -48,30 +49,47 @@ class TrackIndex:
         tracks: a table with a row for each track, see `store.py`.
     """
 
-    def __init__(self, store: IndexStore, model: str | Path | Embedder | None = None, device: str = "cpu"):
+    def __init__(
+        self,
+        store: IndexStore,
+        model: str | Path | Embedder | None = None,
+        device: str = "cpu",
+        engine: str | Path | None = None,
+    ):
         self.store, self.model, self.device = store, model, device
         self.tracks = store.tracks
         self.function = ScoreFunction.from_dict(store.manifest["score"])
-        self.scan = Scan([shard.vectors for shard in store.shards.values()], store.places())
+        places = store.places()
+        proposing = None if engine is None else Engine(engine, store.space.id, list(store.shards), places)
+        self.scan = Scan([shard.vectors for shard in store.shards.values()], places, proposing)
         self.ranker = Ranker(self.function, self.scan, self.tokens)
         self.calibration = Calibration.of(store)
         self._lock = threading.Lock()
         self._embedder: Embedder | None = None
 
     @classmethod
-    def open(cls, folder: str | Path, model: str | Path | Embedder | None = None, device: str = "cpu") -> "TrackIndex":
+    def open(
+        cls,
+        folder: str | Path,
+        model: str | Path | Embedder | None = None,
+        device: str = "cpu",
+        engine: str | Path | None = None,
+    ) -> "TrackIndex":
         """Open an index.
 
         Args:
             folder: that `collap index` has made.
             model: of the same space, if it is no longer where the index says, or is loaded already.
             device: where the model runs.
+            engine: database that proposes tracks, which `collap index --engine` has filled, see `engine.py`.
 
         Raises:
             FileNotFoundError: there is no index.
-            ValueError: it is damaged, or of another version; one line that names the file.
+            ValueError: it is damaged, or of another version, or the database is not of this index; one line that says
+                what.
+            ModuleNotFoundError, OSError: the database cannot be opened.
         """
-        return cls(IndexStore.open(folder), model, device)
+        return cls(IndexStore.open(folder), model, device, engine)
 
     def __len__(self) -> int:
         return len(self.tracks)
@@ -200,6 +218,8 @@ class TrackIndex:
             raise ValueError(f"k is {k} and candidates {candidates}; expected k of 1 or more, candidates of 0 or more")
         if mode != "calibrated":
             return mode, []
+        if self.scan.engine is not None:
+            return "fixed", ["what an engine leaves out is not calibrated; searched in the mode fixed"]
         problem = self.calibration.problem(k, len(self)) if self.calibration else "the index is not calibrated"
         return ("fixed", [f"{problem}; searched in the mode fixed"]) if problem else (mode, [])
 

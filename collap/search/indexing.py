@@ -21,6 +21,7 @@ import torch
 from collap.data.shares import parse_shard
 
 from .calibration import calibrate, write_calibration
+from .engine import connect, fill
 from .index import TrackIndex
 from .library import Walk, share_of, shown, walk_library
 from .merging import merge_indexes
@@ -41,16 +42,19 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"{options.folder}: --verify and --merge read no library; name the index with --index alone")
     if options.verify:
         return verify(options.index)
+    check_options(options)
     if options.merge:
         merge_indexes(options.merge, options.index)
         print(f"{options.index}: {_contents(options.index)}")
-        return 0
-    check_options(options)
     os.nice(options.nice)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     if options.folder:
         report(index_library(options), options.index)
+    if options.engine:
+        store = IndexStore.open(options.index)
+        added = fill(options.engine, store.space.id, {name: shard.vectors for name, shard in store.shards.items()})
+        print(f"{options.engine}: {len(store.shards)} shards, {added} of them new")
     if options.calibrate:
         print(calibrate_index(options.index, options.device))
     return 0
@@ -65,6 +69,8 @@ def check_options(options: argparse.Namespace) -> None:
         raise ValueError(f"--nice must be from 0 to 19, found {options.nice}")
     if options.folder and not os.path.isdir(options.folder):
         raise FileNotFoundError(f"{options.folder}: no such folder; expected a library of music")
+    if options.engine:
+        connect(options.engine)
 
 
 def verify(folder: Path) -> int:

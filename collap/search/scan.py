@@ -26,6 +26,7 @@ import torch
 from modeling_collap.alignment_collap import free_scores, sentence_mask
 from modeling_collap.scoring_collap import num_frames, softmax_mean
 
+from .engine import Engine
 from .quantize import quantized_cosines
 from .rescoring import CELLS_AT_A_TIME, like_lengths
 from .score_function import ScoreFunction
@@ -137,10 +138,11 @@ class Scan:
     Args:
         shards: the vectors of every shard.
         places: (N,) number of the shard of every track; (N,) its row there.
+        engine: that proposes tracks, if it is not to be all whose means score high.
     """
 
-    def __init__(self, shards: Sequence[Vectors], places: tuple[np.ndarray, np.ndarray]):
-        self.shards = list(shards)
+    def __init__(self, shards: Sequence[Vectors], places: tuple[np.ndarray, np.ndarray], engine: Engine | None = None):
+        self.shards, self.engine = list(shards), engine
         self.shard, self.row = (place.astype(np.int64) for place in places)
         self.first, self.count = self._spans("segment_offsets")  # (N,) segments of a track, within its shard
         self.scales, self.tokens = (self._joined(name) for name in ("segment_scales", "segment_tokens"))
@@ -181,8 +183,11 @@ class Scan:
             tracks: numbers of those that may be found.
 
         Returns:
-            For each query the tracks whose segments were read, the best of [`kept_by_means`], and their estimates.
+            For each query the tracks whose segments were read, the best of [`kept_by_means`], and their estimates. An
+            engine proposes them, unless the tracks are filtered: it knows of no filter.
         """
+        if self.engine is not None and len(tracks) == len(self):
+            return [self._proposed(function, text_embeds, signed) for signed in signs.T]
         kept = kept_by_means(function, len(tracks))
         if len(tracks) <= kept:
             estimates = self.segment_estimates(function, text_embeds, tracks) @ signs  # (A, queries)
@@ -197,6 +202,18 @@ class Scan:
             own = signed.nonzero().squeeze(1)  # the texts of this query
             found.append((best, (self.segment_estimates(function, text_embeds[own], best) @ signed[own]).numpy()))
         return found
+
+    def _proposed(
+        self, function: ScoreFunction, text_embeds: torch.Tensor, signed: torch.Tensor
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the tracks that the engine proposes for one query, by the signs (B,) of its texts, and estimates."""
+        own = signed.nonzero().squeeze(1)
+        means = signed[own] @ mean_rows(function, text_embeds[own])  # (D,)
+        wanted = text_embeds[signed > 0]
+        segments = function.rows(wanted)  # (R, D)
+        tracks = self.engine.propose(means.unsqueeze(0), segments[segments.any(-1)])
+        estimates = self.segment_estimates(function, text_embeds[own], tracks) @ signed[own]  # (A,)
+        return tracks, estimates.numpy()
 
     def segment_estimates(self, function: ScoreFunction, text_embeds: torch.Tensor, tracks: np.ndarray) -> torch.Tensor:
         """Estimate the scores of tracks with texts (B, Q, D) from their segments: (A, B)."""

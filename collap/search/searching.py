@@ -16,7 +16,7 @@ from .outputs import FORMATS
 
 def run(options: argparse.Namespace) -> int:
     """Do `collap search`; return its exit code, 1 if nothing was found."""
-    index = TrackIndex.open(options.index, options.model, options.device or "cpu")
+    index = TrackIndex.open(options.index, options.model, options.device or "cpu", options.engine)
     results = index.search(
         options.text,
         options.k,

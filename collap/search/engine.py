@@ -1,0 +1,179 @@
+"""Take the candidates of a search from a vector database instead of a scan: LanceDB, in a folder, on object storage
+(`s3://...`) or in its cloud (`db://...`), all by one API.
+
+    collap index ~/Music --index music.index --engine music.lance
+    collap search "a soft piano alone" --index music.index --engine music.lance
+
+The database holds of every recording its mean and its segments, and only proposes: the tracks whose means are nearest
+to the query, and those that have a segment near to it. Which of them is best is said by the estimates and exact scores
+of the index, as without it. So a wrong or missing neighbour costs recall and never changes a score.
+
+A table `shards` names the shards of the index that are in it, each added last: a run that was killed can go on.
+
+Dimensions: `R` query vectors, `D` shared width.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from .quantize import dequantize_rows
+from .vectors import Vectors
+
+MEANS, SEGMENTS, SHARDS = "means", "segments", "shards"
+SPACE = b"collap_space"  # of the schema: id of the space that the vectors are of
+PROPOSED = 500  # tracks of each list
+SEGMENTS_FOR_EACH = 4  # rows that are asked for, so that so many tracks come of them
+MIN_INDEXED = 100_000  # rows of a table: fewer are compared one by one
+REFINED = 4  # times as many rows as are asked for are compared by their whole vectors
+METRIC = "dot"
+
+
+def connect(uri: str | Path):
+    """Open a database.
+
+    Raises:
+        ModuleNotFoundError: lancedb is not installed; one line.
+        OSError: the address cannot be used.
+    """
+    try:
+        import lancedb
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("--engine needs lancedb: pip install collap[engine]") from error
+    try:
+        return lancedb.connect(str(uri))
+    except (RuntimeError, ValueError) as error:
+        raise OSError(f"{uri}: {' '.join(str(error).split())}") from error
+
+
+def fill(uri: str | Path, space_id: str, shards: Mapping[str, Vectors]) -> int:
+    """Bring a database up to date with the shards of an index: adds what is new, removes what is gone.
+
+    Args:
+        uri: folder or address; made if there is none.
+        space_id: of the index.
+        shards: its vectors, by name.
+
+    Returns:
+        How many shards were added.
+
+    Raises:
+        ModuleNotFoundError, OSError: see [`connect`].
+        ValueError: it holds vectors of another space.
+    """
+    database = connect(uri)
+    width = next(iter(shards.values()))["means"].shape[1] if shards else 1
+    means, segments, names = _opened(database, uri, space_id) or _made(database, space_id, width)
+    held = {*names.to_arrow()["name"].to_pylist()}
+    for table in (means, segments):  # rows of shards that are gone, or that a killed run has begun
+        known = ", ".join(f"'{name}'" for name in sorted(held & {*shards}))
+        table.delete(f"shard NOT IN ({known})" if known else "true")
+    if gone := held - {*shards}:
+        names.delete(f"name IN ({', '.join(repr(name) for name in sorted(gone))})")
+    new = sorted({*shards} - held)
+    for name in new:
+        vectors = shards[name]
+        means.add(_rows(name, vectors["means"], vectors["mean_scales"], np.arange(len(vectors["means"]))))
+        counts = np.diff(vectors["segment_offsets"].numpy())
+        owners = np.repeat(np.arange(len(counts)), counts)
+        segments.add(_rows(name, vectors["segments"], vectors["segment_scales"], owners))
+        names.add(pa.table({"name": [name]}))
+    for table in (means, segments):
+        _index(table)
+    return len(new)
+
+
+def _opened(database, uri: str | Path, space_id: str) -> list | None:
+    """Open the three tables; None if one is missing, a ValueError if they are of another space."""
+    try:
+        tables = [database.open_table(name) for name in (MEANS, SEGMENTS, SHARDS)]
+    except ValueError:
+        return None
+    for table in tables[:2]:
+        if (found := (table.schema.metadata or {}).get(SPACE, b"").decode()) != space_id:
+            raise ValueError(f"{uri}: holds vectors of another space ({found or 'none of collap'}); name another place")
+    return tables
+
+
+def _made(database, space_id: str, width: int) -> list:
+    """Make the three tables, or those of them that are missing."""
+    columns = [("shard", pa.string()), ("row", pa.int32()), ("vector", pa.list_(pa.float16(), width))]
+    schemas = {name: pa.schema(columns, {SPACE: space_id.encode()}) for name in (MEANS, SEGMENTS)}
+    schemas[SHARDS] = pa.schema([("name", pa.string())])
+    return [database.create_table(name, schema=schema, exist_ok=True) for name, schema in schemas.items()]
+
+
+def _rows(shard: str, codes: torch.Tensor, scales: torch.Tensor, rows: np.ndarray) -> pa.Table:
+    """Return vectors, and which shard and row they are of, as a table."""
+    flat = dequantize_rows(codes, scales).half().numpy().reshape(-1)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat), codes.shape[1])
+    return pa.table({"shard": [shard] * len(rows), "row": pa.array(rows, pa.int32()), "vector": vectors})
+
+
+def _index(table) -> None:
+    """Make an approximate index of a large table, or add its new rows to the one that there is."""
+    if table.list_indices():
+        table.optimize()
+    elif table.count_rows() >= MIN_INDEXED:
+        from lancedb.index import IvfRq
+
+        table.create_index("vector", config=IvfRq(distance_type=METRIC))
+
+
+class Engine:
+    """Propose tracks of an index from a database that [`fill`] has filled.
+
+    Args:
+        uri: folder or address.
+        space_id: of the index.
+        shards: names of its shards, in their order.
+        places: (N,) number of the shard of every track; (N,) its row there.
+
+    Raises:
+        ModuleNotFoundError, OSError: see [`connect`].
+        ValueError: it is of another space, or holds other shards than the index; one line that says what to do.
+    """
+
+    def __init__(self, uri: str | Path, space_id: str, shards: Sequence[str], places: tuple[np.ndarray, np.ndarray]):
+        database = connect(uri)
+        tables = _opened(database, uri, space_id)
+        if tables is None:
+            raise ValueError(f"{uri}: holds no tables of collap; fill it with collap index --engine")
+        self.means, self.segments, names = tables
+        if {*names.to_arrow()["name"].to_pylist()} != {*shards}:
+            raise ValueError(f"{uri}: is of another state of the index; bring it up to date with collap index --engine")
+        self._numbers = {name: number for number, name in enumerate(shards)}
+        keys = _key(*places)
+        self._tracks = np.argsort(keys, kind="stable")
+        self._keys = keys[self._tracks]
+
+    def propose(self, means: torch.Tensor, segments: torch.Tensor, count: int = PROPOSED) -> np.ndarray:
+        """Return the numbers of tracks, in their order, that may be among the best.
+
+        Args:
+            means: (R, D) vectors whose product with a track's mean estimates its score.
+            segments: (R, D) vectors of what may be heard in a part of a track.
+            count: of tracks for each vector.
+        """
+        rows = [self._nearest(self.means, vector, count) for vector in means]
+        rows += [self._nearest(self.segments, vector, SEGMENTS_FOR_EACH * count) for vector in segments]
+        keys = np.unique(np.concatenate(rows))
+        first, last = (np.searchsorted(self._keys, keys, side) for side in ("left", "right"))
+        return np.sort(np.concatenate([self._tracks[a:b] for a, b in zip(first, last, strict=True)]))
+
+    def _nearest(self, table, vector: torch.Tensor, count: int) -> np.ndarray:
+        """Return the keys of the recordings of the nearest rows."""
+        query = table.search(vector.numpy()).distance_type(METRIC).limit(count).select(["shard", "row", "_distance"])
+        if table.list_indices():
+            query = query.refine_factor(REFINED)
+        found = query.to_arrow()
+        numbers = np.array([self._numbers.get(name, -1) for name in found["shard"].to_pylist()], np.int64)
+        return _key(numbers, found["row"].to_numpy())[numbers >= 0]
+
+
+def _key(shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return one number for a shard and a row."""
+    return shards.astype(np.int64) << 32 | rows.astype(np.int64)
