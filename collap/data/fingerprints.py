@@ -19,21 +19,44 @@ BANDS = np.geomspace(300, 2000, 34)  # Hz, edges of 33 bands
 MAX_ERROR = 0.35  # share of bits that differ
 MIN_FRAMES = round(3 * RATE / HOP)  # a passage of 3 s; shorter ones are alike by chance
 CANDIDATES = 5  # places of a pair of recordings that are compared bit by bit
-FRAMES_AT_A_TIME = 4096
+FRAMES_AT_A_TIME = 512  # 20 MB while they are transformed
+
+
+class Fingerprinter:
+    """Make the fingerprint of samples at `RATE` that come in pieces; between them it keeps less than a window."""
+
+    def __init__(self):
+        self._left = np.zeros(0, np.float32)  # samples from the next frame on
+        self._slopes = np.zeros((0, len(BANDS) - 2))  # of the last frame, (1, C - 1)
+        self._bits = [np.zeros(0, np.uint32)]
+
+    def add(self, samples: np.ndarray) -> None:
+        """Add the samples (N,) that come next."""
+        samples = np.concatenate([self._left, samples])
+        starts = np.arange(0, len(samples) - WINDOW + 1, HOP)
+        for first in range(0, len(starts), FRAMES_AT_A_TIME):
+            self._add_frames(samples[starts[first : first + FRAMES_AT_A_TIME, None] + np.arange(WINDOW)])
+        self._left = samples[len(starts) * HOP :].copy()
+
+    def _add_frames(self, frames: np.ndarray) -> None:
+        """Add frames (F, WINDOW)."""
+        bins = np.searchsorted(np.fft.rfftfreq(WINDOW, 1 / RATE), BANDS)
+        power = np.abs(np.fft.rfft(frames * np.hanning(WINDOW), axis=1)) ** 2
+        energies = np.add.reduceat(power, bins, axis=1)[:, :-1]  # (F, C)
+        slopes = np.concatenate([self._slopes, np.diff(energies, axis=1)])  # (F + 1, C - 1), (F, C - 1) at the start
+        self._bits.append(np.packbits(np.diff(slopes, axis=0) > 0, axis=1).view(np.uint32).ravel())
+        self._slopes = slopes[-1:]
+
+    def bits(self) -> np.ndarray:
+        """Return the fingerprint (F,) uint32 of all that was added; F is 0 for less than a window and a hop."""
+        return np.concatenate(self._bits)
 
 
 def fingerprint(samples: np.ndarray) -> np.ndarray:
-    """Return the fingerprint (F,) uint32 of samples (N,) at `RATE`; F is 0 for less than two windows' hop."""
-    starts = np.arange(0, len(samples) - WINDOW + 1, HOP)
-    bins = np.searchsorted(np.fft.rfftfreq(WINDOW, 1 / RATE), BANDS)
-    energies = [np.zeros((0, len(BANDS) - 1))]
-    for first in range(0, len(starts), FRAMES_AT_A_TIME):
-        frames = samples[starts[first : first + FRAMES_AT_A_TIME, None] + np.arange(WINDOW)]  # (F, WINDOW)
-        power = np.abs(np.fft.rfft(frames * np.hanning(WINDOW), axis=1)) ** 2
-        energies.append(np.add.reduceat(power, bins, axis=1)[:, :-1])  # (F, C)
-    slopes = np.diff(np.concatenate(energies), axis=1)  # (F, C - 1)
-    bits = np.diff(slopes, axis=0) > 0  # (F - 1, C - 1)
-    return np.packbits(bits, axis=1).view(np.uint32).ravel()  # (F - 1,)
+    """Return the fingerprint (F,) uint32 of samples (N,) at `RATE`, as a [`Fingerprinter`] makes it."""
+    maker = Fingerprinter()
+    maker.add(samples)
+    return maker.bits()
 
 
 def bit_error(one: np.ndarray, other: np.ndarray) -> float:
