@@ -1,6 +1,6 @@
 """Make of a file what an index stores of it: decode and embed it in bounded memory, whatever its length.
 
-Dimensions: `T` tokens of a track.
+Dimensions: `T` tokens of a track, `F` frames of its fingerprint.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ class Printing(Hearing):
 
     def __init__(self):
         super().__init__()
-        self.fingerprinter = Fingerprinter()
+        self._fingerprinter = Fingerprinter()
 
     def read(self, source: Source, sampling_rate: int, **settings) -> Iterator[np.ndarray]:
         """Yield the blocks of samples of a file; the arguments are those of `stream_audio`."""
@@ -49,9 +49,13 @@ class Printing(Hearing):
                 yield self.samples - len(block), block
 
         for piece in resample(heard(), sampling_rate, PRINT_RATE, 0):
-            self.fingerprinter.add(piece)
+            self._fingerprinter.add(piece)
             while waiting:
                 yield waiting.pop(0)
+
+    def prints(self) -> np.ndarray:
+        """Return the fingerprint (F, 2) uint32 of what was read: all bits, and ones for those that can be heard."""
+        return np.stack([self._fingerprinter.bits(), self._fingerprinter.heard()], axis=1)
 
 
 def embed_recording(path: str, digest: str, embedder: Embedder, stride: int) -> Recording:
@@ -67,8 +71,8 @@ def embed_recording(path: str, digest: str, embedder: Embedder, stride: int) -> 
     hearing = Printing()
     embeds = embedder.embed_file(path, stride, hearing.read).float().cpu()  # (T, D)
     seconds = hearing.samples / embedder.sampling_rate
-    starts, bits = embedder.token_starts(len(embeds), stride), hearing.fingerprinter.bits()
-    vectors = track_vectors(embeds, starts, embedder.token_seconds, seconds, bits)
+    starts = embedder.token_starts(len(embeds), stride)
+    vectors = track_vectors(embeds, starts, embedder.token_seconds, seconds, hearing.prints())
     return Recording(digest, hearing.digest.hexdigest(), seconds, vectors)
 
 

@@ -8,7 +8,7 @@
     segment_seconds   (sum S, 2) float32   when it begins, and how long it lasts
     means             (N, D) int8          of all tokens of a track
     mean_scales       (N,) float32
-    prints            (sum F,) int32       fingerprint of the sound, by which copies are told: 43 frames of 32 bits a second
+    prints            (sum F, 2) int32     fingerprint of the sound, 43 frames a second: 32 bits, and which can be heard
     token_offsets     (N + 1,) int64       tokens of track i: token_offsets[i] to token_offsets[i + 1]
     segment_offsets   (N + 1,) int64
     print_offsets     (N + 1,) int64
@@ -39,11 +39,12 @@ DTYPES = {
     "mean_scales": torch.float32,
     "prints": torch.int32,
 }
+PAIRS = {"segment_seconds": (2,), "prints": (2,)}
 OFFSETS = {"token_offsets": "tokens", "segment_offsets": "segments", "print_offsets": "prints"}
 
 
 def track_vectors(
-    embeds: torch.Tensor, starts: torch.Tensor, token_seconds: float, seconds: float, bits: np.ndarray | None = None
+    embeds: torch.Tensor, starts: torch.Tensor, token_seconds: float, seconds: float, prints: np.ndarray | None = None
 ) -> Vectors:
     """Make what is stored of one track, without offsets.
 
@@ -52,7 +53,8 @@ def track_vectors(
         starts: (T,) when each begins, in seconds.
         token_seconds: that each lasts.
         seconds: length of the track, beyond which no segment lasts.
-        bits: fingerprint (F,) uint32 of its sound; None for vectors of no sound, of which no copies are known.
+        prints: fingerprint (F, 2) uint32 of its sound: all bits, and ones for those that can be heard; None for
+            vectors of no sound, of which no copies are known.
 
     Raises:
         ValueError: there is no token, or NaN or infinity among them.
@@ -65,7 +67,7 @@ def track_vectors(
     means, mean_scales = quantize_rows(embeds.mean(0, keepdim=True), torch.float32)
     first = starts[bounds[:-1]]  # (S,)
     last = (starts[bounds[1:] - 1] + token_seconds).clamp(max=max(seconds, float(starts[-1])))  # (S,)
-    bits = np.zeros(0, np.uint32) if bits is None else bits
+    prints = np.zeros((0, 2), np.uint32) if prints is None else prints
     return {
         "tokens": tokens,
         "token_scales": token_scales,
@@ -75,7 +77,7 @@ def track_vectors(
         "segment_seconds": torch.stack([first, last - first], dim=-1).float(),
         "means": means,
         "mean_scales": mean_scales,
-        "prints": torch.from_numpy(bits.view(np.int32)),
+        "prints": torch.from_numpy(prints.view(np.int32)),
     }
 
 
@@ -105,7 +107,7 @@ def check_vectors(vectors: Vectors, num_tracks: int, width: int | None = None) -
     counts = {"mean": num_tracks, **{name.removesuffix("s"): len(vectors[name]) for name in OFFSETS.values()}}
     width = vectors["means"].shape[-1] if width is None else width
     for name, dtype in DTYPES.items():
-        further = {"tokens": (width,), "segments": (width,), "means": (width,), "segment_seconds": (2,)}.get(name, ())
+        further = (width,) if name in ("tokens", "segments", "means") else PAIRS.get(name, ())
         shape = (counts[name.split("_")[0].removesuffix("s")], *further)
         if vectors[name].dtype != dtype or tuple(vectors[name].shape) != shape:
             found = f"{vectors[name].dtype} {tuple(vectors[name].shape)}"
