@@ -157,7 +157,7 @@ def compared(sounds: list[np.ndarray], prints: list[np.ndarray]) -> tuple[bool, 
     milliseconds = 1000 * (time.process_time() - began)
     _, differ = probable_offset(prints[0][:, 0], prints[1][:, 0])
     offset = best_offset(prints[0][:, 0], prints[1][:, 0])
-    worst = 1.0 if offset is None else float(passage_errors(*prints, offset).max())
+    worst = 1.0 if offset is None else float(np.nanmax(passage_errors(*prints, offset)))
     is_near = abs(len(sounds[0]) - len(sounds[1])) <= MAX_SECONDS_APART * RATE
     return is_copy and is_near, differ, worst, milliseconds
 

@@ -22,7 +22,7 @@ MIN_FRAMES = round(3 * RATE / HOP)  # a passage of 3 s; shorter ones are alike b
 CANDIDATES = 5  # places of a pair of recordings that are compared bit by bit
 FRAMES_AT_A_TIME = 512  # 20 MB while they are transformed
 HEARD_CHANGE = 1e-3  # of a difference of bands, beside the energy of both frames
-BIT_COUNTS = np.unpackbits(np.arange(2**16, dtype=np.uint16).view(np.uint8).reshape(-1, 2), axis=1).sum(1, np.uint8)
+HEARD_ENERGY = 1e-6 * (WINDOW / 4) ** 2  # of a frame: 60 dB below a sine at full scale
 
 
 class Fingerprinter:
@@ -48,9 +48,9 @@ class Fingerprinter:
         energies = np.add.reduceat(power, bins, axis=1)[:, :-1]  # (F, C)
         energies = np.concatenate([self._energies, energies])  # (F + 1, C), but for the first ones
         changes = np.diff(np.diff(energies, axis=1), axis=0)  # (F, C - 1)
-        sums = energies.sum(1, keepdims=True)  # (F + 1, 1)
+        sums = energies[1:].sum(1, keepdims=True) + energies[:-1].sum(1, keepdims=True)  # (F, 1)
         self._bits.append(_packed(changes > 0))
-        self._heard.append(_packed(np.abs(changes) > HEARD_CHANGE * (sums[1:] + sums[:-1])))
+        self._heard.append(_packed((np.abs(changes) > HEARD_CHANGE * sums) & (sums > 2 * HEARD_ENERGY)))
         self._energies = energies[-1:]
 
     def bits(self) -> np.ndarray:
@@ -67,12 +67,6 @@ def _packed(bits: np.ndarray) -> np.ndarray:
     return np.packbits(bits, axis=1).view(np.uint32).ravel()
 
 
-def count_bits(words: np.ndarray) -> np.ndarray:
-    """Count the ones of every uint32 of an array of any shape: int64."""
-    halves = BIT_COUNTS[np.ascontiguousarray(words)[..., None].view(np.uint16)]  # (..., 2)
-    return halves.sum(-1, dtype=np.int64)
-
-
 def fingerprint(samples: np.ndarray) -> np.ndarray:
     """Return the fingerprint (F,) uint32 of samples (N,) at `RATE`, as a [`Fingerprinter`] makes it."""
     maker = Fingerprinter()
@@ -82,7 +76,7 @@ def fingerprint(samples: np.ndarray) -> np.ndarray:
 
 def bit_error(one: np.ndarray, other: np.ndarray) -> float:
     """Return the share of bits that differ between two fingerprints (F,) of the same frames."""
-    return float(count_bits(one ^ other).mean() / 32)
+    return float(np.bitwise_count(one ^ other).mean() / 32)
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,18 @@ copy.
 In a list of hits each track is compared with the better ones that stay. A pair takes part of a millisecond unless it is
 one of copies, so no groups are kept in the index, which would have to be made of all pairs, and anew with every change.
 
-Dimensions: `F`, `G` frames of two fingerprints, `O` offsets, `P` passages.
+Dimensions: `N` tracks, `F`, `G` frames of two fingerprints, `O` offsets, `P` passages.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
+import pyarrow as pa
 
 from collap.corpora.duplicates import is_sound
-from collap.data.fingerprints import HOP, MAX_ERROR, RATE, bit_error, count_bits
+from collap.data.fingerprints import HOP, MAX_ERROR, RATE, bit_error
 
 from .store import IndexStore
 
@@ -27,7 +28,8 @@ MAX_SECONDS_APART = 3.0  # between the lengths of copies, and between their star
 MAX_OFFSET = round(MAX_SECONDS_APART * RATE / HOP)  # frames
 PASSAGE_FRAMES = round(4 * RATE / HOP)
 MAX_HEARD_ERROR = 0.16  # share of the heard bits that differ in the worst passage
-MIN_HEARD = 0.02  # share of bits of a passage: fewer say nothing, and count as so many
+MIN_HEARD = 0.02  # share of bits of a passage: fewer say nothing
+MIN_TOLD = 0.5  # share of passages that say something
 PROBED_FRAMES = 128  # by which the offset is found, and most pairs are told apart
 MAX_PROBED_ERROR = 0.4  # of all bits at the best offset: chance is 0.5, and copies have under 0.25
 NEAR_OFFSETS = 4  # to either side, that are compared in full
@@ -73,7 +75,7 @@ def probable_offset(one: np.ndarray, other: np.ndarray) -> tuple[int, float] | N
     is_there = (places >= 0) & (places < len(other))
     words = other[places.clip(0, len(other) - 1)]
     is_there &= is_sound(words)
-    counts, numbers = (count_bits(words ^ one[frames]) * is_there).sum(1), is_there.sum(1)  # (O,)
+    counts, numbers = (np.bitwise_count(words ^ one[frames]) * is_there).sum(1), is_there.sum(1)  # (O,)
     errors = np.where(2 * numbers >= numbers.max(initial=1), counts / (32 * numbers.clip(min=1)), 1.0)  # (O,)
     best = int(np.lexsort((np.abs(offsets), errors))[0])
     return int(offsets[best]), float(errors[best])
@@ -100,23 +102,22 @@ def overlap(one: np.ndarray, other: np.ndarray, offset: int) -> tuple[int, int]:
 def passage_errors(one: np.ndarray, other: np.ndarray, offset: int) -> np.ndarray:
     """Return the share of heard bits that differ in each passage of 4 s that two tracks (F, 2), (G, 2) share: (P,).
 
-    The last passage ends with the last frame, so that all frames are in one. Passages of silence are left out; one that
-    is silent in one track alone differs in half of its bits.
+    The last passage ends with the last frame, so that all frames are in one. One of silence, or of which hardly a bit
+    can be heard, is NaN; one that is silent in one track alone differs in half of its bits.
     """
     first, stop = overlap(one, other, offset)
     one, other = one[first:stop], other[first + offset : stop + offset]  # (F', 2)
     sounds = is_sound(one[:, 0]), is_sound(other[:, 0])
     both = sounds[0] & sounds[1]
     heard = (one[:, 1] | other[:, 1]) * both  # a bit that is heard in one of them is not to differ
-    differs = count_bits((one[:, 0] ^ other[:, 0]) & heard)
-    columns = [differs, count_bits(heard), both, *sounds]
+    differs = np.bitwise_count((one[:, 0] ^ other[:, 0]) & heard)
+    columns = [differs, np.bitwise_count(heard), both, *sounds]
     sums = np.stack([np.concatenate([[0], column.cumsum()]) for column in columns])  # (5, F' + 1)
     starts = np.unique([*range(0, stop - first - PASSAGE_FRAMES + 1, PASSAGE_FRAMES), stop - first - PASSAGE_FRAMES])
     differs, heard, both, *sounds = sums[:, starts + PASSAGE_FRAMES] - sums[:, starts]  # (P,) each
-    errors = differs / heard.clip(min=MIN_HEARD * 32 * PASSAGE_FRAMES)
-    is_told = both >= PASSAGE_FRAMES // 4
-    is_alone = ~is_told & (np.maximum(*sounds) >= PASSAGE_FRAMES // 2)
-    return np.where(is_alone, 0.5, errors)[is_told | is_alone]
+    is_alone = (both < PASSAGE_FRAMES // 4) & (np.maximum(*sounds) >= PASSAGE_FRAMES // 2)
+    is_told = heard >= MIN_HEARD * 32 * PASSAGE_FRAMES
+    return np.where(is_alone, 0.5, np.where(is_told, differs / heard.clip(min=1), np.nan))  # (P,)
 
 
 def compare_prints(one: np.ndarray, other: np.ndarray) -> Evidence | None:
@@ -125,7 +126,8 @@ def compare_prints(one: np.ndarray, other: np.ndarray) -> Evidence | None:
     if offset is None:
         return None
     errors = passage_errors(one, other, offset)
-    if not len(errors) or errors.max() > MAX_HEARD_ERROR:
+    is_told = ~np.isnan(errors)
+    if is_told.mean() < MIN_TOLD or errors[is_told].max() > MAX_HEARD_ERROR:
         return None
     first, stop = overlap(one, other, offset)
     here, there = one[first:stop, 0], other[first + offset : stop + offset, 0]
@@ -133,7 +135,9 @@ def compare_prints(one: np.ndarray, other: np.ndarray) -> Evidence | None:
     error = bit_error(here[sound], there[sound]) if sound.any() else 1.0
     if error >= MAX_ERROR:
         return None
-    return Evidence(offset * HOP / RATE, (stop - first) / min(len(one), len(other)), error, float(errors.max()))
+    return Evidence(
+        offset * HOP / RATE, (stop - first) / min(len(one), len(other)), error, float(errors[is_told].max())
+    )
 
 
 # ---- of an index
@@ -143,8 +147,10 @@ class Copies:
     """Tell which tracks of an index are copies; decisions are remembered. May be used by several threads."""
 
     def __init__(self, store: IndexStore):
-        self.store, self.seconds = store, store.tracks["seconds"].to_numpy()
-        self._compared = lru_cache(REMEMBERED)(self._compare)
+        self.seconds, (self._shards, self._rows) = store.tracks["seconds"].to_numpy(), store.places()
+        stored = [shard.vectors for shard in store.shards.values()]
+        self._prints = [(one["print_offsets"].numpy(), one["prints"].numpy().view(np.uint32)) for one in stored]
+        self._store, self._compared = store, lru_cache(REMEMBERED)(self._compare)
 
     def evidence(self, one: int, other: int) -> Evidence | None:
         """Say how two tracks lie over each other if they are copies of one recording; None if they are not."""
@@ -153,18 +159,22 @@ class Copies:
         return self._compared(one, other)
 
     def _compare(self, one: int, other: int) -> Evidence | None:
-        if self.sound(one) == self.sound(other):
+        if self.sounds[one] == self.sounds[other]:
             return Evidence(0.0, 1.0, 0.0, 0.0, same_sound=True)
         return compare_prints(self.prints(one), self.prints(other))
 
-    def sound(self, track: int) -> str:
-        """Return the digest of the samples of a track."""
-        shard, row = (self.store.tracks[name][track].as_py() for name in ("shard", "row"))
-        return self.store.shards[shard].rows["sound"][row].as_py()
+    @cached_property
+    def sounds(self) -> np.ndarray:
+        """Return a number (N,) for every track, the same for the same samples."""
+        digests = [shard.rows["sound"].combine_chunks() for shard in self._store.shards.values()]
+        starts = np.cumsum([0, *map(len, digests)])
+        numbers = pa.concat_arrays([pa.array([], pa.string()), *digests]).dictionary_encode().indices.to_numpy()
+        return numbers[starts[self._shards] + self._rows]
 
     def prints(self, track: int) -> np.ndarray:
         """Return the fingerprint (F, 2) uint32 of a track, of memory that is mapped."""
-        return self.store.vectors(track)["prints"].numpy().view(np.uint32)
+        (offsets, prints), row = self._prints[self._shards[track]], self._rows[track]
+        return prints[offsets[row] : offsets[row + 1]]
 
     def fold(self, tracks: Iterable[int], k: int, known: Iterable[int] = ()) -> list[tuple[int, list[int]]]:
         """Take the first k recordings of a list of tracks, the best first, and with each those that are copies of it.
