@@ -102,22 +102,17 @@ def overlap(one: np.ndarray, other: np.ndarray, offset: int) -> tuple[int, int]:
 def passage_errors(one: np.ndarray, other: np.ndarray, offset: int) -> np.ndarray:
     """Return the share of heard bits that differ in each passage of 4 s that two tracks (F, 2), (G, 2) share: (P,).
 
-    The last passage ends with the last frame, so that all frames are in one. One of silence, or of which hardly a bit
-    can be heard, is NaN; one that is silent in one track alone differs in half of its bits.
+    A bit counts that is heard in one of them: where the other is silent, half of those differ. The last passage ends
+    with the last frame, so that all frames are in one. One of which hardly a bit can be heard is NaN.
     """
     first, stop = overlap(one, other, offset)
     one, other = one[first:stop], other[first + offset : stop + offset]  # (F', 2)
-    sounds = is_sound(one[:, 0]), is_sound(other[:, 0])
-    both = sounds[0] & sounds[1]
-    heard = (one[:, 1] | other[:, 1]) * both  # a bit that is heard in one of them is not to differ
-    differs = np.bitwise_count((one[:, 0] ^ other[:, 0]) & heard)
-    columns = [differs, np.bitwise_count(heard), both, *sounds]
-    sums = np.stack([np.concatenate([[0], column.cumsum()]) for column in columns])  # (5, F' + 1)
+    heard = one[:, 1] | other[:, 1]
+    counts = np.stack([np.bitwise_count((one[:, 0] ^ other[:, 0]) & heard), np.bitwise_count(heard)])  # (2, F')
+    sums = np.pad(counts.cumsum(1, np.int64), ((0, 0), (1, 0)))  # (2, F' + 1)
     starts = np.unique([*range(0, stop - first - PASSAGE_FRAMES + 1, PASSAGE_FRAMES), stop - first - PASSAGE_FRAMES])
-    differs, heard, both, *sounds = sums[:, starts + PASSAGE_FRAMES] - sums[:, starts]  # (P,) each
-    is_alone = (both < PASSAGE_FRAMES // 4) & (np.maximum(*sounds) >= PASSAGE_FRAMES // 2)
-    is_told = heard >= MIN_HEARD * 32 * PASSAGE_FRAMES
-    return np.where(is_alone, 0.5, np.where(is_told, differs / heard.clip(min=1), np.nan))  # (P,)
+    differ, heard = sums[:, starts + PASSAGE_FRAMES] - sums[:, starts]  # (P,) each
+    return np.where(heard >= MIN_HEARD * 32 * PASSAGE_FRAMES, differ / heard.clip(min=1), np.nan)  # (P,)
 
 
 def compare_prints(one: np.ndarray, other: np.ndarray) -> Evidence | None:
