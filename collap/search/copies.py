@@ -27,7 +27,7 @@ from .store import IndexStore
 MAX_SECONDS_APART = 3.0  # between the lengths of copies, and between their starts
 MAX_OFFSET = round(MAX_SECONDS_APART * RATE / HOP)  # frames
 PASSAGE_FRAMES = round(4 * RATE / HOP)
-MAX_HEARD_ERROR = 0.16  # share of the heard bits that differ in the worst passage
+MAX_HEARD_ERROR = 0.12  # share of the heard bits that differ in the worst passage
 MIN_HEARD = 0.02  # share of bits of a passage: fewer say nothing
 MIN_TOLD = 0.5  # share of passages that say something
 PROBED_FRAMES = 128  # by which the offset is found, and most pairs are told apart
