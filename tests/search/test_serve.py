@@ -125,7 +125,7 @@ def test_the_description_knows_every_route_and_field(server):
     about = server.get("/openapi.json").raise_for_status().json()
     assert {"/api/search", "/api/similar", "/api/stats", "/api/tracks/{id}/audio"} <= about["paths"].keys()
     names = {one["name"] for one in about["paths"]["/api/search"]["get"]["parameters"]}
-    assert names == {"q", "not", "like", "filter", "k", "min_seconds", "max_seconds", "mode", "curve"}
+    assert names == {"q", "not", "like", "filter", "k", "min_seconds", "max_seconds", "mode", "curve", "all_copies"}
     assert about["components"]["schemas"]["FoundTrack"]["properties"].keys() == search(server, q=QUERY)[0].keys()
     for path, methods in about["paths"].items():
         for method in methods.values():
