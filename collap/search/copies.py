@@ -6,8 +6,8 @@ those that cannot be heard, while one other section, melody or instrument change
 (`collap.data.fingerprints`). How alike the embeddings are is not asked: a model hears a cover on the same drums as a
 copy.
 
-In a list of hits each track is compared with the better ones that stay. A pair takes part of a millisecond unless it is
-one of copies, so no groups are kept in the index, which would have to be made of all pairs, and anew with every change.
+In a list of hits each track is compared with the better ones that stay. Few are of near length, and a pair takes about
+a millisecond, so no groups are kept in the index: they would have to be made of all pairs, and anew with every change.
 
 Dimensions: `N` tracks, `F`, `G` frames of two fingerprints, `O` offsets, `P` passages.
 """
