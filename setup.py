@@ -28,7 +28,7 @@ setup(
         "safetensors>=0.5",
         "huggingface_hub>=2",
         "jinja2>=3",
-        "numpy>=1.26",
+        "numpy>=2.0",
         "av>=14",
         "soundfile>=0.13",
         "pyyaml>=6",

@@ -282,6 +282,7 @@ def _search(parser: Parser) -> None:
     parser.add_argument("--candidates", type=int, help="of the mode fixed: so many; default: by the model")
     parser.add_argument("--engine", help="LanceDB that collap index --engine has filled, which proposes the tracks")
     parser.add_argument("--curve", action="store_true", help="with --json: the score over the time of each track")
+    parser.add_argument("--all_copies", action="store_true", help="list copies of one recording as tracks of their own")
     parser.add_argument("--model", help="that the index was made with, if it is no longer where it was")
     parser.add_argument("--device", help="where the model runs (cpu)")
     formats = parser.add_mutually_exclusive_group()

@@ -84,10 +84,14 @@ class _Prints:
         return np.frombuffer(self.file.read(4 * (stop - start)), np.uint32)
 
 
-class _SampledIndex:
-    """Find the tracks that share frames with another: values (I,), the tracks they are of, and their frames."""
+class SampledIndex:
+    """Find the tracks that share frames with another: values (I,), the tracks they are of, and their frames.
 
-    def __init__(self, prints: _Prints):
+    Args:
+        prints: fingerprint (F,) of each track.
+    """
+
+    def __init__(self, prints: "_Prints | Sequence[np.ndarray]"):
         chosen = [_sampled(prints[track]) for track in range(len(prints))]
         sizes = [len(frames) for frames, _ in chosen]
         owners = np.repeat(np.arange(len(chosen), dtype=np.int32), sizes)  # (I,)
@@ -150,7 +154,7 @@ def find_duplicates(prints: Iterable[tuple[str, np.ndarray]]) -> dict[str, str]:
     for name, bits in prints:
         names.append(name)
         kept.add(bits)
-    index, found = _SampledIndex(kept), {}
+    index, found = SampledIndex(kept), {}
     for track, name in enumerate(names):
         bits, matches = kept[track], []
         for other, offset in index.candidates(track, bits):

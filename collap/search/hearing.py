@@ -1,6 +1,6 @@
 """Make of a file what an index stores of it: decode and embed it in bounded memory, whatever its length.
 
-Dimensions: `T` tokens of a track.
+Dimensions: `T` tokens of a track, `F` frames of its fingerprint.
 """
 
 import hashlib
@@ -8,8 +8,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from collap.data.fingerprints import RATE as PRINT_RATE
+from collap.data.fingerprints import Fingerprinter
 from collap.data.guarded_reading import Source, stream_audio
 from collap.evaluation.embedders import Embedder
+from processing.resample_audio import resample
 
 from .vectors import track_vectors
 from .writing import Recording
@@ -29,8 +32,34 @@ class Hearing:
             yield block
 
 
+class Printing(Hearing):
+    """Read a file as [`Hearing`] does, and make the fingerprint of its sound from the same samples."""
+
+    def __init__(self):
+        super().__init__()
+        self._fingerprinter = Fingerprinter()
+
+    def read(self, source: Source, sampling_rate: int, **settings) -> Iterator[np.ndarray]:
+        """Yield the blocks of samples of a file; the arguments are those of `stream_audio`."""
+        waiting = []  # the block, or the few, of which the resampler has not given all
+
+        def heard() -> Iterator[tuple[int, np.ndarray]]:
+            for block in super(Printing, self).read(source, sampling_rate, **settings):
+                waiting.append(block)
+                yield self.samples - len(block), block
+
+        for piece in resample(heard(), sampling_rate, PRINT_RATE, 0):
+            self._fingerprinter.add(piece)
+            while waiting:
+                yield waiting.pop(0)
+
+    def prints(self) -> np.ndarray:
+        """Return the fingerprint (F, 2) uint32 of what was read: all bits, and ones for those that can be heard."""
+        return np.stack([self._fingerprinter.bits(), self._fingerprinter.heard()], axis=1)
+
+
 def embed_recording(path: str, digest: str, embedder: Embedder, stride: int) -> Recording:
-    """Decode and embed a file, a few segments at a time; only its vectors grow with its length.
+    """Decode and embed a file, a few segments at a time; only its vectors and its fingerprint grow with its length.
 
     Args:
         digest: of the file's bytes.
@@ -39,10 +68,11 @@ def embed_recording(path: str, digest: str, embedder: Embedder, stride: int) -> 
     Raises:
         ValueError: it cannot be decoded, or the model makes no numbers of it.
     """
-    hearing = Hearing()
+    hearing = Printing()
     embeds = embedder.embed_file(path, stride, hearing.read).float().cpu()  # (T, D)
     seconds = hearing.samples / embedder.sampling_rate
-    vectors = track_vectors(embeds, embedder.token_starts(len(embeds), stride), embedder.token_seconds, seconds)
+    starts = embedder.token_starts(len(embeds), stride)
+    vectors = track_vectors(embeds, starts, embedder.token_seconds, seconds, hearing.prints())
     return Recording(digest, hearing.digest.hexdigest(), seconds, vectors)
 
 

@@ -30,6 +30,7 @@ class Hit:
         spans: the parts that match best, those first.
         sentences: of a query of words, where each is heard best; if they are aligned, in their order.
         curve: over time, if it was asked for.
+        copies: paths of other files of the same recording that would be hits, too, if copies were not collapsed.
     """
 
     rank: int
@@ -51,6 +52,7 @@ class Hit:
     spans: tuple[Span, ...] = ()
     sentences: tuple[SentenceSpan, ...] = ()
     curve: Curve | None = None
+    copies: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -72,6 +74,7 @@ class Hit:
         content["spans"] = [vars(span) for span in self.spans]
         content["sentences"] = [vars(span) for span in self.sentences]
         content["curve"] = vars(self.curve) if self.curve else None
+        content["copies"] = [shown(os.fsencode(path)) for path in self.copies]
         return content
 
 

@@ -15,6 +15,7 @@ Dimensions: `N` tracks, `B` texts, `Q` sentences of a text, `T` tokens of a trac
 import os
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -24,8 +25,10 @@ import torch
 from collap.evaluation.embedders import Embedder
 
 from .calibration import Calibration
+from .copies import Copies
 from .engine import Engine
 from .filters import matching
+from .folding import first_reach, fold_rankings
 from .hits import TAGS, Hit, Results
 from .moments import Curve, best_spans, curves_over_time, sentence_spans
 from .quantize import quantized_cosines
@@ -64,6 +67,7 @@ class TrackIndex:
         self.scan = Scan([shard.vectors for shard in store.shards.values()], places, proposing)
         self.ranker = Ranker(self.function, self.scan, self.tokens)
         self.calibration = Calibration.of(store)
+        self.copies = Copies(store)
         self._lock = threading.Lock()
         self._embedder: Embedder | None = None
 
@@ -140,12 +144,14 @@ class TrackIndex:
         candidates: int | None = None,
         moments: bool = True,
         curve: bool = False,
+        collapse: bool = True,
     ) -> Results | list[Results]:
         """Find the tracks that a description fits.
 
         Args:
             text: a description, or a list of them; or instead of it
-            like: a track, or a moment of one, as [`like_query`] reads it; it is not among the hits; or
+            like: a track, or a moment of one, as [`like_query`] reads it; it is not among the hits, and neither are
+                copies of it, if they are collapsed; or
             vectors: of texts, in the space of the model: a list with (D,) or (Q, D) for each.
             k: how many tracks.
             filters: which tracks may be found, as `filters.py` says; those are ranked as if there were no others.
@@ -157,6 +163,7 @@ class TrackIndex:
                 default: [`default_candidates`].
             moments: whether to say which parts of a track match; without it a search is faster.
             curve: whether to return the score over time.
+            collapse: whether tracks that are copies of a better hit are no hits of their own, but its `copies`.
 
         Returns:
             [`Results`], or a list of them for a list of texts, or of vectors.
@@ -176,11 +183,22 @@ class TrackIndex:
             texts = texts_of(queries, against)
             count = default_candidates(self.function) if candidates is None else candidates
             delta = self.calibration.delta if self.calibration else None
-            rankings = self.ranker.rank(texts, tracks, k, mode, count, delta)
+            is_calibrated = is_plain and len(tracks) == len(self)
+
+            def rank(texts: Texts, most: int) -> list[Ranking]:
+                found = self.ranker.rank(texts, tracks, most, mode, count, delta)
+                if mode != "calibrated" or (is_calibrated and not self.calibration.problem(most, len(self))):
+                    return found
+                return [_uncertified(ranking, len(tracks)) for ranking in found]
+
+            if collapse:
+                reach, own = first_reach(k, mode, count, len(tracks)), [query.left_out for query in queries]
+                rankings = fold_rankings(self.copies, rank, texts, k, reach, own)
+            else:
+                rankings = rank(texts, k)
             usual = self.usual(texts)
-            if mode == "calibrated" and not (is_plain and len(tracks) == len(self)):
+            if mode == "calibrated" and not is_calibrated:
                 notes.append("calibrated on whole libraries and single texts: here nothing is certified")
-                rankings = [_uncertified(ranking, len(tracks)) for ranking in rankings]
             asked = (moments, curve, is_plain, notes, len(tracks))
             found = [self._results(*one, *asked) for one in zip(queries, rankings, usual, strict=True)]
         return found[0] if isinstance(text, str) or like is not None else found
@@ -245,10 +263,14 @@ class TrackIndex:
             where = self._moments(query, track, about["seconds"], curve) if moments or curve else {}
             flags = {"rescored": ranking.is_rescored, "certified": ranking.is_certified}
             place = {"path": path, "file": os.path.join(self.store.library, path)}
+            if ranking.copies:
+                place["copies"] = tuple(map(self.store.path, ranking.copies[rank - 1]))
             hits.append(
                 Hit(rank, track, **about, **place, score=score, **flags, deviations=deviations, match=match, **where)
             )
         matches_well = known.is_usual(hits[0].score, hits[0].deviations) if known and hits else None
+        if ranking.num_passed:
+            notes = [*notes, f"copies of the track that is searched with are not shown: {ranking.num_passed}"]
         notes = [*notes, *(["nothing here matches well"] if matches_well is False else [])]
         return Results(hits, notes, matches_well, ranking.num_rescored, num_searched)
 
@@ -267,5 +289,4 @@ class TrackIndex:
 
 
 def _uncertified(ranking: Ranking, num_tracks: int) -> Ranking:
-    is_all = ranking.num_rescored == num_tracks
-    return Ranking(ranking.tracks, ranking.scores, ranking.is_rescored, is_all, ranking.num_rescored)
+    return replace(ranking, is_certified=ranking.num_rescored == num_tracks)

@@ -6,10 +6,12 @@ no line can hold becomes a URI.
 
 import html
 import json
+import os
 import textwrap
 from collections.abc import Callable
 
 from .hits import Hit, Results
+from .library import shown
 from .moments import Span
 
 WIDTH = 100
@@ -41,7 +43,7 @@ def span_text(span: Span) -> str:
 
 
 def as_table(results: Results, query: str) -> str:
-    """Return a line for each hit, `rank score name span`, and below it which sentence is heard where."""
+    """Return a line for each hit, `rank score name span`, below it which sentence is heard where, and its copies."""
     lines = []
     for hit in results:
         span = span_text(hit.spans[0]) if hit.spans else ""
@@ -51,6 +53,7 @@ def as_table(results: Results, query: str) -> str:
             for one in hit.sentences:
                 said = textwrap.shorten(one_line(one.text), WIDTH - 30, placeholder="...")
                 lines.append(f"{'':24}{span_text(one) if one.heard else 'not heard':15} {said}")
+        lines += [f"{'':24}{'same recording':15} {one_line(shown(os.fsencode(path)))}" for path in hit.copies]
     return "".join(f"{line}\n" for line in lines)
 
 

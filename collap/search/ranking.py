@@ -40,6 +40,8 @@ class Ranking:
         is_rescored: whether the scores are exact.
         is_certified: whether nothing else can belong here, see the top of this file.
         num_rescored: how many tracks were scored exactly.
+        copies: of each track those that are copies of it and would stand here too; empty if that was not asked.
+        num_passed: how many copies of the track that the query is made of were passed over.
     """
 
     tracks: np.ndarray
@@ -47,6 +49,8 @@ class Ranking:
     is_rescored: bool
     is_certified: bool
     num_rescored: int
+    copies: tuple[tuple[int, ...], ...] = ()
+    num_passed: int = 0
 
 
 @dataclass(frozen=True)

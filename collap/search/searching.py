@@ -28,6 +28,7 @@ def run(options: argparse.Namespace) -> int:
         mode=options.mode,
         candidates=options.candidates,
         curve=options.curve,
+        collapse=not options.all_copies,
     )
     for note in results.notes:
         print(f"note: {note}", file=sys.stderr)

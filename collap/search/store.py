@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 from .space import Space
 from .vectors import Vectors, check_vectors, map_vectors, one_track
 
-VERSION = 1
+VERSION = 2  # 2: with fingerprints
 MANIFEST, LOCK, SHARDS, PENDING = "manifest.json", "lock", "shards", "pending"
 VECTORS, ROWS = "vectors.safetensors", "rows.arrow"
 TABLE_NAME = re.compile(r"(tracks|failed)-\d{1,12}\.arrow")
@@ -209,7 +209,10 @@ def read_manifest(folder: Path) -> dict:
         raise ValueError(f"{path}: is damaged ({' '.join(str(error).split())})") from error
     if not isinstance(manifest, dict) or manifest.get("version") != VERSION:
         found = manifest.get("version") if isinstance(manifest, dict) else None
-        raise ValueError(f"{path}: is of version {found!r}, this is collap for version {VERSION}; make the index anew")
+        raise ValueError(
+            f"{path}: is of version {found!r}, this is collap for version {VERSION}; index the library again, into "
+            "another --index"
+        )
     if problem := _problem(manifest):
         raise ValueError(f"{path}: is damaged ({problem})")
     return manifest

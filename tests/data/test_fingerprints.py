@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 import soundfile
 
-from collap.data.fingerprints import BANDS, HOP, MAX_ERROR, RATE, WINDOW, FingerprintIndex, bit_error, fingerprint
+from collap.data.fingerprints import (
+    BANDS,
+    HOP,
+    MAX_ERROR,
+    RATE,
+    WINDOW,
+    Fingerprinter,
+    FingerprintIndex,
+    bit_error,
+    fingerprint,
+)
 from processing import load_audio
 
 
@@ -60,3 +70,28 @@ def test_a_passage_is_found_in_other_files_and_no_other_song_is(songs, sounds):
 def test_silence_is_like_nothing(songs):
     index = FingerprintIndex([("silence", fingerprint(np.zeros(10 * RATE))), ("empty", fingerprint(np.zeros(5)))])
     assert not list(index.matches("silence", fingerprint(np.zeros(10 * RATE))))
+
+
+def test_pieces_of_any_size_make_one_fingerprint_and_what_can_be_heard_is_told():
+    generator = np.random.default_rng(5)
+    samples = generator.standard_normal(20 * RATE) * np.repeat([0.1, 1e-6, 0.1, 0.0], 5 * RATE)  # loud, faint, silent
+    samples = samples.astype(np.float32)
+    maker, first = Fingerprinter(), 0
+    while first < len(samples):
+        count = int(generator.integers(0, 9000))
+        maker.add(samples[first : first + count])
+        first += count
+    bits = fingerprint(samples)
+    assert np.array_equal(maker.bits(), bits) and maker.heard().shape == bits.shape and len(bits) > 800
+    bins = np.searchsorted(np.fft.rfftfreq(WINDOW, 1 / RATE), BANDS)
+    for frame in range(0, len(bits), 23):
+        energies = []
+        for start in (frame * HOP, (frame + 1) * HOP):
+            power = np.abs(np.fft.rfft(samples[start : start + WINDOW] * np.hanning(WINDOW))) ** 2
+            energies.append([power[low:high].sum() for low, high in itertools.pairwise(bins)])
+        before, after = (np.array(one) for one in energies)
+        changes, both = np.diff(after) - np.diff(before), before.sum() + after.sum()
+        is_heard = (np.abs(changes) > both / 1000) & (both > 2e-6 * (WINDOW / 4) ** 2)
+        assert np.packbits(is_heard).view(np.uint32) == maker.heard()[frame]
+    seconds = np.arange(len(bits)) * HOP / RATE
+    assert maker.heard()[seconds < 4].all() and not maker.heard()[(seconds > 5.1) & (seconds < 9.5)].any()

@@ -42,7 +42,7 @@ def test_a_playlist_has_two_lines_and_the_file_for_each_track(path):
 def test_json_holds_every_field_and_any_path():
     curve = Curve([0.0, 5.0], [10.0, 15.0], [0.1, 0.2])
     sentences = (SentenceSpan(1.0, 2.0, 0.3, "one."),)
-    results = Results([hit(path=ODD, curve=curve, sentences=sentences)], ["a note"], True, 50, 900)
+    results = Results([hit(path=ODD, curve=curve, sentences=sentences, copies=(ODD,))], ["a note"], True, 50, 900)
     found = json.loads(FORMATS["json"](results, "q").encode("utf-8"))
     assert {name: found[name] for name in ("query", "matches_well", "notes", "searched", "rescored")} == {
         "query": "q",
@@ -57,7 +57,7 @@ def test_json_holds_every_field_and_any_path():
     assert one["sentences"] == [{"start": 1.0, "end": 2.0, "score": 0.3, "text": "one.", "heard": True}]
     assert one["curve"] == {"starts": [0.0, 5.0], "ends": [10.0, 15.0], "scores": [0.1, 0.2]}
     assert unquote_to_bytes(one["uri"].removeprefix("file://")) == os.fsencode(f"/music/{ODD}")
-    assert one["path"].isprintable()
+    assert one["path"].isprintable() and one["copies"] == [one["path"]]
 
 
 def test_cues_are_in_the_order_of_time_and_hold_no_arrow():
@@ -77,15 +77,16 @@ def test_cues_are_in_the_order_of_time_and_hold_no_arrow():
     assert FORMATS["webvtt"](Results(), "q") == "WEBVTT\n"
 
 
-def test_a_table_has_a_line_for_each_track_and_each_of_several_sentences():
+def test_a_table_has_a_line_for_each_track_each_of_several_sentences_and_each_copy():
     sentences = (SentenceSpan(0.0, 9.0, 0.2, "first\x1b[31m"), SentenceSpan(9.0, 3700.0, 0.3, "second"))
     sentences += (SentenceSpan(3700.0, 3701.0, -0.1, "third", False),)
     lines = FORMATS["table"](Results([hit(sentences=sentences), hit(2, ODD, title=None)]), "q").splitlines()
     assert lines[0].split() == ["1", "12.500", "+2.5", "sd", "1:01-1:15", "A", "-->", "B", "2", "-", "Blå", "<i>"]
     assert lines[1].split() == ["0:00-0:09", "first", "[31m"] and lines[2].split() == ["0:09-1:01:40", "second"]
-    assert (
-        lines[3].split() == ["not", "heard", "third"] and len(lines) == 5 and all(line.isprintable() for line in lines)
-    )
+    assert lines[3].split() == ["not", "heard", "third"]
+    assert len(lines) == 5 and all(line.isprintable() for line in lines)
+    copied = FORMATS["table"](Results([hit(copies=("a/b.ogg", ODD)), hit(2)]), "q").splitlines()
+    assert len(copied) == 4 and copied[1].split() == ["same", "recording", "a/b.ogg"] and copied[2].isprintable()
     assert FORMATS["table"](Results(), "q") == ""
 
 

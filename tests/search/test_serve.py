@@ -62,9 +62,9 @@ def test_hits_are_those_of_python_with_all_their_fields(server, tracks):
 
 def test_searches_are_narrowed_and_keep_their_order(server):
     def found(**asked) -> list[str]:
-        return [hit["id"] for hit in search(server, **{"q": QUERY, "k": 100, **asked})]
+        return [hit["id"] for hit in search(server, **{"q": QUERY, "k": 100, "all_copies": True, **asked})]
 
-    everything = search(server, q=QUERY, k=100)
+    everything = search(server, q=QUERY, k=100, all_copies=True)
     assert len(everything) == 13 and everything == sorted(everything, key=lambda hit: -hit["score"])
     jazz = [hit["id"] for hit in everything if hit["genre"] == "Jazz"]
     long = [hit["id"] for hit in everything if hit["seconds"] >= 15]
@@ -75,7 +75,12 @@ def test_searches_are_narrowed_and_keep_their_order(server):
     assert found(min_seconds=1e6) == []
     exact = server.get("/api/search", params={"q": QUERY, "mode": "exact", "k": 1}).json()
     assert exact["rescored"] == exact["searched"] == 13 and exact["hits"][0]["certified"]
-    other = search(server, **{"q": QUERY, "not": "a loud guitar", "k": 100})
+    recordings = search(server, q=QUERY, k=100)
+    assert len(recordings) == 12 and [len(hit["copies"]) for hit in recordings].count(1) == 1
+    assert sorted(path for hit in recordings for path in (hit["path"], *hit["copies"])) == sorted(
+        hit["path"] for hit in everything
+    )
+    other = search(server, **{"q": QUERY, "not": "a loud guitar", "k": 100, "all_copies": True})
     assert {hit["id"] for hit in other} == {hit["id"] for hit in everything}
     assert [hit["score"] for hit in other] != [hit["score"] for hit in everything]
 
@@ -83,8 +88,10 @@ def test_searches_are_narrowed_and_keep_their_order(server):
 def test_a_clip_finds_what_its_song_finds(server, dressed):
     for hit in search(server, q=QUERY, k=3):
         clip = (dressed[0] / hit["path"]).read_bytes()
-        heard = server.post("/api/similar", content=clip, params={"k": 100}).raise_for_status().json()["hits"]
-        stored = {one["id"]: one["score"] for one in search(server, like=hit["id"], k=100)}  # from 8 bits
+        heard = server.post("/api/similar", content=clip, params={"k": 100, "all_copies": True})
+        heard = heard.raise_for_status().json()["hits"]
+        liked = search(server, like=hit["id"], k=100, all_copies=True)
+        stored = {one["id"]: one["score"] for one in liked}  # from 8 bits
         scores = {one["id"]: one["score"] for one in heard}
         assert scores.pop(hit["id"])  # which `like` leaves out
         assert scores == pytest.approx(stored, rel=0.01)
@@ -125,7 +132,7 @@ def test_the_description_knows_every_route_and_field(server):
     about = server.get("/openapi.json").raise_for_status().json()
     assert {"/api/search", "/api/similar", "/api/stats", "/api/tracks/{id}/audio"} <= about["paths"].keys()
     names = {one["name"] for one in about["paths"]["/api/search"]["get"]["parameters"]}
-    assert names == {"q", "not", "like", "filter", "k", "min_seconds", "max_seconds", "mode", "curve"}
+    assert names == {"q", "not", "like", "filter", "k", "min_seconds", "max_seconds", "mode", "curve", "all_copies"}
     assert about["components"]["schemas"]["FoundTrack"]["properties"].keys() == search(server, q=QUERY)[0].keys()
     for path, methods in about["paths"].items():
         for method in methods.values():

@@ -43,6 +43,7 @@ class Narrowed(BaseModel):
     k: int = Field(10, ge=1, le=MAX_HITS, description="So many songs.")
     mode: Literal[MODES] = Field("fixed", description="How many songs are scored exactly.")
     curve: bool = Field(False, description="Whether to give the score over the time of each song.")
+    all_copies: bool = Field(False, description="Whether copies of one recording are songs of their own.")
 
 
 class Asked(Described, Narrowed):
@@ -79,6 +80,7 @@ class FoundTrack(Track):
     spans: list[Span] = Field(description="The parts that fit best, those first.")
     sentences: list[SentenceSpan] = Field(description="Where each sentence of a description is heard.")
     curve: Curve | None = Field(description="The score over time, if it was asked for.")
+    copies: list[str] = Field(description="Within the library: other files of the same recording that fit as well.")
 
 
 class Answer(BaseModel):

@@ -176,7 +176,8 @@ def _row(index: TrackIndex, id: str) -> int:
 
 def _narrowed(asked: Narrowed) -> dict:
     seconds = {"min_seconds": asked.min_seconds, "max_seconds": asked.max_seconds}
-    return {"k": asked.k, "filters": asked.filter, "mode": asked.mode, "curve": asked.curve, **seconds}
+    how = {"mode": asked.mode, "curve": asked.curve, "collapse": not asked.all_copies}
+    return {"k": asked.k, "filters": asked.filter, **how, **seconds}
 
 
 def _read_up_to(max_seconds: float, gone: threading.Event) -> Callable[..., Iterator[np.ndarray]]:

@@ -18,7 +18,7 @@ function item(hit, play, more) {
   const picture = element("button", { className: "picture", type: "button", onclick: start(first) });
   picture.setAttribute("aria-label", `Listen to ${nameOf(hit)} from ${clock(first)}`);
   showPicture(picture, hit);
-  const about = element("div", {}, element("h2", { textContent: nameOf(hit) }), facts(hit), score(hit));
+  const about = element("div", {}, element("h2", { textContent: nameOf(hit) }), facts(hit), score(hit), copies(hit));
   about.append(spans(hit, start), sentences(hit, start));
   const others = element("button", { type: "button", textContent: "More like this" });
   others.onclick = () => more(hit, first);
@@ -38,6 +38,12 @@ function score(hit) {
   const known = [`score ${hit.score.toFixed(3)}`, `${hit.deviations.toFixed(1)} deviations above the mean`];
   if (hit.match !== null) known.push(`fits better than ${Math.floor(100 * hit.match)} % of descriptions`);
   return element("p", { className: "faint", textContent: known.join(" · ") });
+}
+
+/** Other files of the same recording. */
+function copies(hit) {
+  if (!hit.copies.length) return "";
+  return element("p", { className: "faint", textContent: `Also here: ${hit.copies.join(" · ")}` });
 }
 
 function spans(hit, start) {
