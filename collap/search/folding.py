@@ -11,8 +11,8 @@ from .ranking import Ranking, Texts
 
 
 def first_reach(k: int, mode: str, candidates: int, num_tracks: int) -> int:
-    """Return how many ranked tracks cost no more than k do: all that are scored."""
-    return {"exact": num_tracks, "fixed": max(k, candidates)}.get(mode, k)
+    """Return how many ranked tracks, k or more, cost no more than k do: all that are scored."""
+    return max(k, {"exact": num_tracks + 1, "fixed": candidates}.get(mode, k))  # one more: all, and no more to ask for
 
 
 def fold_rankings(
@@ -29,7 +29,7 @@ def fold_rankings(
         rank: returns so many tracks for each query.
         texts: the queries.
         k: recordings that are asked for.
-        reach: tracks that are ranked first; more where too many of them are copies.
+        reach: tracks that are ranked first, k or more; further ones where too many of them are copies.
         known: for each query the track that it is made of, copies of which are passed over.
     """
     found = []
