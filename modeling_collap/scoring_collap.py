@@ -167,11 +167,12 @@ def position_means(logits: torch.Tensor, values: torch.Tensor, frames: torch.Ten
     place = torch.arange(songs, device=device).unsqueeze(1), edges.clamp(max=blocks - 1)
     logits = torch.cat([weights.unsqueeze(1), logits[place]], dim=1)  # (A, 1 + E, S, B)
     values = torch.cat([means.unsqueeze(1), values[place]], dim=1)  # (A, 1 + E, S, B)
-    first = torch.arange(reach, device=device).unsqueeze(1)  # (reach, 1): j
-    edges, frames = edges.unsqueeze(1), frames.unsqueeze(1)  # (A, 1, E), (A, 1, 1)
-    is_in = F.pad((edges >= first) & (edges < first + frames), (1, 0), value=True)  # (A, reach, 1 + E)
-    logits = logits.unsqueeze(1) + log_weight(is_in, logits.dtype)[..., None, None]  # (A, reach, 1 + E, S, B)
-    return attend(logits, values.unsqueeze(1), dim=2)[0].flatten(1, 2)[:, :kernel_size]  # (A, H, B)
+    positions = []
+    for first in range(reach):  # j
+        is_in = F.pad((edges >= first) & (edges < first + frames), (1, 0), value=True)  # (A, 1 + E)
+        own_logits = logits + log_weight(is_in, logits.dtype)[:, :, None, None]  # (A, 1 + E, S, B)
+        positions.append(attend(own_logits, values, dim=1)[0])  # (A, S, B)
+    return torch.cat(positions, dim=1)[:, :kernel_size]  # (A, H, B)
 
 
 def stride_blocks(
@@ -193,12 +194,13 @@ def stride_blocks(
         float32, or what is more exact.
     """
     values = cosines.to(torch.promote_types(cosines.dtype, torch.float32))
-    missing = stride - frame_reach(kernel_size, stride)[1] + max(kernel_size - cosines.shape[1], 0)
-    if missing > 0:
-        values, audio_token_mask = F.pad(values, (0, 0, 0, missing)), F.pad(audio_token_mask, (0, missing))
-    values = values * audio_token_mask.unsqueeze(-1).to(values.dtype)  # (A, T, B)
-    far = log_weight(audio_token_mask, values.dtype).unsqueeze(-1)  # (A, T, 1)
-    logits = (values / (math.log(2) * temperature)).add_(far)  # (A, T, B)
+    # A condition, and not `max`, which would burden a graph with every size that follows from it.
+    tokens = cosines.shape[1] if cosines.shape[1] >= kernel_size else kernel_size
+    blocks = (tokens - kernel_size) // stride + frame_reach(kernel_size, stride)[0]  # N
+    missing = blocks * stride - cosines.shape[1]  # negative: tokens after the last frame are cut off
+    values, mask = F.pad(values, (0, 0, 0, missing)), F.pad(audio_token_mask, (0, missing)).unsqueeze(-1)
+    values = values * mask  # (A, N S, B)
+    logits = (values / (math.log(2) * temperature)).add_(log_weight(mask, values.dtype))  # (A, N S, B)
     return tuple(one.unfold(1, stride, stride).movedim(-1, 2) for one in (logits, values))  # (A, N, S, B)
 
 
@@ -222,32 +224,16 @@ def attention_pooled_cosines(
     Returns:
         (A, B).
     """
+    logits, values = stride_blocks(cosines, audio_token_mask, kernel_size, stride, attention_temperature)
     tokens = audio_token_mask.sum(1)  # (A,)
     frames, positions = num_frames(tokens, kernel_size, stride), tokens.clamp(max=kernel_size)  # (A,)
-    if torch.compiler.is_exporting():  # the sizes of blocks are none that a graph can leave free
-        kernel, temporal = _unfolded_sums(cosines, audio_token_mask, frames, kernel_size, stride, attention_temperature)
-    else:
-        logits, values = stride_blocks(cosines, audio_token_mask, kernel_size, stride, attention_temperature)
-        kernel = masked_sum(frame_means(logits, values, kernel_size), frames)  # (A, B)
-        temporal = masked_sum(position_means(logits, values, frames, kernel_size), positions)  # (A, B)
+    kernel = masked_sum(frame_means(logits, values, kernel_size), frames)  # (A, B)
+    temporal = masked_sum(position_means(logits, values, frames, kernel_size), positions)  # (A, B)
     frames = frames * (tokens > 0)  # of an audio without tokens: 0, and its score is NaN
     over_kernel, over_temporal = (frames, positions) if reduction == "mean" else (kernel_size + 0 * frames, frames)
     kernel = (kernel / over_kernel.unsqueeze(1)).to(cosines.dtype)
     temporal = (temporal / over_temporal.unsqueeze(1)).to(cosines.dtype)
     return gamma_kernel * kernel + gamma_temporal * temporal
-
-
-def _unfolded_sums(cosines, audio_token_mask, frames, kernel_size: int, stride: int, temperature):
-    """Sum attended scores over frames and over positions, (A, B) each, with all frames laid out: the same numbers for
-    H / S times the work."""
-    scores = F.pad(cosines.transpose(1, 2).contiguous(), (0, max(kernel_size - cosines.shape[1], 0)))  # (A, B, T)
-    mask = F.pad(audio_token_mask, (0, scores.shape[-1] - audio_token_mask.shape[1])).unfold(1, kernel_size, stride)
-    is_frame = torch.arange(mask.shape[1], device=mask.device) < frames.unsqueeze(1)  # (A, W)
-    mask = (mask & is_frame.unsqueeze(-1)).unsqueeze(1)  # (A, 1, W, H)
-    scores = scores.unfold(-1, kernel_size, stride)  # (A, B, W, H)
-    logits = (scores / temperature).masked_fill(~mask, torch.finfo(scores.dtype).min)
-    scores = scores.masked_fill(~mask, 0.0)
-    return tuple((logits.softmax(dim) * scores).sum((-2, -1)) for dim in (-1, -2))
 
 
 def masked_sum(means: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:

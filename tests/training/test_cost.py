@@ -4,16 +4,20 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import tiny_beats_config, tiny_config, tiny_text_config, tiny_whisper_config
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from collap.training.cost import (
     PAPER,
+    SCORE_KEEPS,
+    SCORE_PEAK,
     RunCost,
     Workload,
     build_meta_model,
@@ -24,7 +28,7 @@ from collap.training.cost import (
 )
 from collap.training.settings import parse_settings
 from collap.training.summary import compare
-from modeling_collap import CoLLAPConfig, CoLLAPModel
+from modeling_collap import CoLLAPConfig, CoLLAPModel, scoring_collap
 
 REPOSITORY = Path(__file__).parents[2]
 SONGS, SEGMENTS, TEXT_TOKENS = 4, 2, 40
@@ -173,6 +177,39 @@ def test_peak_memory_is_that_of_a_real_process():
     predicted = plans[1].peak_memory - plans[0].peak_memory
     assert predicted > 1.2e8
     assert 0.8 < (many - few) / predicted < 1.2, (many - few) / predicted
+
+
+class AliveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that live, and the most that ever did."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes, self.peak = {}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for tensor in found if isinstance(found, tuple | list) else (found,):
+            storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
+            if storage is not None and storage._cdata not in self.sizes:
+                self.sizes[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.sizes.pop, storage._cdata, None)
+        self.peak = max(self.peak, sum(self.sizes.values()))
+        return found
+
+
+@pytest.mark.parametrize("limit", [2**24, 200_000], ids=["kept", "scored again"])
+def test_the_score_keeps_and_takes_what_the_plan_says(limit, monkeypatch):
+    monkeypatch.setattr(scoring_collap, "CELLS_AT_A_TIME", limit)
+    monkeypatch.setattr(scoring_collap, "TILE_CELLS", limit)  # a GPU has no tiles
+    songs, tokens, grid = 20, 1870, (62, 31)
+    audio, text = torch.randn(songs, tokens, 2, requires_grad=True), torch.randn(songs, 2, requires_grad=True)
+    mask, cells = torch.ones(songs, tokens, dtype=torch.bool), songs**2 * scoring_collap.cells_of_pair(tokens, *grid)
+    with AliveBytes() as alive:
+        scores = scoring_collap.attention_pooled_scores(text, audio, mask, *grid, 7.0, 7.0)
+        kept = sum(alive.sizes.values())
+        scores.sum().backward()
+    assert kept == pytest.approx(SCORE_KEEPS * cells, rel=0.1) if cells < limit else kept < 0.1 * SCORE_KEEPS * cells
+    assert alive.peak == pytest.approx(SCORE_PEAK * min(cells, limit), rel=0.2)
 
 
 def test_frozen_adapted_and_stored_towers_cost_less():
