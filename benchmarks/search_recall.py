@@ -8,7 +8,7 @@ Dimensions: `N` tracks, `B` queries, `Q` sentences of a query, `T` tokens of a t
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,20 +45,25 @@ class KnownRanker(Ranker):
         return self.scores[tracks, None]
 
 
-def score_library(
-    tracks: Iterable[torch.Tensor], functions: dict[str, ScoreFunction], embeds: torch.Tensor
-) -> tuple[Scan, dict[str, np.ndarray]]:
-    """Score all tracks exactly by several functions, and keep what finds candidates among them.
+@dataclass(frozen=True)
+class Asked:
+    """Hold a score and the queries, (B, Q, D), that are asked with it."""
+
+    function: ScoreFunction
+    embeds: torch.Tensor
+
+
+def score_library(tracks: Iterable[torch.Tensor], asked: dict[str, Asked]) -> tuple[Scan, dict[str, np.ndarray]]:
+    """Score all tracks exactly, and keep what finds candidates among them.
 
     Args:
         tracks: (T, D) unit vectors of each; read once.
-        functions: which read tokens of the same times.
-        embeds: (B, Q, D).
+        asked: by name; all read tokens of the same times.
 
     Returns:
-        The scan; and the scores (N, B) of each function.
+        The scan; and the scores (N, B) of each name.
     """
-    times, shards, scores = next(iter(functions.values())), [], {name: [] for name in functions}
+    times, shards, scores = next(iter(asked.values())).function, [], {name: [] for name in asked}
     tracks = iter(tracks)
     while batch := list(itertools.islice(tracks, BATCH)):
         made = []
@@ -66,8 +71,8 @@ def score_library(
             starts = times.token_starts(len(tokens))
             made.append(track_vectors(tokens, starts, times.token_seconds, float(starts[-1])))
         stored = [(one["tokens"], one["token_scales"]) for one in made]
-        for name, function in functions.items():
-            scores[name].append(score_tracks(function, embeds, stored).numpy())
+        for name, one in asked.items():
+            scores[name].append(score_tracks(one.function, one.embeds, stored).numpy())
         joined = join_tracks(made)
         shards.append({name: joined[name] for name in SCANNED})
     counts = [len(shard["means"]) for shard in shards]
@@ -114,23 +119,19 @@ def rounded_figure(values: list[float], seed: int = 0) -> dict[str, float]:
     return {name: round(found[name], 4) for name in ("value", "low", "high")}
 
 
-def measure_recall(
-    function: ScoreFunction, scan: Scan, exact: np.ndarray, embeds: torch.Tensor, candidates: int | None = None
-) -> dict:
+def measure_recall(asked: Asked, scan: Scan, exact: np.ndarray) -> dict:
     """Search for queries in the modes `fixed` and `calibrated`, the latter calibrated on the other half of them.
 
     Args:
         exact: (N, B) scores of all tracks.
-        embeds: (B, Q, D).
-        candidates: of the mode `fixed`; default: that of searches.
 
     Returns:
         `recall@10` of both modes with intervals; how many candidates hold 99 % of the best, and all; and the same of a
         list by the means alone.
     """
-    count, tracks = default_candidates(function) if candidates is None else candidates, np.arange(len(exact))
-    rankers = [KnownRanker(function, scan, exact[:, query]) for query in range(exact.shape[1])]
-    texts = [of_query(embeds, query) for query in range(len(embeds))]
+    count, tracks = default_candidates(asked.function), np.arange(len(exact))
+    rankers = [KnownRanker(asked.function, scan, scores) for scores in exact.T]
+    texts = [of_query(asked.embeds, query) for query in range(exact.shape[1])]
     places, by_mean, above = zip(*map(places_of_best, rankers, texts), strict=True)
     fixed, calibrated, scored = [], [], []
     for query, (ranker, own) in enumerate(zip(rankers, texts, strict=True)):
@@ -141,6 +142,7 @@ def measure_recall(
         calibrated.append(found_share(ranker, ranking.tracks))
         scored.append(ranking.num_rescored)
     return {
+        "queries": len(texts),
         "candidates": count,
         "recall@10 fixed": rounded_figure(fixed),
         "recall@10 calibrated": rounded_figure(calibrated),
@@ -150,42 +152,38 @@ def measure_recall(
     }
 
 
-def measure_functions(
-    functions: dict[str, ScoreFunction], tracks: Iterable[torch.Tensor], embeds: torch.Tensor
-) -> dict:
-    """Measure recall of several scores on one library, for queries (B, Q, D)."""
-    scan, exact = score_library(tracks, functions, embeds)
-    report = {"tracks": len(scan), "queries": len(embeds), "segments": round(len(scan.scales) / len(scan), 2)}
-    return report | {name: measure_recall(one, scan, exact[name], embeds) for name, one in functions.items()}
+def measure_library(tracks: Iterable[torch.Tensor], asked: dict[str, Asked]) -> dict:
+    """Measure recall of several scores on one library."""
+    scan, exact = score_library(tracks, asked)
+    report = {"tracks": len(scan), "segments": round(len(scan.scales) / len(scan), 2)}
+    return report | {name: measure_recall(one, scan, exact[name]) for name, one in asked.items()}
 
 
-def at_temperatures(function: ScoreFunction) -> dict[str, ScoreFunction]:
-    """Return a score at several temperatures of its attention."""
-    return {f"temperature {one:g}": replace(function, attention_temperature=one) for one in TEMPERATURES}
+def at_temperatures(name: str, function: ScoreFunction) -> dict[str, ScoreFunction]:
+    """Return a score at several temperatures of its attention, called after it."""
+    return {f"{name}, temperature {one:g}": replace(function, attention_temperature=one) for one in TEMPERATURES}
 
 
 # ---- synthetic
 
 
 def synthetic_recall(size: int, many: float, queries: int = 64, width: int = 256, tokens: int = 1000) -> dict:
-    """Measure recall on a synthetic library, a share `many` of it with 15 to 40 sections, of the paper's score for
-    queries of one vector and of an alignment for queries of several sentences.
+    """Measure recall on a synthetic library, a share `many` of it with 15 to 40 sections: of the paper's score for
+    queries of one vector, and of alignments for descriptions of several sentences.
 
-    The library is drawn twice with the same seed: queries are made of what is in it.
+    The library is drawn twice with the same seed, as queries are made of what is in it.
     """
-    report = {}
-    for kind, function in (("one vector", score_function()), ("sentences", aligned_function())):
-        songs = SyntheticSongs(width)
-        for _ in draw_tracks(songs, size, tokens, many):
-            pass
-        embeds = songs.queries(queries).unsqueeze(1) if kind == "one vector" else songs.descriptions(queries)
-        functions = at_temperatures(function)
-        if kind == "one vector":
-            functions["as printed"] = replace(function, score_reduction="printed")
-        else:
-            functions["any order"] = replace(function, alignment="free", gamma_path=None)
-        report[kind] = measure_functions(functions, draw_tracks(SyntheticSongs(width), size, tokens, many), embeds)
-    return report
+    songs = SyntheticSongs(width)
+    for _ in draw_tracks(songs, size, tokens, many):
+        pass
+    embeds, descriptions, ordered = songs.queries(queries).unsqueeze(1), songs.descriptions(queries), aligned_function()
+    one_vector = at_temperatures("paper", score_function())
+    one_vector["paper as printed"] = replace(score_function(), score_reduction="printed")
+    aligned = at_temperatures("sentences in order", ordered)
+    aligned["sentences in any order"] = replace(ordered, alignment="free", gamma_path=None)
+    asked = {name: Asked(function, embeds) for name, function in one_vector.items()}
+    asked |= {name: Asked(function, descriptions) for name, function in aligned.items()}
+    return measure_library(draw_tracks(SyntheticSongs(width), size, tokens, many), asked)
 
 
 # ---- an index
@@ -197,8 +195,8 @@ def stored_tracks(index: TrackIndex) -> Iterator[torch.Tensor]:
 
 
 def recombined_tracks(index: TrackIndex, size: int, seed: int = 0) -> Iterator[torch.Tensor]:
-    """Yield tokens (T, D) of `size` tracks that were never heard: two songs of the index, of which the segments take
-    turns at random, each song's in their order, until both are used up to the length of the longer one.
+    """Yield tokens (T, D) of `size` tracks that were never heard: of two songs of the index, of which the segments take
+    turns at random, each song's in their order, until there is as much as the longer one has.
 
     So every song is in several tracks, and the best of a query are closer to each other than those of real songs.
     """
@@ -226,9 +224,9 @@ def index_recall(folder: Path, texts: list[str], size: int | None = None) -> dic
     """
     index = TrackIndex.open(folder)
     embeds = texts_of(text_queries(index.embedder, index.function, texts)).embeds  # (B, Q, D)
-    paper = {"alignment": "paper", "gamma_sentences": None, "gamma_path": None, "blank": None}
-    functions = at_temperatures(index.function)
+    functions = at_temperatures(index.function.alignment, index.function)
     if index.function.has_sentences:
-        functions |= {f"paper, {name}": replace(one, **paper) for name, one in functions.items()}
-    tracks = stored_tracks(index) if size is None else recombined_tracks(index, size)
-    return measure_functions(functions, tracks, embeds)
+        paper = {"alignment": "paper", "gamma_sentences": None, "gamma_path": None, "blank": None}
+        functions |= at_temperatures("paper", replace(index.function, **paper))
+    asked = {name: Asked(function, embeds) for name, function in functions.items()}
+    return measure_library(stored_tracks(index) if size is None else recombined_tracks(index, size), asked)
