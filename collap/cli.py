@@ -260,10 +260,13 @@ def _index(parser: Parser) -> None:
     parser.add_argument("--merge", nargs="+", type=Path, metavar="PART", help="put indexes of parts into --index")
     parser.add_argument("--verify", action="store_true", help="compare every file of the index with its checksum")
     parser.add_argument("--calibrate", action="store_true", help="measure what collap search --mode calibrated needs")
+    parser.add_argument("--stats", action="store_true", help="say what the index holds, and how well it is searched")
+    parser.add_argument("--json", action="store_true", help="with --stats: print one JSON object instead of lines")
 
 
 def _not_indexed(options: argparse.Namespace) -> list[str]:
-    return [] if options.folder or options.merge or options.verify or options.calibrate else ["folder"]
+    asked = (options.folder, options.merge, options.verify, options.calibrate, options.stats)
+    return [] if any(asked) else ["folder"]
 
 
 def _search(parser: Parser) -> None:
