@@ -96,7 +96,7 @@ def test_recall_is_that_of_searches(folder, monkeypatch):
     assert report["recall"]["low"] < report["recall"]["value"] < report["recall"]["high"]
 
 
-def test_a_score_that_grows_with_the_length_is_seen(tmp_path, folder):
+def test_a_score_that_depends_on_the_length_is_seen(tmp_path, folder):
     def bias(function):
         index = TrackIndex.open(folder)
         index.function = index.ranker.function = function
@@ -104,7 +104,7 @@ def test_a_score_that_grows_with_the_length_is_seen(tmp_path, folder):
 
     fair = bias(score_function())
     assert fair["low"] < 0 < fair["high"]
-    assert bias(replace(score_function(), score_reduction="printed"))["low"] > 0.5
+    assert bias(replace(score_function(), score_reduction="printed"))["high"] < -0.3  # few frames: r^T H / W
     songs = SyntheticSongs(WIDTH)
     index = TrackIndex.open(write_index(tmp_path / "equal", draw_tracks(songs, 12, 100), score_function()))
     report = statistics_of(index)
