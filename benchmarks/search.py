@@ -99,7 +99,7 @@ def time_ranker(
     ranker: Ranker, rows: torch.Tensor, repeats: int, clock: Callable[[], float]
 ) -> dict[str, dict[str, float]]:
     """Time the queries (B, 1, D), one by one and together."""
-    tracks, count = np.arange(len(ranker.scan)), default_candidates(ranker.function)
+    tracks, count = np.arange(len(ranker.scan)), default_candidates(ranker.function, len(ranker.scan))
     one = [Texts(row[None], torch.ones(1, 1)) for row in rows]
     every = Texts(rows, torch.eye(len(rows)))
 

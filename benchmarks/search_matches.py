@@ -102,10 +102,8 @@ def said_not_to_match(index: TrackIndex, query: Query, left_out: int | None = No
     """
     tracks, texts = np.arange(len(index)), texts_of([query])
     tracks = tracks[tracks != left_out]
-    (ranking,) = index.ranker.rank(texts, tracks, 1, "fixed", default_candidates(index.function))
-    ((mean, spread),) = index.usual(texts)
-    score = float(ranking.scores[0])
-    return not index.calibration.is_usual(score, (score - mean) / spread if spread > 0 else 0.0)
+    (ranking,) = index.ranker.rank(texts, tracks, 1, "fixed", default_candidates(index.function, len(tracks)))
+    return not index.calibration.is_usual(float(ranking.scores[0]))
 
 
 def share(answers: list[bool]) -> dict[str, float]:

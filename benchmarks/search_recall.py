@@ -129,7 +129,7 @@ def measure_recall(asked: Asked, scan: Scan, exact: np.ndarray) -> dict:
         `recall@10` of both modes with intervals; how many candidates hold 99 % of the best, and all; and the same of a
         list by the means alone.
     """
-    count, tracks = default_candidates(asked.function), np.arange(len(exact))
+    count, tracks = default_candidates(asked.function, len(exact)), np.arange(len(exact))
     rankers = [KnownRanker(asked.function, scan, scores) for scores in exact.T]
     texts = [of_query(asked.embeds, query) for query in range(exact.shape[1])]
     places, by_mean, above = zip(*map(places_of_best, rankers, texts), strict=True)

@@ -158,7 +158,7 @@ def recall(index: TrackIndex, asked: Asked, scores: np.ndarray, k: int) -> dict:
         `value`, `low` and `high`: the mean over queries, and its interval of 95 %; `scored`: tracks that a search
         scores exactly.
     """
-    tracks, count = np.arange(len(index)), default_candidates(index.function)
+    tracks, count = np.arange(len(index)), default_candidates(index.function, len(index))
     rankings = index.ranker.rank(asked.texts, tracks, k + 1, "fixed", count)
     shares = []
     for own, exact, ranking in zip(asked.left_out, scores.T, rankings, strict=True):

@@ -80,7 +80,7 @@ def test_without_the_model_segments_of_tracks_are_asked(folder):
 def test_recall_is_that_of_searches(folder, monkeypatch):
     """Of few candidates some are missed: the share is that of searches by the same vectors, without their tracks."""
     for module in (ranking_module, statistics_module):
-        monkeypatch.setattr(module, "default_candidates", lambda function: 11)
+        monkeypatch.setattr(module, "default_candidates", lambda function, num_tracks: 11)
     index = TrackIndex.open(folder)
     report = statistics_of(index)
     asked, shares = queries_of(index), []
@@ -104,7 +104,7 @@ def test_a_score_that_depends_on_the_length_is_seen(tmp_path, folder):
 
     fair = bias(score_function())
     assert fair["low"] < 0 < fair["high"]
-    assert bias(replace(score_function(), score_reduction="printed"))["high"] < -0.3  # few frames: r^T H / W
+    assert bias(replace(score_function(), score_reduction="printed"))["high"] < -0.1  # few frames: r^T H / W
     songs = SyntheticSongs(WIDTH)
     index = TrackIndex.open(write_index(tmp_path / "equal", draw_tracks(songs, 12, 100), score_function()))
     report = statistics_of(index)
