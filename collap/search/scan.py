@@ -48,11 +48,9 @@ def is_flat(function: ScoreFunction) -> bool:
 
 
 def kept_by_means(function: ScoreFunction, num_tracks: int) -> int:
-    """Return of how many tracks the segments are read: all of a small library; of a large one some, but all where
-    sentences are aligned, as the mean of a track hides which parts of it fit which sentence."""
-    if function.has_sentences:
-        return num_tracks
-    return max(16_384, num_tracks // 4) if is_sharp(function) else max(4096, num_tracks // 25)
+    """Return of how many tracks the segments are read: some of a large library where the score is near what the mean
+    says. Else of all: the mean of a track hides its best moments, and which part of it fits which sentence."""
+    return max(4096, num_tracks // 25) if is_flat(function) else num_tracks
 
 
 def mean_rows(function: ScoreFunction, text_embeds: torch.Tensor) -> torch.Tensor:
