@@ -29,7 +29,7 @@ MODES = ("fixed", "calibrated", "exact")
 # Chosen by what holds the true best, and how that grows with the library: docs/search.md says what was measured.
 CANDIDATES = 50  # where the score is near its estimate: one vector of a text, attention that is not sharp
 MORE_CANDIDATES = 256  # at least, where sentences are aligned or the attention is sharp
-OF_SENTENCES, OF_SHARP = 4, 8  # times the root of the number of tracks
+OF_SENTENCES, OF_SHARP = 12, 16  # times the root of the number of tracks
 CALIBRATED_STEP = 16  # tracks that are scored between two looks at the rule
 
 
