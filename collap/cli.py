@@ -280,7 +280,7 @@ def _search(parser: Parser) -> None:
     parser.add_argument("--max_seconds", "--max-seconds", type=float, help="length of a track")
     parser.add_argument("-k", type=int, default=10, help="tracks to return (10)")
     parser.add_argument("--mode", choices=SEARCH_MODES, default="fixed", help="how many tracks are scored exactly")
-    parser.add_argument("--candidates", type=int, help="of the mode fixed: so many; default: by the model")
+    parser.add_argument("--candidates", type=int, help="of the mode fixed: so many; default: by score and tracks")
     parser.add_argument("--curve", action="store_true", help="with --json: the score over the time of each track")
     parser.add_argument("--model", help="that the index was made with, if it is no longer where it was")
     parser.add_argument("--device", help="where the model runs (cpu)")
