@@ -261,10 +261,12 @@ def _index(parser: Parser) -> None:
     parser.add_argument("--verify", action="store_true", help="compare every file of the index with its checksum")
     parser.add_argument("--engine", help="folder or address of a LanceDB that is to hold the vectors, too")
     parser.add_argument("--calibrate", action="store_true", help="measure what collap search --mode calibrated needs")
+    parser.add_argument("--stats", action="store_true", help="say what the index holds, and how well it is searched")
+    parser.add_argument("--json", action="store_true", help="with --stats: print one JSON object instead of lines")
 
 
 def _not_indexed(options: argparse.Namespace) -> list[str]:
-    others = options.merge, options.verify, options.calibrate, options.engine
+    others = options.merge, options.verify, options.calibrate, options.engine, options.stats
     return [] if options.folder or any(others) else ["folder"]
 
 
@@ -279,7 +281,7 @@ def _search(parser: Parser) -> None:
     parser.add_argument("--max_seconds", "--max-seconds", type=float, help="length of a track")
     parser.add_argument("-k", type=int, default=10, help="tracks to return (10)")
     parser.add_argument("--mode", choices=SEARCH_MODES, default="fixed", help="how many tracks are scored exactly")
-    parser.add_argument("--candidates", type=int, help="of the mode fixed: so many; default: by the model")
+    parser.add_argument("--candidates", type=int, help="of the mode fixed: so many; default: by score and tracks")
     parser.add_argument("--engine", help="LanceDB that collap index --engine has filled, which proposes the tracks")
     parser.add_argument("--curve", action="store_true", help="with --json: the score over the time of each track")
     parser.add_argument("--all_copies", action="store_true", help="list copies of one recording as tracks of their own")

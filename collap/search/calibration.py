@@ -27,7 +27,7 @@ ALPHA = 0.05
 CALIBRATED_K = 10
 SCORED = 500  # tracks of which the true best are taken to be, by their estimates
 MARGIN = 0.9  # share of them beyond which none of the best may be
-MIN_MATCH = 0.05  # share of ordinary descriptions that a query must surpass in one way or the other to match well
+MIN_MATCH = 0.05  # share of ordinary descriptions whose best score that of a query must surpass to match well
 MAX_GROWTH = 0.1  # of an index since it was calibrated
 DIGITS = 4
 
@@ -42,7 +42,6 @@ class Calibration:
         delta: that a score may lie above its estimate; None if some of the best were not among the candidates.
         tracks: that the index held.
         best: (n,) best score of every query.
-        deviations: (n,) of the same, how many standard deviations they lie above the mean of the library.
     """
 
     k: int
@@ -50,7 +49,6 @@ class Calibration:
     delta: float | None
     tracks: int
     best: list[float]
-    deviations: list[float]
 
     @classmethod
     def of(cls, store: IndexStore) -> "Calibration | None":
@@ -63,10 +61,13 @@ class Calibration:
         """Return the share of ordinary descriptions whose best score in this library is lower."""
         return float(np.mean(np.array(self.best) < score))
 
-    def is_usual(self, score: float, deviations: float) -> bool:
-        """Tell whether a best hit is like those of ordinary descriptions: its score is not below nearly all of theirs,
-        or it stands out from the library as theirs do."""
-        return max(self.match(score), float(np.mean(np.array(self.deviations) < deviations))) >= MIN_MATCH
+    def is_usual(self, score: float) -> bool:
+        """Tell whether the score of a best hit is not below those of nearly all ordinary descriptions.
+
+        How far it stands out from the library says nothing: hits of texts that are not about music stand out as far
+        (docs/search.md).
+        """
+        return self.match(score) >= MIN_MATCH
 
     def problem(self, k: int, num_tracks: int) -> str | None:
         """Say why the mode `calibrated` cannot be used; None if it can."""
@@ -107,7 +108,7 @@ def calibrate(index, k: int = CALIBRATED_K, alpha: float = ALPHA) -> Calibration
     """
     queries = text_queries(index.embedder, index.function, calibration_texts())
     tracks = np.arange(len(index))
-    needs, best, deviations = [], [], []
+    needs, best = [], []
     for query in queries:
         texts = texts_of([query])
         ((found, estimates),) = index.scan.estimate(index.function, texts.embeds, texts.signs, tracks)
@@ -118,12 +119,9 @@ def calibrate(index, k: int = CALIBRATED_K, alpha: float = ALPHA) -> Calibration
         is_cut = len(chosen) < len(tracks) and top.max() >= MARGIN * len(chosen)
         needs.append(np.inf if is_cut else (scores - estimates[chosen])[top].max())
         best.append(scores[top[0]])
-        ((mean, spread),) = index.usual(texts)
-        deviations.append((best[-1] - mean) / spread if spread > 0 else 0.0)
     delta = conformal_quantile(np.array(needs), alpha)
     delta = round(delta, DIGITS) if np.isfinite(delta) else None
-    best, deviations = ([round(float(one), DIGITS) for one in sorted(values)] for values in (best, deviations))
-    return Calibration(k, alpha, delta, len(index), best, deviations)
+    return Calibration(k, alpha, delta, len(index), [round(float(one), DIGITS) for one in sorted(best)])
 
 
 def write_calibration(folder: Path, calibration: Calibration) -> None:

@@ -83,8 +83,8 @@ class Results(list[Hit]):
 
     Attributes:
         notes: what is to be said about them, a line each.
-        matches_well: False if the best hit is weaker, and stands out from the library less, than nearly all best hits
-            of ordinary descriptions of music; None if that is not known.
+        matches_well: False if the best hit is weaker than nearly all best hits of ordinary descriptions of music; None
+            if that is not known.
         num_rescored: how many tracks were scored exactly.
         num_searched: how many could have been found.
     """

@@ -181,7 +181,7 @@ class TrackIndex:
             found = [Results(notes=[*notes, "no track is what the filter asks for"]) for _ in queries]
         else:
             texts = texts_of(queries, against)
-            count = default_candidates(self.function) if candidates is None else candidates
+            count = default_candidates(self.function, len(tracks)) if candidates is None else candidates
             delta = self.calibration.delta if self.calibration else None
             is_calibrated = is_plain and len(tracks) == len(self)
 
@@ -268,7 +268,7 @@ class TrackIndex:
             hits.append(
                 Hit(rank, track, **about, **place, score=score, **flags, deviations=deviations, match=match, **where)
             )
-        matches_well = known.is_usual(hits[0].score, hits[0].deviations) if known and hits else None
+        matches_well = known.is_usual(hits[0].score) if known and hits else None
         if ranking.num_passed:
             notes = [*notes, f"copies of the track that is searched with are not shown: {ranking.num_passed}"]
         notes = [*notes, *(["nothing here matches well"] if matches_well is False else [])]

@@ -12,6 +12,7 @@ library are merged by their scores, and the result is that of the whole.
 Dimensions: `A` tracks, `B` texts, `Q` sentences of a text, `D` shared width.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,12 +22,14 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from .rescoring import Tokens, score_tracks
-from .scan import Scan, is_flat
+from .scan import Scan, is_flat, is_sharp
 from .score_function import ScoreFunction
 
 MODES = ("fixed", "calibrated", "exact")
+# Chosen by what holds the true best, and how that grows with the library: docs/search.md says what was measured.
 CANDIDATES = 50  # where the score is near its estimate: one vector of a text, attention that is not sharp
-MORE_CANDIDATES = 256  # where sentences are aligned, or the attention is sharp: docs/search.md says what was measured
+MORE_CANDIDATES = 256  # at least, where sentences are aligned or the attention is sharp
+OF_SENTENCES, OF_SHARP = 12, 16  # times the root of the number of tracks
 CALIBRATED_STEP = 16  # tracks that are scored between two looks at the rule
 
 
@@ -86,9 +89,12 @@ def texts_of(queries: Sequence, against: Sequence = ()) -> Texts:
     return Texts(embeds, signs)
 
 
-def default_candidates(function: ScoreFunction) -> int:
-    """Return of how many tracks the exact score finds what it finds of all, by the measurements in docs/search.md."""
-    return CANDIDATES if is_flat(function) else MORE_CANDIDATES
+def default_candidates(function: ScoreFunction, num_tracks: int) -> int:
+    """Return of how many tracks the exact score finds 99 % of the best ten of all."""
+    if is_flat(function):
+        return CANDIDATES
+    growth = OF_SHARP if is_sharp(function) else OF_SENTENCES
+    return max(MORE_CANDIDATES, math.ceil(growth * math.sqrt(num_tracks)))
 
 
 def sort_order(scores: np.ndarray, tracks: np.ndarray) -> np.ndarray:

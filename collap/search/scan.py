@@ -10,7 +10,8 @@ of its tokens. Its score is estimated by the model's own functions, on segments 
 E is the mean that the score's softmax weighs. The last line knows no order, which is left to the exact score.
 
 No index over the vectors: at these sizes a scan of bytes is as fast as what approximates it, and it misses nothing
-(docs/search.md). Of a large library only tracks whose mean alone scores high get their segments read.
+(docs/search.md). Of a large library only tracks whose mean alone scores high get their segments read, where a mean says
+enough.
 
 Dimensions: `N` tracks of the index, `A` tracks that are looked at, `B` texts, `Q` sentences of a text, `R` rows of all
 texts, `S` segments of a track, `D` shared width.
@@ -37,14 +38,20 @@ SHARP = 0.5  # attention temperature below which few moments decide
 BLOCK_CELLS = 2**24  # numbers of segments, and of their cosines, that are held at a time
 
 
+def is_sharp(function: ScoreFunction) -> bool:
+    """Tell whether few moments decide the score."""
+    return function.attention_temperature < SHARP
+
+
 def is_flat(function: ScoreFunction) -> bool:
     """Tell whether the score is near what the mean says: one vector of a text, attention that is not sharp."""
-    return not function.has_sentences and function.attention_temperature >= SHARP
+    return not function.has_sentences and not is_sharp(function)
 
 
 def kept_by_means(function: ScoreFunction, num_tracks: int) -> int:
-    """Return of how many tracks the segments are read: all of a small library, some of a large one."""
-    return max(4096, num_tracks // 25) if is_flat(function) else max(16_384, num_tracks // 4)
+    """Return of how many tracks the segments are read: some of a large library where the score is near what the mean
+    says. Else of all: the mean of a track hides its best moments, and which part of it fits which sentence."""
+    return max(4096, num_tracks // 25) if is_flat(function) else num_tracks
 
 
 def mean_rows(function: ScoreFunction, text_embeds: torch.Tensor) -> torch.Tensor:

@@ -17,13 +17,19 @@ from benchmarks.gathering import measure_gathering
 from benchmarks.gpu import utilisation
 from benchmarks.loader import measure_loader, measure_wait_share
 from benchmarks.padding import measure_padding
-from benchmarks.search import draw_growth, measure_latency, synthetic_recall
+from benchmarks.search import draw_growth, measure_latency
+from benchmarks.search_matches import said_not_to_match
+from benchmarks.search_recall import index_recall, recombined_tracks, stored_tracks, synthetic_recall
 from benchmarks.sentences import measure as measure_sentences
 from benchmarks.steps import build_bench, measure_caching, measure_caching_memory, measure_plan, small_config
 from benchmarks.stored_tokens import build_demo, measure_song, measure_stored_tokens
+from collap.search.calibration import Calibration
+from collap.search.index import TrackIndex
+from collap.search.queries import text_queries
 from collap.training.settings import parse_settings
 from modeling_collap.configuration_collap import check_settings
 
+NAMES = tuple("abcdefghijklmnopqrst")
 TINY_SENTENCES = (2, 3, 5)  # texts, sentences, tokens
 TINY = {"song_seconds": 2.0, "width": 64, "layers": 1, "segment_seconds": 1.0}
 
@@ -204,5 +210,28 @@ def test_searching_is_timed_and_its_recall_measured(tmp_path):
     draw_growth(rows, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 5000
     report = synthetic_recall(60, many=0.5, queries=40, width=32, tokens=120)
-    check(report, "temperature 1", "temperature 0.05")
-    assert report["temperature 1"]["recall@10 fixed"] >= 0.99
+    check(report, "paper, temperature 1", "sentences in order, temperature 0.05", "sentences in any order")
+    assert report["paper, temperature 1"]["recall@10 fixed"]["value"] >= 0.99
+
+
+def test_recall_of_an_index_and_of_its_songs_recombined(indexed):
+    texts = [f"A song of {name}. Then {other}." for name in ("drums", "piano") for other in NAMES]
+    for size, tracks in ((None, 12), (30, 30)):
+        report = index_recall(indexed, texts, size)
+        check(report, "paper, temperature 1")
+        assert report["tracks"] == tracks and report["paper, temperature 0.05"]["recall@10 fixed"]["value"] == 1.0
+    index = TrackIndex.open(indexed)
+    stored = {tuple(token) for track in stored_tracks(index) for token in track.tolist()}
+    lengths = [len(track) for track in stored_tracks(index)]
+    for track in recombined_tracks(index, 5):
+        assert min(lengths) <= len(track) <= 2 * max(lengths) and {*map(tuple, track.tolist())} <= stored
+
+
+def test_what_is_said_not_to_match_is_what_a_search_says(indexed):
+    index = TrackIndex.open(indexed)
+    texts = ["slow piano", "qx vbn zzt", "the train leaves"]
+    queries = text_queries(index.embedder, index.function, texts)
+    for best in (-1e6, 1e6):
+        index.calibration = Calibration(10, 0.05, None, 12, [best])
+        for text, query in zip(texts, queries, strict=True):
+            assert said_not_to_match(index, query) == (index.search(text).matches_well is False) == (best > 0)
