@@ -2,7 +2,7 @@
 
     python benchmarks/search.py --sizes 1000 10000 50000 --plot docs/search.png
     python benchmarks/search.py --recall 2000
-    python benchmarks/search.py --index demo.index --queries queries.txt
+    python benchmarks/search.py --index demo.index --queries queries.txt --enlarge 4000
 
 Times are of ranking alone, without embedding a text, beside a product of the query with one float32 vector of each
 track (numpy) and, where faiss is installed, its flat and its HNSW index of those vectors, in the same run: read the
@@ -22,22 +22,16 @@ import matplotlib
 import numpy as np
 import torch
 
-from benchmarks.search_library import SyntheticSongs, draw_tracks, score_function
-from collap.search.calibration import conformal_quantile
+from benchmarks.search_library import score_function
+from benchmarks.search_recall import K, index_recall, synthetic_recall
 from collap.search.index import TrackIndex
-from collap.search.queries import text_queries
-from collap.search.ranking import MODES, Ranker, Texts, default_candidates, texts_of
-from collap.search.rescoring import score_tracks
+from collap.search.ranking import Ranker, Texts, default_candidates
 from collap.search.scan import Scan
-from collap.search.score_function import ScoreFunction
-from collap.search.vectors import join_tracks, track_vectors
 
 WIDTH, TOKENS, SEGMENTS = 512, 1875, 9.2  # of a track of 5 minutes
 SHARD = 4096  # tracks
 POOL = 256  # tracks whose tokens stand for all
 MOST_IN_GRAPH = 100_000  # tracks: a graph of more takes minutes to build
-K = 10
-TEMPERATURES = (1.0, 0.2, 0.05)
 
 
 def milliseconds(
@@ -166,85 +160,16 @@ def draw_growth(rows: list[dict], path: Path) -> None:
     pyplot.close(figure)
 
 
-# ---- recall
-
-
-def needed(exact: torch.Tensor, estimates: torch.Tensor, k: int = K) -> dict[str, int]:
-    """Return how many candidates by estimates (N, B) hold 99 %, and all, of the true best k by exact scores (N, B)."""
-    ranks = (-estimates).argsort(0).argsort(0).gather(0, exact.topk(k, dim=0).indices).flatten() + 1
-    ranks = ranks.sort().values
-    return {"C99": int(ranks[int(np.ceil(0.99 * len(ranks))) - 1]), "worst": int(ranks[-1])}
-
-
-def found_share(exact: torch.Tensor, rankings: list, k: int = K) -> float:
-    """Return recall@k of rankings against exact scores (N, B)."""
-    best = exact.topk(k, dim=0).indices.T.tolist()
-    return float(
-        np.mean([len({*one} & {*ranking.tracks.tolist()}) / k for one, ranking in zip(best, rankings, strict=True)])
-    )
-
-
-def measure_recall(ranker: Ranker, exact: torch.Tensor, embeds: torch.Tensor, alpha: float = 0.05) -> dict:
-    """Search for queries (B, Q, D) in the modes `fixed` and `calibrated`, the latter calibrated on the other half.
-
-    Args:
-        exact: (N, B) scores of all tracks.
-    """
-    tracks, texts = np.arange(len(exact)), Texts(embeds, torch.eye(len(embeds)))
-    count = default_candidates(ranker.function)
-    estimates = ranker.scan.segment_estimates(ranker.function, embeds, tracks)
-    fixed = ranker.rank(texts, tracks, K, "fixed", count)
-    top = exact.topk(K, dim=0).indices
-    above = (exact - estimates).gather(0, top).amax(0).numpy()  # (B,)
-    halves, recalls, scored = (np.arange(0, len(embeds), 2), np.arange(1, len(embeds), 2)), [], []
-    for own, others in (halves, halves[::-1]):
-        delta = conformal_quantile(above[others], alpha)
-        rankings = ranker.rank(Texts(embeds[own], torch.eye(len(own))), tracks, K, "calibrated", count, delta)
-        recalls.append(found_share(exact[:, own], rankings))
-        scored += [ranking.num_rescored for ranking in rankings]
+def time_index(folder: Path, texts: list[str]) -> dict[str, dict[str, float]]:
+    """Time whole searches of an index, with embedding the text and finding the spans."""
+    index = TrackIndex.open(folder)
     return {
-        "tracks": len(exact),
-        "candidates": count,
-        "recall@10 fixed": round(found_share(exact, fixed), 4),
-        "recall@10 calibrated": round(float(np.mean(recalls)), 4),
-        "scored when calibrated": {"p50": int(np.median(scored)), "p95": int(np.quantile(scored, 0.95))},
-        **needed(exact, estimates),
+        mode: milliseconds(lambda number, mode=mode: index.search(texts[number % len(texts)], mode=mode), 10)
+        for mode in ("fixed", "exact")
     }
 
 
-def synthetic_recall(size: int, many: float, queries: int = 64, width: int = 256, tokens: int = 1000) -> dict:
-    """Measure recall on a synthetic library, a share `many` of it with 15 to 40 sections, at several temperatures."""
-    songs, report = SyntheticSongs(width), {}
-    starts = score_function().token_starts(tokens)
-    drawn = draw_tracks(songs, size, tokens, many)
-    tracks = [track_vectors(one, starts, 0.16, float(starts[-1])) for one in drawn]
-    embeds = songs.queries(queries).unsqueeze(1)
-    places = np.zeros(size, np.int64), np.arange(size)
-    scan, stored = Scan([join_tracks(tracks)], places), [(one["tokens"], one["token_scales"]) for one in tracks]
-    report["segments"] = round(len(scan.scales) / size, 2)
-    for temperature in TEMPERATURES:
-        function = score_function(temperature)
-        exact = score_tracks(function, embeds, stored)
-        report[f"temperature {temperature:g}"] = measure_recall(
-            Ranker(function, scan, stored.__getitem__), exact, embeds
-        )
-    return report
-
-
-def index_recall(folder: Path, texts: list[str], function: ScoreFunction | None = None) -> dict:
-    """Measure recall of an index for texts of its model."""
-    index = TrackIndex.open(folder)
-    function = function or index.function
-    queries = text_queries(index.embedder, function, texts)
-    embeds, ranker = texts_of(queries).embeds, Ranker(function, index.scan, index.tokens)
-    exact = score_tracks(function, embeds, [index.tokens(track) for track in range(len(index))])
-    report = measure_recall(ranker, exact, embeds)
-    report["segments"] = round(len(index.scan.scales) / len(index), 2)
-    for mode in MODES[::2]:
-        report[f"ms, {mode}, with spans"] = milliseconds(
-            lambda number, mode=mode: index.search(texts[number % len(texts)], mode=mode), min(len(texts), 10)
-        )
-    return report
+# ---- the command
 
 
 @torch.no_grad()
@@ -255,6 +180,7 @@ def main():
     parser.add_argument("--recall", type=int, help="tracks of synthetic libraries, for the recall")
     parser.add_argument("--index", type=Path, help="for the recall of --queries")
     parser.add_argument("--queries", type=Path, help="a file with a text in each line")
+    parser.add_argument("--enlarge", type=int, help="--index to so many tracks, recombined of its own")
     parser.add_argument("--threads", type=int, help="of torch; default: one for each core")
     parser.add_argument("--processor_time", action="store_true", help="with one thread: what others do does not count")
     options = parser.parse_args()
@@ -272,7 +198,8 @@ def main():
         }
     if options.index:
         texts = [line.replace("\\n", "\n") for line in options.queries.read_text(encoding="utf-8").splitlines()]
-        report["index"] = index_recall(options.index, texts)
+        report["ms with spans"] = time_index(options.index, texts)
+        report["index"] = index_recall(options.index, texts, options.enlarge)
     print(json.dumps(report, indent=2))
 
 

@@ -5,12 +5,13 @@ section have a cosine of .75, of two sections of a track .45, and neighbours .95
 one of 200 textures that all songs share, so that one section of a song may match where the rest of it does not.
 
 Queries are near a section, near the whole of a track, near a texture, or near the sum of two textures, and as far off
-that direction as texts are from what is heard.
+that direction as texts are from what is heard. Descriptions are several such vectors, one for each sentence.
 
 Dimensions: `N` tracks, `T` tokens of a track, `K` sections of a track, `B` queries, `D` shared width.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ SHARES = {"genre": 0.20, "track": 0.25, "section": 0.30, "noise": 0.25}
 PERSISTENCE = 0.8  # of the noise, from one token to the next
 QUERY_NOISE = 1.5
 SECTIONS, MANY_SECTIONS = (4, 9), (15, 41)
+MOST_SENTENCES = 5
 TOKEN_SECONDS = 0.16
 GENRE_NAMES = ("jazz", "rock", "folk", "pop", "soul")
 
@@ -38,6 +40,13 @@ def score_function(temperature: float = 1.0) -> ScoreFunction:
     gamma = 0.5 / 0.07
     times = {"tokens_per_segment": 187, "segment_seconds": 30.0, "token_seconds": TOKEN_SECONDS}
     return ScoreFunction(62, 31, gamma, gamma, temperature, "mean", **times)
+
+
+def aligned_function(temperature: float = 1.0) -> ScoreFunction:
+    """Return a score that aligns sentences with frames of 1.28 s in their order, weighed as training begins."""
+    gamma = 1 / 0.07
+    weights = {"gamma_kernel": 0.5, "gamma_temporal": 0.5, "gamma_sentences": gamma, "gamma_path": gamma, "blank": 0.4}
+    return replace(score_function(temperature), alignment="monotone", alignment_frame_size=8, **weights)
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -88,6 +97,21 @@ class SyntheticSongs:
             meant = (whole + some, whole + sections.mean(0), textures[0], textures.sum(0))[number % 4]
             found.append(unit(unit(meant) + QUERY_NOISE * self._directions(1)[0]))
         return torch.from_numpy(np.stack(found))
+
+    def descriptions(self, count: int) -> torch.Tensor:
+        """Draw descriptions of two to five sentences: of sections of a song, in their order or out of it, of textures,
+        and single sentences, in turn: (B, 5, D) unit vectors, zeros where there are fewer sentences."""
+        found = np.zeros((count, MOST_SENTENCES, self.width), np.float32)
+        for number in range(count):
+            whole, sections = self.drawn[self.random.integers(len(self.drawn))]
+            wanted = 1 if number % 4 == 3 else int(self.random.integers(2, MOST_SENTENCES + 1))
+            chosen = self.random.permutation(len(sections))[:wanted]
+            chosen = np.sort(chosen) if number % 4 == 0 else chosen
+            meant = whole + np.sqrt(SHARES["section"]) * sections[chosen]  # (sentences, D)
+            if number % 4 == 2:
+                meant = self.textures[self.random.integers(TEXTURES, size=wanted)]
+            found[number, : len(meant)] = unit(unit(meant) + QUERY_NOISE * self._directions(len(meant)))
+        return torch.from_numpy(found)
 
 
 def draw_tracks(songs: SyntheticSongs, count: int, num_tokens: int, many: float = 0.0) -> Iterator[torch.Tensor]:

@@ -261,11 +261,13 @@ def _index(parser: Parser) -> None:
     parser.add_argument("--verify", action="store_true", help="compare every file of the index with its checksum")
     parser.add_argument("--engine", help="folder or address of a LanceDB that is to hold the vectors, too")
     parser.add_argument("--calibrate", action="store_true", help="measure what collap search --mode calibrated needs")
+    parser.add_argument("--stats", action="store_true", help="say what the index holds, and how well it is searched")
+    parser.add_argument("--json", action="store_true", help="with --stats: print one JSON object instead of lines")
 
 
 def _not_indexed(options: argparse.Namespace) -> list[str]:
-    others = options.merge, options.verify, options.calibrate, options.engine
-    return [] if options.folder or any(others) else ["folder"]
+    asked = (options.folder, options.merge, options.verify, options.calibrate, options.stats, options.engine)
+    return [] if any(asked) else ["folder"]
 
 
 def _search(parser: Parser) -> None:

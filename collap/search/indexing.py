@@ -3,6 +3,7 @@
     collap index ~/Music --model runs/best --index music.index
     collap index ~/Music --index music.index                    again, after changes: only those are read
     collap index --verify --index music.index
+    collap index --stats --index music.index
     collap index ~/Music --model runs/best --index part.0 --shard 0/4    one of four machines
     collap index --merge part.0 part.1 part.2 part.3 --index music.index
 
@@ -38,8 +39,16 @@ MIN_KEPT = 0.5  # share of an index's files that another folder must hold to be 
 
 def run(options: argparse.Namespace) -> int:
     """Do `collap index`; return its exit code: 1 if `--verify` finds damage."""
-    if options.folder and (options.verify or options.merge):
-        raise ValueError(f"{options.folder}: --verify and --merge read no library; name the index with --index alone")
+    if options.folder and (options.verify or options.merge or options.stats):
+        raise ValueError(
+            f"{options.folder}: --verify, --merge and --stats read no library; name the index with --index alone"
+        )
+    if options.json and not options.stats:
+        raise ValueError("--json is what --stats prints; expected both")
+    if options.stats:
+        from .statistics import run as run_statistics  # it brings all analyses
+
+        return run_statistics(options)
     if options.verify:
         return verify(options.index)
     check_options(options)
