@@ -9,7 +9,7 @@ track (numpy), and beside LanceDB proposing the candidates (up to --most_in_engi
 ratios. Of the libraries (`search_growth.py`) means and segments are in memory; a few tracks of 5 minutes lend their
 tokens to all while times are measured, so that these are read from memory and not from the disk.
 
-Recall is of the exact best 10 among the 1000 best by the estimates of all tracks; numpy's is of means alone.
+Recall is of the exact best 10 among the 300 best by the estimates of all tracks; numpy's is of means alone.
 
 Dimensions: `N` tracks, `B` queries, `S` segments, `T` tokens, `D` shared width.
 """
@@ -38,7 +38,7 @@ from collap.search.scan import Scan
 
 WIDTH, TOKENS = 512, 1875  # of a track of 5 minutes
 POOL = 256  # tracks whose tokens stand for all
-REFERENCE = 1000  # tracks by estimate among which the exact best are
+REFERENCE = 300  # tracks by estimate among which the exact best are
 ASKED = 16  # queries of which recall is measured
 MOST_IN_ENGINE = 50_000  # tracks: filling it with more takes minutes
 SPACE_ID = "synthetic"

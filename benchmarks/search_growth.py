@@ -27,8 +27,7 @@ from collap.search.writing import Recording, publish, write_shard
 
 DIRECTIONS, NOISES = 4096, 2**15
 SEGMENTS = 9.2  # of a track, on average
-SHARD = 4096  # tracks
-PUBLISHED = 256  # tracks of a shard on disk, as collap index makes them
+SHARD = 256  # tracks, as collap index makes them
 TRACK_TOKENS = 375  # of 0.8 s, by which recall is measured
 
 
@@ -66,8 +65,8 @@ class GrownLibrary:
         own = F.normalize(self._some(self.parts, count) + self._some(self.parts, count), dim=-1)  # (count, D)
         whole = SHARES["genre"] ** 0.5 * self._some(self.genres, count) + SHARES["track"] ** 0.5 * own
         sections = self._some(self.parts, total).add_(self._some(self.parts, total))  # (S, D), of length 1.4
-        sections = F.normalize(sections.mul_(0.5**0.5).add_(self._some(self.textures, total)), dim=-1)
-        sections.mul_(SHARES["section"] ** 0.5).add_(whole[owner])
+        sections.mul_(0.5**0.5).add_(self._some(self.textures, total)).mul_((SHARES["section"] / 2) ** 0.5)
+        sections.add_(whole[owner])
         tokens = (TRACK_TOKENS * 5 / segments).int()[owner]  # (S,) of 0.16 s
         means = torch.zeros(count, self.width).index_add_(0, owner, sections) / segments.unsqueeze(1)  # (count, D)
         codes, scales = quantize_rows(sections, torch.float32)
@@ -121,20 +120,17 @@ def write_grown(folder: Path, library: GrownLibrary, tokens: int = 8) -> Path:
     folder.mkdir(parents=True)
     rows, shards = [], {}
     for shard in with_tokens(library.shards, tokens):
-        for start in range(0, len(shard["means"]), PUBLISHED):
-            batch = []
-            for row in range(start, min(start + PUBLISHED, len(shard["means"]))):
-                digest, seconds = f"{len(rows) + len(batch):032x}", 300.0
-                batch.append(Recording(digest, digest, seconds, one_track(shard, row)))
-            name, shards_entry = write_shard(folder, batch)
-            shards[name] = shards_entry
-            for place, one in enumerate(batch):
-                about = {"id": one.digest, "digest": one.digest, "size": 1, "mtime_ns": 0, "seconds": one.seconds}
-                tags = {"title": f"Song {len(rows)}", "year": 1950 + len(rows) % 75, "artist": "A", "genre": "jazz"}
-                rows.append({**about, **tags, "path": f"{len(rows):07d}.flac".encode(), "shard": name, "row": place})
+        digests = [f"{len(rows) + row:032x}" for row in range(len(shard["means"]))]
+        recordings = [Recording(digest, digest, 300.0, one_track(shard, row)) for row, digest in enumerate(digests)]
+        name, entry = write_shard(folder, recordings)
+        shards[name] = entry
+        for row, digest in enumerate(digests):
+            about = {"id": digest, "digest": digest, "size": 1, "mtime_ns": 0, "seconds": 300.0}
+            tags = {"title": f"Song {len(rows)}", "year": 1950 + len(rows) % 75, "artist": "A", "genre": "jazz"}
+            rows.append({**about, **tags, "path": f"{len(rows):07d}.flac".encode(), "shard": name, "row": row})
     space = Space({"format": 1, "dtype": "float32", "stride": 1, "model": {"weights": "synthetic"}})
     about = {"space": space.about, "space_id": space.id, "score": score_function().to_dict(), "library": "/music"}
-    settings = {"model": "synthetic", "dtype": "float32", "stride": 1, "shard_tracks": PUBLISHED}
+    settings = {"model": "synthetic", "dtype": "float32", "stride": 1, "shard_tracks": SHARD}
     tables = {"tracks": pa.Table.from_pylist(rows, TRACKS), "failed": FAILED.empty_table()}
     publish(folder, {**about, "settings": settings}, tables, shards, None)
     return folder
