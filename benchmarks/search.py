@@ -1,19 +1,25 @@
 """Measure searching: how long it takes and how it grows, and how much of the exact answer the candidates hold.
 
-    python benchmarks/search.py --sizes 1000 10000 50000 --plot docs/search.png
-    python benchmarks/search.py --recall 2000
-    python benchmarks/search.py --index demo.index --queries queries.txt --enlarge 4000
+    python -m benchmarks.search --sizes 1000 10000 50000 --plot docs/search_growth.png --cold_start 50000
+    python -m benchmarks.search --recall 2000
+    python -m benchmarks.search --index demo.index --queries queries.txt --enlarge 4000
 
 Times are of ranking alone, without embedding a text, beside a product of the query with one float32 vector of each
-track (numpy) and, where faiss is installed, its flat and its HNSW index of those vectors, in the same run: read the
-ratios. Vectors of the latency tables are random, as what they hold changes no time; a few tracks of 5 minutes lend
-their tokens to all, so that these are read from memory and not from the disk.
+track (numpy), and beside LanceDB proposing the candidates (up to --most_in_engine tracks), in the same run: read the
+ratios. Of the libraries (`search_growth.py`) means and segments are in memory; a few tracks of 5 minutes lend their
+tokens to all while times are measured, so that these are read from memory and not from the disk.
+
+Recall is of the exact best 10 among the 300 best by the estimates of all tracks; numpy's is of means alone.
 
 Dimensions: `N` tracks, `B` queries, `S` segments, `T` tokens, `D` shared width.
 """
 
 import argparse
 import json
+import os
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,16 +28,30 @@ import matplotlib
 import numpy as np
 import torch
 
+from benchmarks.search_growth import GrownLibrary, write_grown
 from benchmarks.search_library import score_function
 from benchmarks.search_recall import K, index_recall, synthetic_recall
+from collap.search.engine import Engine, fill
 from collap.search.index import TrackIndex
 from collap.search.ranking import Ranker, Texts, default_candidates
 from collap.search.scan import Scan
 
-WIDTH, TOKENS, SEGMENTS = 512, 1875, 9.2  # of a track of 5 minutes
-SHARD = 4096  # tracks
+WIDTH, TOKENS = 512, 1875  # of a track of 5 minutes
 POOL = 256  # tracks whose tokens stand for all
-MOST_IN_GRAPH = 100_000  # tracks: a graph of more takes minutes to build
+REFERENCE = 300  # tracks by estimate among which the exact best are
+ASKED = 16  # queries of which recall is measured
+MOST_IN_ENGINE = 50_000  # tracks: filling it with more takes minutes
+SPACE_ID = "synthetic"
+OPENING = """
+import sys, time
+import torch
+from collap.search.index import TrackIndex
+started = time.perf_counter()
+index = TrackIndex.open(sys.argv[1])
+opened = time.perf_counter()
+index.search(vectors=[torch.ones(int(sys.argv[2])) / int(sys.argv[2]) ** 0.5])
+print(opened - started, time.perf_counter() - started)
+"""
 
 
 def milliseconds(
@@ -50,49 +70,15 @@ def milliseconds(
 # ---- time
 
 
-def random_shard(count: int, width: int, random: torch.Generator) -> dict[str, torch.Tensor]:
-    """Make means and segments of some tracks, without tokens."""
-    segments = torch.randint(1, round(2 * SEGMENTS), (count,), generator=random)
-    total = int(segments.sum())
-    codes = {
-        name: torch.randint(-127, 128, (rows, width), dtype=torch.int8, generator=random)
-        for name, rows in (("means", count), ("segments", total))
-    }
-    return {
-        **codes,
-        "mean_scales": torch.full((count,), 0.5 / 127),
-        "segment_scales": torch.full((total,), 0.6 / 127),
-        "segment_tokens": torch.full((total,), 200, dtype=torch.int32),
-        "segment_offsets": torch.cat([torch.zeros(1, dtype=torch.int64), segments.cumsum(0)]),
-    }
-
-
-def random_ranker(size: int, width: int, tokens: int) -> Ranker:
-    """Make a library of random vectors, the tokens of a few tracks standing for all."""
-    random = torch.Generator().manual_seed(0)
-    counts = [min(SHARD, size - start) for start in range(0, size, SHARD)]
-    shards = [random_shard(count, width, random) for count in counts]
-    places = np.repeat(np.arange(len(counts)), counts), np.concatenate([np.arange(count) for count in counts])
-    pool = torch.randint(-127, 128, (POOL, tokens, width), dtype=torch.int8, generator=random)
-    scales = torch.full((tokens,), 1 / (127 * 13), dtype=torch.float16)
-    return Ranker(score_function(), Scan(shards, places), lambda track: (pool[track % POOL], scales))
-
-
-def rivals(vectors: np.ndarray, queries: np.ndarray) -> dict[str, Callable[[int], object]]:
-    """Return what else finds the nearest of one vector for each track: (N, D) and (B, D) float32."""
-    found = {"numpy": lambda number: np.argpartition(vectors @ queries[number % len(queries)], -K)[-K:]}
-    try:
-        import faiss
-    except ModuleNotFoundError:
-        return found
-    indexes = {"faiss flat": faiss.IndexFlatIP(vectors.shape[1])}
-    if len(vectors) <= MOST_IN_GRAPH:
-        indexes["faiss HNSW16 ef 512"] = faiss.IndexHNSWFlat(vectors.shape[1], 16, faiss.METRIC_INNER_PRODUCT)
-        indexes["faiss HNSW16 ef 512"].hnsw.efSearch = 512
-    for name, one in indexes.items():
-        one.add(vectors)
-        found[name] = lambda number, one=one: one.search(queries[number % len(queries)][None], K)
-    return found
+def with_engine(library: GrownLibrary, folder: Path) -> tuple[Scan, dict[str, float]]:
+    """Put a library into LanceDB; return a scan that it proposes tracks to, and seconds and MB that it took."""
+    names, start = [f"{number:08d}" for number in range(len(library.shards))], time.perf_counter()
+    fill(folder, SPACE_ID, dict(zip(names, library.shards, strict=True)))
+    seconds = time.perf_counter() - start
+    places = library.scan.shard, library.scan.row
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    cost = {"seconds to fill": round(seconds, 1), "MB": round(size / 1e6, 1)}
+    return Scan(library.shards, places, Engine(folder, SPACE_ID, names, places)), cost
 
 
 def time_ranker(
@@ -114,34 +100,98 @@ def time_ranker(
     }
 
 
-def measure_latency(
+def exact_best(ranker: Ranker, texts: Texts) -> list[set[int]]:
+    """Return the tracks of the exact best K for each query, among the best REFERENCE by the estimates of all."""
+    estimates = ranker.scan.segment_estimates(ranker.function, texts.embeds, np.arange(len(ranker.scan)))  # (N, B)
+    best = []
+    for query, near in enumerate(estimates.topk(min(REFERENCE, len(estimates)), dim=0).indices.T):
+        scores = ranker.exact(texts.of_query(query), near.numpy())[:, 0]
+        best.append({*near[np.argsort(-scores)[:K]].tolist()})
+    return best
+
+
+def recall_of(best: list[set[int]], found: list[np.ndarray]) -> float:
+    """Return the share of the best that was found."""
+    return round(
+        float(np.mean([len(own & {*some.tolist()}) / len(own) for own, some in zip(best, found, strict=True)])), 4
+    )
+
+
+def measure_growth(
     size: int,
     width: int = WIDTH,
     tokens: int = TOKENS,
     repeats: int = 20,
     batch: int = 32,
     clock: Callable[[], float] = time.perf_counter,
+    most_in_engine: int = MOST_IN_ENGINE,
 ) -> dict:
-    """Time single queries and a batch on `size` tracks, and the rivals on their mean vectors.
+    """Time single queries and a batch on `size` tracks, numpy and LanceDB beside them, and measure their recall.
 
     Returns:
-        `ms` p50 and p95 by name; `ratio` of their p50 to that of numpy; `MB` of what is scanned and of numpy's vectors.
+        `ms` p50 and p95 by name; `ratio` of their p50 to that of numpy; `recall@10`; `MB` that the scan holds, that it
+        maps, and of numpy's vectors; `LanceDB`: seconds to fill it and MB on disk.
     """
-    ranker = random_ranker(size, width, tokens)
-    rows = torch.randn(batch, 1, width, generator=torch.Generator().manual_seed(1))
-    rows = torch.nn.functional.normalize(rows, dim=-1)
-    times = time_ranker(ranker, rows, repeats, clock)
-    sizes = {name: sum(shard[name].nbytes for shard in ranker.scan.shards) for name in ("segments", "means")}
-    vectors = torch.cat([shard["means"] for shard in ranker.scan.shards]).float().numpy()
-    del ranker
-    for name, call in rivals(vectors, rows[:, 0].numpy()).items():
-        times[name] = milliseconds(call, repeats, clock)
+    library = GrownLibrary(size, width)
+    rows = library.queries(batch).unsqueeze(1)  # (B, 1, D)
+    function, every, asked = score_function(), np.arange(size), Texts(rows[:ASKED], torch.eye(len(rows[:ASKED])))
+    pool = torch.randint(-127, 128, (POOL, tokens, width), dtype=torch.int8)
+    scales = torch.full((tokens,), 1 / (127 * 13), dtype=torch.float16)
+
+    def measured(scan: Scan) -> tuple[dict, list[np.ndarray]]:
+        times = time_ranker(Ranker(function, scan, lambda track: (pool[track % POOL], scales)), rows, repeats, clock)
+        ranker = Ranker(function, scan, library.tokens)
+        found = ranker.rank(asked, every, K, "fixed", default_candidates(function))
+        return times, [ranking.tracks for ranking in found]
+
+    best = exact_best(Ranker(function, library.scan, library.tokens), asked)
+    times, found = measured(library.scan)
+    recall, engine = {"search": recall_of(best, found)}, {}
+    if size <= most_in_engine:
+        with tempfile.TemporaryDirectory() as folder:
+            scan, engine = with_engine(library, Path(folder) / "lance")
+            own, found = measured(scan)
+        times["LanceDB, then exact"] = own["search"]
+        recall["LanceDB, then exact"] = recall_of(best, found)
+    vectors = torch.cat([shard["means"] * shard["mean_scales"].unsqueeze(1) for shard in library.shards]).numpy()
+    queries = rows[:, 0].numpy()  # (B, D)
+
+    def nearest(number: int) -> np.ndarray:
+        return np.argpartition(vectors @ queries[number % len(queries)], -K)[-K:]
+
+    times["numpy, means alone"] = milliseconds(nearest, repeats, clock)
+    recall["numpy, means alone"] = recall_of(best, [nearest(number) for number in range(len(best))])
+    numpy_ms = times["numpy, means alone"]["p50"]
     return {
         "tracks": size,
         "ms": times,
-        "ratio": {name: round(one["p50"] / times["numpy"]["p50"], 3) for name, one in times.items()},
-        "MB": {name: round(one / 1e6, 1) for name, one in {**sizes, "float32": vectors.nbytes}.items()},
+        "ratio": {name: round(one["p50"] / numpy_ms, 3) for name, one in times.items()},
+        "recall@10": recall,
+        "MB": {name: round(one / 1e6, 1) for name, one in {**memory(library.scan), "float32": vectors.nbytes}.items()},
+        "LanceDB": engine,
     }
+
+
+def memory(scan: Scan) -> dict[str, int]:
+    """Return the bytes that a scan holds once it has searched, and those of segments that it maps."""
+    held = [*scan.means, scan.scales, scan.tokens, scan.shard, scan.row, scan.first, scan.count]
+    return {"held": sum(one.nbytes for one in held), "mapped": sum(one["segments"].nbytes for one in scan.shards)}
+
+
+def measure_cold_start(size: int, width: int = WIDTH) -> dict[str, float]:
+    """Write an index, and open and search it with a vector in a new process; its files are in the system's memory.
+
+    Returns:
+        Seconds to open it, to the first answer, and of the whole process, with importing.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        folder = write_grown(Path(place) / "index", GrownLibrary(size, width))
+        start = time.perf_counter()
+        line = [sys.executable, "-c", OPENING, str(folder), str(width)]
+        done = subprocess.run(line, check=True, capture_output=True, text=True)
+        whole = time.perf_counter() - start
+    opened, answered = map(float, done.stdout.split())
+    return {"tracks": size, "opened": round(opened, 2), "first answer": round(answered, 2), "process": round(whole, 2)}
 
 
 def draw_growth(rows: list[dict], path: Path) -> None:
@@ -150,7 +200,7 @@ def draw_growth(rows: list[dict], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    for name in rows[0]["ms"]:
+    for name in dict.fromkeys(name for row in rows for name in row["ms"]):
         known = [(row["tracks"], row["ms"][name]["p50"]) for row in rows if name in row["ms"]]
         axes.loglog(*zip(*known, strict=True), marker="o", label=name, linewidth=2.5 if name == "search" else 1)
     axes.set(xlabel="tracks", ylabel="ms for a query (p50)")
@@ -176,7 +226,9 @@ def time_index(folder: Path, texts: list[str]) -> dict[str, dict[str, float]]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", nargs="+", type=int, default=[], help="tracks, for the times")
+    parser.add_argument("--most_in_engine", type=int, default=MOST_IN_ENGINE, help="tracks, of larger ones no LanceDB")
     parser.add_argument("--plot", type=Path, help="with --sizes: file for a picture of the growth")
+    parser.add_argument("--cold_start", type=int, help="tracks of an index that is written, opened and searched")
     parser.add_argument("--recall", type=int, help="tracks of synthetic libraries, for the recall")
     parser.add_argument("--index", type=Path, help="for the recall of --queries")
     parser.add_argument("--queries", type=Path, help="a file with a text in each line")
@@ -187,10 +239,15 @@ def main():
     if options.threads:
         torch.set_num_threads(options.threads)
     clock = time.process_time if options.processor_time else time.perf_counter
-    rows = [measure_latency(size, clock=clock) for size in options.sizes]
-    report = {"threads": torch.get_num_threads(), "latency": rows}
+    rows = []
+    for size in options.sizes:
+        rows.append(measure_growth(size, clock=clock, most_in_engine=options.most_in_engine))
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)  # the next one may take long
+    report = {"threads": torch.get_num_threads(), "load": os.getloadavg(), "growth": rows}
     if options.plot:
-        draw_growth(report["latency"], options.plot)
+        draw_growth(rows, options.plot)
+    if options.cold_start:
+        report["cold start, s"] = measure_cold_start(options.cold_start)
     if options.recall:
         report["recall"] = {
             name: synthetic_recall(options.recall, many)

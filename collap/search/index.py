@@ -175,6 +175,8 @@ class TrackIndex:
         mode, notes = self._checked(k, mode, candidates)
         tracks = matching(self.tracks, filters, min_seconds, max_seconds)
         tracks = tracks[~np.isin(tracks, [query.left_out for query in queries if query.left_out is not None])]
+        if self.scan.engine is not None and mode != "exact" and 0 < len(tracks) < len(self):
+            notes.append("the engine knows of no filter: this was searched without it")
         against = text_queries(self.embedder, self.function, [not_text]) if not_text is not None else []
         is_plain = not against and like is None
         if not len(tracks):

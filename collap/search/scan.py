@@ -28,7 +28,7 @@ from modeling_collap.alignment_collap import free_scores, sentence_mask
 from modeling_collap.scoring_collap import num_frames, softmax_mean
 
 from .engine import Engine
-from .quantize import quantized_cosines
+from .quantize import quantized_cosines, rough_cosines
 from .rescoring import CELLS_AT_A_TIME, like_lengths
 from .score_function import ScoreFunction
 from .segments import MOST_SEGMENTS
@@ -204,7 +204,7 @@ class Scan:
             codes, scales = codes[tracks], scales[tracks]
         vectors = signs.T @ mean_rows(function, text_embeds)  # (queries, D)
         found = []
-        for query, signed in zip(quantized_cosines(vectors, codes, scales), signs.T, strict=True):
+        for query, signed in zip(rough_cosines(vectors, codes, scales), signs.T, strict=True):
             best = np.sort(tracks[query.topk(kept, sorted=False).indices.numpy()])
             own = signed.nonzero().squeeze(1)  # the texts of this query
             found.append((best, (self.segment_estimates(function, text_embeds[own], best) @ signed[own]).numpy()))

@@ -17,7 +17,7 @@ from benchmarks.gathering import measure_gathering
 from benchmarks.gpu import utilisation
 from benchmarks.loader import measure_loader, measure_wait_share
 from benchmarks.padding import measure_padding
-from benchmarks.search import draw_growth, measure_latency
+from benchmarks.search import draw_growth, measure_cold_start, measure_growth
 from benchmarks.search_matches import said_not_to_match
 from benchmarks.search_recall import index_recall, recombined_tracks, stored_tracks, synthetic_recall
 from benchmarks.sentences import measure as measure_sentences
@@ -204,9 +204,11 @@ def test_sentences_from_one_pass_are_timed_beside_those_of_many():
 
 
 def test_searching_is_timed_and_its_recall_measured(tmp_path):
-    rows = [measure_latency(size, width=16, tokens=20, repeats=2, batch=3) for size in (50, 400)]
+    rows = [measure_growth(size, width=32, tokens=20, repeats=2, batch=3) for size in (50, 5000)]
     for row in rows:
-        check(row, "ratio", "MB")
+        check(row, "ratio", "MB", "LanceDB")
+        assert row["recall@10"]["search"] >= 0.9 <= row["recall@10"]["LanceDB, then exact"]
+    check(measure_cold_start(300, width=32))
     draw_growth(rows, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 5000
     report = synthetic_recall(60, many=0.5, queries=40, width=32, tokens=120)

@@ -71,6 +71,7 @@ def test_tracks_that_a_filter_allows_are_all_looked_at(folder, filled, songs):
     query, asked = list(songs.queries(1)), {"filters": "genre = jazz", "k": 30, "moments": False}
     own, scanned = (TrackIndex.open(folder, engine=one).search(vectors=query, **asked)[0] for one in (filled, None))
     assert [hit.track for hit in own] == [hit.track for hit in scanned] and len(own) > 20
+    assert own.notes == ("the engine knows of no filter: this was searched without it",) and not scanned.notes
 
 
 def test_what_an_engine_leaves_out_is_not_certified(folder, filled, songs):

@@ -98,7 +98,10 @@ def test_a_large_library_is_cut_by_its_means_and_only_within_the_filter(library,
     products = means[allowed] @ mean_rows(function, queries).T  # (A, B)
     whole = scan.segment_estimates(function, queries, allowed)
     for query, (found, estimates) in enumerate(scan.estimate(function, texts.embeds, texts.signs, allowed)):
-        assert set(found) == set(allowed[products[:, query].topk(40).indices])
+        own, is_kept = products[:, query], torch.from_numpy(np.isin(allowed, found))
+        assert len(found) == is_kept.sum() == 40
+        error = 0.01 * own.abs().max()  # of a product in bfloat16: near the last one, another may be kept
+        assert own[is_kept].min() >= own[~is_kept].max() - 2 * error
         expected = whole[np.searchsorted(allowed, found), query]
         torch.testing.assert_close(torch.from_numpy(estimates), expected)
 

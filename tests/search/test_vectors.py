@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from collap.search.quantize import dequantize_rows, quantize_rows, quantized_cosines
+from collap.search.quantize import dequantize_rows, quantize_rows, quantized_cosines, rough_cosines
 from collap.search.segments import frame_size, mean_rows, segment_bounds
 from collap.search.vectors import check_vectors, join_tracks, one_track, track_vectors
 
@@ -36,6 +36,17 @@ def test_cosines_are_those_of_the_rows_that_are_stored():
     found = quantized_cosines(texts, codes, scales)
     torch.testing.assert_close(found, texts @ dequantize_rows(codes, scales).T, atol=1e-6, rtol=0)
     assert (found - texts @ rows.T).square().mean().sqrt() < 4e-4
+
+
+@pytest.mark.parametrize("texts", [1, 5])
+@pytest.mark.parametrize("rows", [1, 17, 4099])  # the product is made by blocks of rows
+def test_rough_cosines_are_off_by_little(texts, rows):
+    texts, rows = 7 * tokens_of([texts], width=512, seed=1), tokens_of([rows], width=512)
+    rows[0] = texts[0] / 7
+    codes, scales = quantize_rows(rows, torch.float32)
+    true = quantized_cosines(texts, codes, scales)
+    found = rough_cosines(texts, codes, scales)
+    assert found.shape == true.shape and (found - true).abs().max() <= 0.01 * true.abs().max()
 
 
 def test_what_is_no_number_is_refused():
