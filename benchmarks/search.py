@@ -141,7 +141,7 @@ def measure_growth(
     def measured(scan: Scan) -> tuple[dict, list[np.ndarray]]:
         times = time_ranker(Ranker(function, scan, lambda track: (pool[track % POOL], scales)), rows, repeats, clock)
         ranker = Ranker(function, scan, library.tokens)
-        found = ranker.rank(asked, every, K, "fixed", default_candidates(function))
+        found = ranker.rank(asked, every, K, "fixed", default_candidates(function, size))
         return times, [ranking.tracks for ranking in found]
 
     best = exact_best(Ranker(function, library.scan, library.tokens), asked)

@@ -103,7 +103,7 @@ class GrownLibrary:
 
 
 def with_tokens(shards: Iterable[Vectors], count: int) -> Iterable[Vectors]:
-    """Give shards `count` tokens for each track, zeros, and times, so that they can be written."""
+    """Give shards `count` tokens for each track, zeros, times, and fingerprints without a frame, so that they can be written."""
     for shard in shards:
         num_tracks, total = len(shard["means"]), len(shard["segments"])
         seconds = (shard["segment_tokens"] * TOKEN_SECONDS).float()  # (S,)
@@ -112,6 +112,8 @@ def with_tokens(shards: Iterable[Vectors], count: int) -> Iterable[Vectors]:
             "token_scales": torch.zeros(num_tracks * count, dtype=torch.float16),
             "token_offsets": torch.arange(num_tracks + 1) * count,
             "segment_seconds": torch.stack([torch.zeros(total), seconds], dim=-1),  # (S, 2)
+            "prints": torch.zeros(0, 2, dtype=torch.int32),
+            "print_offsets": torch.zeros(num_tracks + 1, dtype=torch.int64),
         }
 
 
