@@ -103,7 +103,7 @@ class GrownLibrary:
 
 
 def with_tokens(shards: Iterable[Vectors], count: int) -> Iterable[Vectors]:
-    """Give shards `count` tokens for each track, zeros, times, and fingerprints without a frame, so that they can be written."""
+    """Give shards what they need to be written: `count` tokens of zeros for each track, times, empty fingerprints."""
     for shard in shards:
         num_tracks, total = len(shard["means"]), len(shard["segments"])
         seconds = (shard["segment_tokens"] * TOKEN_SECONDS).float()  # (S,)
