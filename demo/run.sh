@@ -29,7 +29,7 @@ for text in $VARIANTS; do
 done
 trap 'kill "${started[@]}" 2>/dev/null || true' EXIT
 while [ -n "$(jobs -r)" ]; do
-  sleep 30
+  for _ in 1 2 3 4 5 6; do [ -z "$(jobs -r)" ] || sleep 5; done
   for text in $VARIANTS; do echo "    $text  $(latest runs/demo/collap-$text.log)"; done
 done
 for job in "${started[@]}"; do
@@ -37,6 +37,14 @@ for job in "${started[@]}"; do
 done
 trap - EXIT
 grep -ah "^epoch\|epoch [0-9]*:" runs/demo/*.log | tr '\r' '\n' | grep "^epoch" || true
+
+search() {
+  OMP_NUM_THREADS=1 $PYTHON -m collap index $SONGS/test --model runs/demo/collap-gpt2/best --index results/demo/music.index
+  OMP_NUM_THREADS=1 $PYTHON -m demo.searches results/demo/music.index $SONGS/test
+}
+rm -rf results/demo/music.index
+search >runs/demo/search.txt 2>runs/demo/search.log & # meanwhile
+searching=$!
 
 echo "4/5 finding 100 songs that no model has heard, and what both models know of the order within 30 of them"
 evaluate() {
@@ -62,12 +70,5 @@ ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1 $PYTHON -m accelerate.commands.launch 
 
 echo
 echo "5/5 a library of these songs, searched with collap-gpt2: which song, and which seconds of it"
-INDEX=results/demo/music.index
-rm -rf $INDEX
-search() {
-  $PYTHON -m collap index $SONGS/test --model runs/demo/collap-gpt2/best --index $INDEX
-  $PYTHON -m demo.searches $INDEX $SONGS/test
-}
-search >runs/demo/search.txt 2>runs/demo/search.log &
-wait $! || { tail -n 5 runs/demo/search.log; exit 1; }
+wait $searching || { tail -n 5 runs/demo/search.log; exit 1; }
 cat runs/demo/search.txt

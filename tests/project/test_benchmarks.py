@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 from tiny import tiny_config, tiny_text_config
 
@@ -15,6 +16,7 @@ from benchmarks.encode import take_turns
 from benchmarks.export import measure as measure_export
 from benchmarks.gathering import measure_gathering
 from benchmarks.gpu import utilisation
+from benchmarks.index_speed import measure_ranking, measure_speed
 from benchmarks.loader import measure_loader, measure_wait_share
 from benchmarks.padding import measure_padding
 from benchmarks.search import draw_growth, measure_cold_start, measure_growth
@@ -26,6 +28,7 @@ from benchmarks.stored_tokens import build_demo, measure_song, measure_stored_to
 from collap.search.calibration import Calibration
 from collap.search.index import TrackIndex
 from collap.search.queries import text_queries
+from collap.search.space import load_searched
 from collap.training.settings import parse_settings
 from modeling_collap.configuration_collap import check_settings
 
@@ -237,3 +240,13 @@ def test_what_is_said_not_to_match_is_what_a_search_says(indexed):
         index.calibration = Calibration(10, 0.05, None, 12, [best])
         for text, query in zip(texts, queries, strict=True):
             assert said_not_to_match(index, query) == (index.search(text).matches_well is False) == (best > 0)
+
+
+def test_indexing_is_timed_and_its_rankings_compared(corpus, model_folder):
+    embedders = {dtype: load_searched(str(model_folder), dtype=dtype) for dtype in ("float32", "bfloat16")}
+    song = next((corpus / "test").glob("*.flac"))
+    report = measure_speed(embedders, song, soundfile.info(song).duration, repeats=1)
+    check(report, "float32", "bfloat16, every second segment", "shares")
+    ranking = measure_ranking(str(model_folder), corpus / "test", most=3)
+    assert ranking["float32"]["tau"] == {"mean": 1.0, "lowest": 1.0} and ranking["float32"]["same first"]["mean"] == 100
+    assert set(ranking) == {*report} - {"shares"}
