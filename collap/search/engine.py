@@ -36,13 +36,11 @@ def connect(uri: str | Path):
     """Open a database.
 
     Raises:
-        ModuleNotFoundError: lancedb is not installed; one line.
+        ModuleNotFoundError: lancedb is not installed.
         OSError: the address cannot be used.
     """
-    try:
-        import lancedb
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("--engine needs lancedb: pip install collap[engine]") from error
+    import lancedb
+
     try:
         return lancedb.connect(str(uri))
     except (RuntimeError, ValueError) as error:

@@ -1,6 +1,7 @@
 """Candidates from a vector database: the same scores as without it, and never those of another index."""
 
 import shutil
+import sys
 
 import pytest
 from libraries import index as collap_index
@@ -104,6 +105,12 @@ def test_a_database_of_another_space_or_of_none_is_refused(folder, filled, tmp_p
         fill(filled, "0" * 32, {})
     with pytest.raises(ValueError, match="holds no tables of collap; fill it with collap index --engine"):
         TrackIndex.open(folder, engine=tmp_path / "nothing")
+
+
+def test_a_missing_package_is_named(indexed, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lancedb", None)
+    assert main(["search", "a", "--index", str(indexed), "--engine", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "error: collap search needs lancedb: pip install lancedb\n"
 
 
 def test_the_commands_fill_and_use_it(indexed, tmp_path, capsys):
