@@ -32,6 +32,7 @@ from processing.resample_audio import resample
 FORMATS = {"wav": "PCM_16", "flac": "PCM_16", "aiff": "PCM_16", "mp3": None, "ogg": "VORBIS", "opus": "OPUS"}
 CONTAINERS = {"opus": "OGG"}
 RATES = {"mp3": 44_100, "opus": 48_000}
+BLOCK = 2**16  # samples
 FRAMES = {"title": TIT2, "artist": TPE1, "album": TALB, "date": TDRC}
 
 
@@ -42,7 +43,10 @@ def encode(song: Path, path: Path, tags: dict[str, str]) -> None:
     if RATES.get(kind, rate) != rate:
         samples = np.concatenate([*resample(iter([(0, samples)]), rate, RATES[kind], 0)])
         rate = RATES[kind]
-    soundfile.write(path, samples, rate, format=CONTAINERS.get(kind, kind.upper()), subtype=FORMATS[kind])
+    about = {"format": CONTAINERS.get(kind, kind.upper()), "subtype": FORMATS[kind]}
+    with soundfile.SoundFile(path, "w", rate, 1, **about) as file:
+        for start in range(0, len(samples), BLOCK):  # Vorbis of libsndfile crashes on long songs at once
+            file.write(samples[start : start + BLOCK])
     write_tags(path, tags)
 
 

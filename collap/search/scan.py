@@ -51,7 +51,7 @@ def is_flat(function: ScoreFunction) -> bool:
 def kept_by_means(function: ScoreFunction, num_tracks: int) -> int:
     """Return of how many tracks the segments are read: some of a large library where the score is near what the mean
     says. Else of all: the mean of a track hides its best moments, and which part of it fits which sentence."""
-    return max(4096, num_tracks // 25) if is_flat(function) else num_tracks
+    return max(2048, num_tracks // 50) if is_flat(function) else num_tracks
 
 
 def mean_rows(function: ScoreFunction, text_embeds: torch.Tensor) -> torch.Tensor:

@@ -139,7 +139,7 @@ def test_a_search_scores_as_many_as_hold_the_best_of_trained_models(function, nu
 def test_means_leave_no_track_out_where_they_hide_what_is_sought():
     """By means, a third of all tracks hold 99 % of the best ten of a sharp score, and four in five of sentences."""
     assert kept_by_means(aligned_function(), 10**6) == kept_by_means(score_function(0.2), 10**6) == 10**6
-    assert 4096 < kept_by_means(score_function(), 10**6) < 10**5 and kept_by_means(score_function(), 4096) == 4096
+    assert 2048 < kept_by_means(score_function(), 10**6) < 10**5 and kept_by_means(score_function(), 2048) == 2048
 
 
 def test_printed_sums_grow_with_the_song_in_estimates_too():
