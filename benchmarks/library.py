@@ -22,18 +22,19 @@ from pathlib import Path
 import mutagen
 import numpy as np
 import soundfile
-from mutagen.id3 import TALB, TDRC, TIT2, TPE1
+from mutagen.id3 import TALB, TCON, TDRC, TIT2, TPE1
 
 from collap.data.sections import without_times
 from collap.evaluation.temporal_metrics import best_iou, share_with_interval
 from collap.search.index import TrackIndex
+from collap.search.queries import find_track
 from processing.resample_audio import resample
 
 FORMATS = {"wav": "PCM_16", "flac": "PCM_16", "aiff": "PCM_16", "mp3": None, "ogg": "VORBIS", "opus": "OPUS"}
 CONTAINERS = {"opus": "OGG"}
 RATES = {"mp3": 44_100, "opus": 48_000}
 BLOCK = 2**16  # samples
-FRAMES = {"title": TIT2, "artist": TPE1, "album": TALB, "date": TDRC}
+FRAMES = {"title": TIT2, "artist": TPE1, "album": TALB, "date": TDRC, "genre": TCON}
 
 
 def encode(song: Path, path: Path, tags: dict[str, str]) -> None:
@@ -91,7 +92,8 @@ def timed(line: list[str]) -> tuple[float, str]:
     return round(time.perf_counter() - start, 1), done.stdout
 
 
-def content(folder: Path) -> dict[str, bytes]:
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Return the content of all files of an index but its lock, by name."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != "lock")
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
@@ -120,7 +122,7 @@ def found(folder: Path, rows: dict[str, dict]) -> dict[str, dict]:
         lines = [without_times(line) for line in row["captions"][0].split("\n")]
         text = "\n".join(lines)
         first.append(index.search(text, k=1)[0].path == path)
-        track = next(number for number in range(len(index)) if index.store.path(number) == path)
+        track = find_track(index.store, path)
         heard = index.moments(track, text)["sentences"][-len(row["sections"]) :]
         for section, span, line in zip(row["sections"], heard, lines[1:], strict=True):
             true = np.array([[section["start"], section["end"]]])
@@ -171,7 +173,7 @@ def writers_and_readers(folder: Path, library: Path, model: Path, new: list[Path
 
 def damages(folder: Path, chance: random.Random) -> str:
     """Change one byte of every file of an index; return of how many `--verify` named the file."""
-    named, files = 0, sorted(name for name in content(folder) if not name.startswith("pending"))
+    named, files = 0, sorted(name for name in files_of(folder) if not name.startswith("pending"))
     for name in files:
         path = folder / name
         good = path.read_bytes()
@@ -200,7 +202,7 @@ def main():
         seconds, said = timed(indexing(whole, library, options.model))
         report = {"songs": len(made), "seconds to index": seconds, "said": said.splitlines()}
         report["killed"] = killed(other, library, options.model, options.kills, seconds, chance)
-        report["same bytes after the kills"] = content(other) == content(whole)
+        report["same bytes after the kills"] = files_of(other) == files_of(whole)
         report["found, %"] = found(whole, made)
         report["seconds to update"] = updates(whole, library, options.model, made)
         new = [options.songs / row["file_name"] for row in rows[options.count :]]

@@ -6,12 +6,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import mutagen
 import numpy as np
 import soundfile
 from audio_matrix import encode
-from mutagen.id3 import TALB, TCON, TDRC, TIT2, TPE1
 
+from benchmarks.library import write_tags
+from benchmarks.search_library import SyntheticSongs, draw_tracks
 from collap.cli import main
 
 KINDS = {
@@ -22,7 +22,6 @@ KINDS = {
     "opus": "ogg, Opus",
     "m4a": "m4a, AAC",
 }
-FRAMES = {"title": TIT2, "artist": TPE1, "album": TALB, "date": TDRC, "genre": TCON}
 
 
 def tags_of(number: int) -> dict[str, str]:
@@ -34,19 +33,6 @@ def tags_of(number: int) -> dict[str, str]:
         "date": f"{1990 + number}-05-01",
         "genre": ("Jazz", "Rock", "Folk")[number % 3],
     }
-
-
-def write_tags(path: Path, tags: dict[str, str]) -> None:
-    """Write tags as players do."""
-    file = mutagen.File(path, easy=True)
-    if file.tags is None:
-        file.add_tags()
-    for name, text in tags.items():
-        if path.suffix == ".wav":  # ID3 frames in a chunk
-            file.tags.add(FRAMES[name](encoding=3, text=[text]))
-        else:
-            file[name] = [text]
-    file.save()
 
 
 def make_library(folder: Path, songs: list[Path], kinds: tuple[str, ...] = tuple(KINDS)) -> Path:
@@ -99,7 +85,8 @@ def command_process(log: Path, *arguments: object, before: Callable[[], None] = 
     return process
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    """The content of all files of an index but its lock, by name."""
-    names = [name for name in paths_of(folder) if name != "lock"]
-    return {name: (folder / name).read_bytes() for name in names}
+def drawn_songs(width: int, count: int, seed: int) -> SyntheticSongs:
+    """Songs that were never heard: `tokens` of each, 32 s of them, a fifth with many sections; and queries for them."""
+    songs = SyntheticSongs(width, seed=seed)
+    songs.tokens = list(draw_tracks(songs, count, 200, many=0.2))
+    return songs

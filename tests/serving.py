@@ -12,12 +12,13 @@ from pathlib import Path
 import httpx
 import mutagen
 import uvicorn
-from libraries import index, make_library, tags_of, write_tags
+from libraries import index, make_library, tags_of
 from mutagen.flac import Picture
 from mutagen.id3 import APIC
 from mutagen.mp4 import MP4Cover
 from PIL import Image
 
+from benchmarks.library import write_tags
 from collap.search.serve.application import make_application
 from collap.search.serve.limits import Limits
 from collap.search.serve.searcher import Searcher

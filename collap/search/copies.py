@@ -142,7 +142,7 @@ class Copies:
     """Tell which tracks of an index are copies; decisions are remembered. May be used by several threads."""
 
     def __init__(self, store: IndexStore):
-        self.seconds, (self._shards, self._rows) = store.tracks["seconds"].to_numpy(), store.places()
+        self.seconds, (self._shards, self._rows) = store.tracks["seconds"].to_numpy(), store.places
         stored = [shard.vectors for shard in store.shards.values()]
         self._prints = [(one["print_offsets"].numpy(), one["prints"].numpy().view(np.uint32)) for one in stored]
         self._store, self._compared = store, lru_cache(REMEMBERED)(self._compare)

@@ -140,7 +140,8 @@ class Engine:
         tables = _opened(database, uri, space_id)
         if tables is None:
             raise ValueError(f"{uri}: holds no tables of collap; fill it with collap index --engine")
-        self.means, self.segments, names = tables
+        self._means, self._segments, names = tables
+        self._approximate = {table.name for table in tables[:2] if table.list_indices()}
         if {*names.to_arrow()["name"].to_pylist()} != {*shards}:
             raise ValueError(f"{uri}: is of another state of the index; bring it up to date with collap index --engine")
         self._numbers = {name: number for number, name in enumerate(shards)}
@@ -148,16 +149,15 @@ class Engine:
         self._tracks = np.argsort(keys, kind="stable")
         self._keys = keys[self._tracks]
 
-    def propose(self, means: torch.Tensor, segments: torch.Tensor, count: int = PROPOSED) -> np.ndarray:
+    def propose(self, means: torch.Tensor, segments: torch.Tensor) -> np.ndarray:
         """Return the numbers of tracks, in their order, that may be among the best.
 
         Args:
             means: (R, D) vectors whose product with a track's mean estimates its score.
             segments: (R, D) vectors of what may be heard in a part of a track.
-            count: of tracks for each vector.
         """
-        rows = [self._nearest(self.means, vector, count) for vector in means]
-        rows += [self._nearest(self.segments, vector, SEGMENTS_FOR_EACH * count) for vector in segments]
+        rows = [self._nearest(self._means, vector, PROPOSED) for vector in means]
+        rows += [self._nearest(self._segments, vector, SEGMENTS_FOR_EACH * PROPOSED) for vector in segments]
         keys = np.unique(np.concatenate(rows))
         first, last = (np.searchsorted(self._keys, keys, side) for side in ("left", "right"))
         return np.sort(np.concatenate([self._tracks[a:b] for a, b in zip(first, last, strict=True)]))
@@ -165,7 +165,7 @@ class Engine:
     def _nearest(self, table, vector: torch.Tensor, count: int) -> np.ndarray:
         """Return the keys of the recordings of the nearest rows."""
         query = table.search(vector.numpy()).distance_type(METRIC).limit(count).select(["shard", "row", "_distance"])
-        if table.list_indices():
+        if table.name in self._approximate:
             query = query.refine_factor(REFINED)
         found = query.to_arrow()
         numbers = np.array([self._numbers.get(name, -1) for name in found["shard"].to_pylist()], np.int64)

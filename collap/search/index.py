@@ -62,7 +62,7 @@ class TrackIndex:
         self.store, self.model, self.device = store, model, device
         self.tracks = store.tracks
         self.function = ScoreFunction.from_dict(store.manifest["score"])
-        places = store.places()
+        places = store.places
         proposing = None if engine is None else Engine(engine, store.space.id, list(store.shards), places)
         self.scan = Scan([shard.vectors for shard in store.shards.values()], places, proposing)
         self.ranker = Ranker(self.function, self.scan, self.tokens)
@@ -183,27 +183,31 @@ class TrackIndex:
             found = [Results(notes=[*notes, "no track is what the filter asks for"]) for _ in queries]
         else:
             texts = texts_of(queries, against)
-            count = default_candidates(self.function, len(tracks)) if candidates is None else candidates
-            delta = self.calibration.delta if self.calibration else None
             is_calibrated = is_plain and len(tracks) == len(self)
-
-            def rank(texts: Texts, most: int) -> list[Ranking]:
-                found = self.ranker.rank(texts, tracks, most, mode, count, delta)
-                if mode != "calibrated" or (is_calibrated and not self.calibration.problem(most, len(self))):
-                    return found
-                return [_uncertified(ranking, len(tracks)) for ranking in found]
-
-            if collapse:
-                reach, own = first_reach(k, mode, count, len(tracks)), [query.left_out for query in queries]
-                rankings = fold_rankings(self.copies, rank, texts, k, reach, own)
-            else:
-                rankings = rank(texts, k)
-            usual = self.usual(texts)
             if mode == "calibrated" and not is_calibrated:
                 notes.append("calibrated on whole libraries and single texts: here nothing is certified")
+            count = default_candidates(self.function, len(tracks)) if candidates is None else candidates
+            left_out = [query.left_out for query in queries] if collapse else None
+            rankings, usual = self._ranked(texts, tracks, k, mode, count, is_calibrated, left_out), self.usual(texts)
             asked = (moments, curve, is_plain, notes, len(tracks))
             found = [self._results(*one, *asked) for one in zip(queries, rankings, usual, strict=True)]
         return found[0] if isinstance(text, str) or like is not None else found
+
+    def _ranked(
+        self, texts: Texts, tracks: np.ndarray, k: int, mode: str, candidates: int, is_calibrated: bool, left_out
+    ) -> list[Ranking]:
+        """Rank tracks for each query; copies are folded, those of the tracks `left_out` too, unless that is None."""
+        delta = self.calibration.delta if self.calibration else None
+
+        def rank(texts: Texts, most: int) -> list[Ranking]:
+            found = self.ranker.rank(texts, tracks, most, mode, candidates, delta)
+            if mode != "calibrated" or (is_calibrated and not self.calibration.problem(most, len(self))):
+                return found
+            return [replace(one, is_certified=one.num_rescored == len(tracks)) for one in found]
+
+        if left_out is None:
+            return rank(texts, k)
+        return fold_rankings(self.copies, rank, texts, k, first_reach(k, mode, candidates, len(tracks)), left_out)
 
     @torch.no_grad()
     def moments(self, track: int, text: str | None = None, *, like: str | None = None, curve: bool = False) -> dict:
@@ -288,7 +292,3 @@ class TrackIndex:
         if query.sentences:
             found["sentences"] = sentence_spans(self.function, query.sentences, cosines[:, 1:], curves[1:], times)
         return found
-
-
-def _uncertified(ranking: Ranking, num_tracks: int) -> Ranking:
-    return replace(ranking, is_certified=ranking.num_rescored == num_tracks)

@@ -206,21 +206,24 @@ class Scan:
         found = []
         for query, signed in zip(rough_cosines(vectors, codes, scales), signs.T, strict=True):
             best = np.sort(tracks[query.topk(kept, sorted=False).indices.numpy()])
-            own = signed.nonzero().squeeze(1)  # the texts of this query
-            found.append((best, (self.segment_estimates(function, text_embeds[own], best) @ signed[own]).numpy()))
+            found.append((best, self._query_estimates(function, text_embeds, signed, best)))
         return found
+
+    def _query_estimates(
+        self, function: ScoreFunction, text_embeds: torch.Tensor, signed: torch.Tensor, tracks: np.ndarray
+    ) -> np.ndarray:
+        """Estimate the scores (A,) of tracks with one query, by the signs (B,) of its texts."""
+        own = signed.nonzero().squeeze(1)
+        return (self.segment_estimates(function, text_embeds[own], tracks) @ signed[own]).numpy()
 
     def _proposed(
         self, function: ScoreFunction, text_embeds: torch.Tensor, signed: torch.Tensor
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the tracks that the engine proposes for one query, by the signs (B,) of its texts, and estimates."""
-        own = signed.nonzero().squeeze(1)
-        means = signed[own] @ mean_rows(function, text_embeds[own])  # (D,)
-        wanted = text_embeds[signed > 0]
-        segments = function.rows(wanted)  # (R, D)
-        tracks = self.engine.propose(means.unsqueeze(0), segments[segments.any(-1)])
-        estimates = self.segment_estimates(function, text_embeds[own], tracks) @ signed[own]  # (A,)
-        return tracks, estimates.numpy()
+        means = signed.unsqueeze(0) @ mean_rows(function, text_embeds)  # (1, D)
+        segments = function.rows(text_embeds[signed > 0])  # (R, D)
+        tracks = self.engine.propose(means, segments[segments.any(-1)])
+        return tracks, self._query_estimates(function, text_embeds, signed, tracks)
 
     def segment_estimates(self, function: ScoreFunction, text_embeds: torch.Tensor, tracks: np.ndarray) -> torch.Tensor:
         """Estimate the scores of tracks with texts (B, Q, D) from their segments: (A, B)."""

@@ -65,7 +65,7 @@ def contents(store: IndexStore) -> dict:
         `tracks`; `recordings`, of different files; `copies`: tracks whose samples are those of an earlier one; `hours`;
         `broken`: files that could not be read.
     """
-    shards, rows = store.places()
+    shards, rows = store.places
     sounds = [shard.rows["sound"].to_pylist() for shard in store.shards.values()]
     heard = {sounds[shard][row] for shard, row in zip(shards, rows, strict=True)}
     return {

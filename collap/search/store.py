@@ -20,6 +20,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,7 @@ class IndexStore:
         """Return the path of the file of a track within the library."""
         return os.fsdecode(self.tracks["path"][track].as_py())
 
+    @cached_property
     def places(self) -> tuple[np.ndarray, np.ndarray]:
         """Return of every track (N,) the number of its shard, in the order of `shards`, and its row there."""
         shards = pc.index_in(self.tracks["shard"], pa.array(self.shards, pa.string()))
@@ -179,7 +181,7 @@ class IndexStore:
         widths = {shard.vectors["means"].shape[1] for shard in self.shards.values()}
         if len(widths) > 1:
             raise ValueError(f"{self.folder / SHARDS}: vectors of the widths {sorted(widths)}; expected one")
-        shards, rows = self.places()
+        shards, rows = self.places
         sizes = np.array([len(shard.rows) for shard in self.shards.values()])
         if np.isnan(shards.astype(float)).any():
             raise ValueError(f"{self.folder}: a track is of a shard that the index does not have")

@@ -4,12 +4,13 @@ import shutil
 import sys
 
 import pytest
+from libraries import drawn_songs
 from libraries import index as collap_index
 
-from benchmarks.search_library import SyntheticSongs, draw_tracks, score_function, write_index
+from benchmarks.search_library import score_function, write_index
 from collap.cli import main
 from collap.search import engine as engine_module
-from collap.search.engine import Engine, connect, fill
+from collap.search.engine import connect, fill
 from collap.search.index import TrackIndex
 from collap.search.store import IndexStore
 
@@ -18,9 +19,7 @@ WIDTH, TRACKS = 32, 120
 
 @pytest.fixture(scope="module")
 def songs():
-    songs = SyntheticSongs(WIDTH, seed=3)
-    songs.tokens = list(draw_tracks(songs, TRACKS, 200, many=0.2))
-    return songs
+    return drawn_songs(WIDTH, TRACKS, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +49,6 @@ def test_the_best_tracks_are_proposed_and_scored_as_without_it(
     folder, filled, songs, tmp_path, monkeypatch, is_approximate
 ):
     monkeypatch.setattr(engine_module, "PROPOSED", 20)
-    monkeypatch.setattr(Engine.propose, "__defaults__", (20,))
     if is_approximate:
         monkeypatch.setattr(engine_module, "MIN_INDEXED", 100)
         filled = shutil.copytree(filled, tmp_path / "approximate")

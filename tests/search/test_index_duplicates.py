@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 from audio_matrix import encode
-from libraries import files_of, index
+from libraries import index
 
+from benchmarks.library import files_of
 from collap.cli import main
 from collap.corpora.duplicates import track_fingerprint
 from collap.corpora.synthetic.songs import compose_song, render_song

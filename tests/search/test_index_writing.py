@@ -15,9 +15,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
-from libraries import files_of, index, index_process
+from libraries import index, index_process
 from tiny import tiny_model, tiny_processor
 
+from benchmarks.library import files_of
 from collap.search import store as stores
 from collap.search import updating, writing
 from collap.search.store import IndexStore, manifest_digest

@@ -9,9 +9,10 @@ import pyarrow.compute as pc
 import pytest
 import soundfile
 import torch
-from libraries import files_of, index, tags_of, write_tags
+from libraries import index, tags_of
 from other_models import tiny_clap_folder, tiny_pe_audio_folder
 
+from benchmarks.library import files_of, write_tags
 from collap.evaluation.embedders import CoLLAPEmbedder
 from collap.evaluation.load_embedders import load_embedder
 from collap.search import updating
@@ -44,7 +45,7 @@ def test_an_index_holds_what_the_model_makes_of_every_file(library, indexed, mod
     store, embedder = IndexStore.open(indexed), load_embedder(str(model_folder))
     assert store.library == library and len(store.tracks) == 12 and store.generation == 3
     assert [len(shard.rows) for shard in store.shards.values()].count(5) == 2
-    shards, places = store.places()
+    shards, places = store.places
     for track, row in enumerate(store.tracks.to_pylist()):
         path = library / store.path(track)
         status, tags = path.stat(), tags_of(int(path.name[:2]))

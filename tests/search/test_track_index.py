@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from libraries import drawn_songs
 
-from benchmarks.search_library import SyntheticSongs, draw_tracks, score_function, write_index
+from benchmarks.search_library import score_function, write_index
 from collap.search import calibration as calibration_module
 from collap.search import scan as scan_module
 from collap.search.calibration import Calibration, calibrate, conformal_quantile, write_calibration
@@ -21,9 +22,7 @@ WIDTH, TRACKS = 32, 120
 
 @pytest.fixture(scope="module")
 def songs():
-    songs = SyntheticSongs(WIDTH, seed=3)
-    songs.tokens = list(draw_tracks(songs, TRACKS, 200, many=0.2))
-    return songs
+    return drawn_songs(WIDTH, TRACKS, seed=3)
 
 
 @pytest.fixture(scope="module")
