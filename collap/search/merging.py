@@ -33,7 +33,7 @@ def merge_indexes(parts: Sequence[Path], folder: Path) -> dict:
         clean(folder, None)
         shards = {}
         for store in stores:
-            for name in store.shards:
+            for name in store.tracks["shard"].unique().to_pylist():
                 shards[name] = _copied(store, name, folder)
         first = stores[0].manifest
         about = {name: first[name] for name in ("space", "space_id", "score", "settings", "library")}

@@ -8,7 +8,7 @@ soon as it is full, so a first index of weeks can be searched from the first hou
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -225,30 +225,36 @@ class Update:
         for row, digest in enumerate(self.batch):
             self.places[digest].shard, self.places[digest].row = name, row
         self.batch, self.num_batch_tokens = [], 0
-        self._publish()
+        self._publish(keep=self.old.shards if self.old else ())  # a file that is read later may have been moved
 
     def _write(self, recordings: list[Recording]) -> str:
         name, files = write_shard(self.folder, recordings)
         self.shards[name] = files
         return name
 
-    def _publish(self) -> None:
-        """Publish the rows of all that was read so far, and of all that is as it was; not if nothing is new."""
+    def _publish(self, keep: Iterable[str] = ()) -> None:
+        """Publish the rows of all that was read so far, and of all that is as it was; not if nothing is new.
+
+        Args:
+            keep: names of shards that stay, whether or not a row is of them.
+        """
         rows = [{**row, "shard": place.shard, "row": place.row} for row, place in self.rows]
         tracks = self._joined(self.tracks, self.changes.kept, rows)
         failed = self._joined(self.failures, self.changes.failed, self.failed)
+        shards = {*tracks["shard"].unique().to_pylist(), *keep}
         is_same = all(map(pa.Table.equals, self.published, (tracks, failed)))
-        if is_same and self.manifest and all(self.manifest[name] == value for name, value in self.about.items()):
+        is_same = is_same and self.manifest is not None and {*self.manifest["shards"]} == shards
+        if is_same and all(self.manifest[name] == value for name, value in self.about.items()):
             return
-        self._replace(tracks, failed)
+        self._replace(tracks, failed, shards)
 
     def _joined(self, old: pa.Table, kept, rows: list[dict]) -> pa.Table:
         new = pa.Table.from_pylist(rows, old.schema)
         return pa.concat_tables([old.filter(pa.array(kept)), new]).sort_by("path")
 
-    def _replace(self, tracks: pa.Table, failed: pa.Table) -> None:
-        tables = {"tracks": tracks, "failed": failed}
-        self.manifest = publish(self.folder, self.about, tables, self.shards, self.manifest)
+    def _replace(self, tracks: pa.Table, failed: pa.Table, names: Iterable[str]) -> None:
+        tables, shards = {"tracks": tracks, "failed": failed}, {name: self.shards[name] for name in names}
+        self.manifest = publish(self.folder, self.about, tables, shards, self.manifest)
         self.published = (tracks, failed)
         waiting = set(self.pending.names()) - {self.pending.path(row["digest"]).name for row, _ in self.rows}
         clean(self.folder, self.manifest, waiting)
@@ -267,4 +273,5 @@ class Update:
                 moved |= {(old, place): (name, number) for number, (old, place, _) in enumerate(batch)}
                 batch = []
         if moved:
-            self._replace(moved_places(store.tracks, moved), store.failed)
+            tracks = moved_places(store.tracks, moved)
+            self._replace(tracks, store.failed, tracks["shard"].unique().to_pylist())

@@ -250,7 +250,7 @@ def publish(
     Args:
         about: `space`, `space_id`, `score`, `settings` and `library` of the manifest.
         tables: tracks and failed.
-        shards: size and checksum of the files of every shard that is there; those that no track is of are dropped.
+        shards: size and checksum of the files of every shard.
         old: the manifest that is replaced, if there is one.
 
     Returns:
@@ -264,13 +264,12 @@ def publish(
         path = folder / f"{kind}-{generation}.arrow"
         replace_file(path, lambda place, table=table: _write_arrow(place, table))
         files[path.name] = _entry(path)
-    used = set(tables["tracks"]["shard"].unique().to_pylist())
     manifest = {
         "version": VERSION,
         **about,
         "generation": generation,
         "tables": files,
-        "shards": {name: shards[name] for name in sorted(used)},
+        "shards": {name: shards[name] for name in sorted(shards)},
         "calibration": (old or {}).get("calibration"),
     }
     manifest["checksum"] = manifest_digest(manifest)

@@ -244,6 +244,42 @@ def test_small_and_sparse_shards_are_put_together(tmp_path, library, model_folde
     assert len(os.listdir(folder / "shards")) == 2 and not list(stores.damaged_files(folder))
 
 
+def test_what_moved_behind_new_files_is_found_though_shards_are_published_before(tmp_path, few, model_folder, capsys):
+    """Whole shards lose their tracks while new ones are published, and are needed again."""
+    folder = tmp_path / "index"
+    assert index(*arguments(few, model_folder, folder)) == 0
+    before = {row["digest"]: row for row in IndexStore.open(folder).tracks.to_pylist()}
+    for path in [path for path in few.iterdir() if path.is_dir()]:
+        path.rename(few / f"zz {path.name}")
+    content = bytearray(next(few.rglob("*.wav")).read_bytes())
+    for number in range(2):
+        content[2000] ^= 1 + number
+        (few / f"{number} new.wav").write_bytes(content)
+    whole, interrupted = shutil.copytree(folder, tmp_path / "whole"), shutil.copytree(folder, tmp_path / "interrupted")
+    capsys.readouterr()
+    assert index(few, "--index", whole) == 0
+    assert "2 embedded, 5 found again" in capsys.readouterr().out
+    tracks = IndexStore.open(whole).tracks.to_pylist()
+    assert len(tracks) == 8 and not list(stores.damaged_files(whole))
+    for row in tracks:
+        if (old := before.get(row["digest"])) is not None:
+            assert (row["title"], row["seconds"]) == (old["title"], old["seconds"])
+
+    digest, count = updating.file_digest, itertools.count()
+
+    def interrupting(path):
+        if next(count) == 4:
+            raise KeyboardInterrupt
+        return digest(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(updating, "file_digest", interrupting)
+        assert index(few, "--index", interrupted) == 130
+    assert len(IndexStore.open(interrupted).tracks) == 3  # what is new, and what has stayed
+    assert index(few, "--index", interrupted) == 0
+    assert "embedded" not in capsys.readouterr().out and files_of(interrupted) == files_of(whole)
+
+
 # ---- other libraries, other models, other folders
 
 
