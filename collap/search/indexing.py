@@ -203,7 +203,7 @@ def report(update: Update, folder: Path) -> None:
         print(f"not read: {shown(path) or '.'}: {reason}", file=sys.stderr)
     if before := int(update.changes.failed.sum()):
         print(f"{before} files are broken as before; --retry_broken tries them again", file=sys.stderr)
-    done = [f"{count} {name}" for name, count in {**update.counts, "removed": update.num_removed}.items() if count]
+    done = [f"{count} {name}" for name, count in update.counts.items() if count]
     print(f"{folder}: {_contents(folder)}; {', '.join(done) or 'nothing has changed'}")
     if update.heard_seconds:
         print(f"{update.heard_seconds / 3600:.2f} hours embedded in {update.wall_seconds:.1f} s: {update.speed()}")

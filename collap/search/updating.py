@@ -8,6 +8,7 @@ soon as it is full, so a first index of weeks can be searched from the first hou
 import contextlib
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,9 @@ from .writing import (
     stored_recordings,
     write_shard,
 )
+
+# What a run has done, as it says at its end; found again is a content that the index has and no file had.
+COUNTED = ("embedded", "taken from the run before", "moved", "copied", "touched", "tagged anew", "found again", "removed")
 
 
 class _Unreadable(Exception):
@@ -75,13 +79,13 @@ class Update:
         self.failures = old.failed if old else FAILED.empty_table()
         self.published = (self.tracks, self.failures)
         self.changes = find_changes(self.tracks, self.failures, walk, retry)
-        self.num_removed = len(self.tracks) - int(self.changes.kept.sum())
         self.embedder: Embedder | None = None
         self.rows: list[tuple[dict, Place]] = []  # of files that were read
         self.failed: list[dict] = []
         self.batch: list[str] = []  # digests of recordings that are in no shard yet
         self.num_batch_tokens = 0
-        self.counts = dict.fromkeys(("embedded", "taken from the run before", "found again", "tagged anew"), 0)
+        self.counts = dict.fromkeys(COUNTED, 0)
+        self.counts["removed"] = len(self.tracks) - int(self.changes.kept.sum())  # less those that have moved
         self.heard_seconds = self.wall_seconds = 0.0
 
     def run(self) -> None:
@@ -110,9 +114,11 @@ class Update:
         return f"{self.heard_seconds / max(self.wall_seconds, 1e-9):.1f} x real time, {memory:.0f} MB"
 
     def _find_places(self) -> None:
-        """Find where every known content is, and the tags of what has been read before, by digest."""
+        """Find where every known content is, the tags of what has been read before, and what is gone, by digest."""
         self.places: dict[str, Place] = {}
         self.known_tags: dict[str, int] = {}
+        self.gone: Counter[str] = Counter()
+        self.held: set[str] = set()  # contents of tracks
         if not self.old or not self.changes.to_read:
             return
         for name, shard in self.old.shards.items():
@@ -123,6 +129,8 @@ class Update:
         for track, (digest, *place) in enumerate(zip(*columns, strict=True)):  # of one tagged anew, another digest
             self.places.setdefault(digest, Place(*place))
             self.known_tags.setdefault(digest, track)
+            self.held.add(digest)
+            self.gone[digest] += not self.changes.kept[track]
 
     # ---- one file
 
@@ -140,6 +148,7 @@ class Update:
         tags = read_tags(path) if known is None else {name: self.tracks[name][known].as_py() for name in TAGS}
         about = {"path": file.path, "size": file.size, "mtime_ns": file.mtime_ns, "digest": digest}
         self.rows.append(({"id": track_id(digest, file.path), **about, **tags, "seconds": place.seconds}, place))
+        self.held.add(digest)
         self._drop_old(file)
         if is_full(len(self.batch), self.num_batch_tokens, self.settings["shard_tracks"]):
             self._close_shard()
@@ -174,7 +183,7 @@ class Update:
     def _known_place(self, file: AudioFile, path: str, digest: str) -> Place | None:
         """Find the recording of a file without embedding it; None if it has to be."""
         if digest in self.places:
-            self.counts["found again"] += 1
+            self._count_known(file, digest)
             return self.places[digest]
         if (recording := self.pending.read(digest)) is not None:
             self.counts["taken from the run before"] += 1
@@ -190,6 +199,18 @@ class Update:
         self.counts["tagged anew"] += 1
         self.places[digest] = Place(old["seconds"], old["shard"], old["row"])
         return self.places[digest]
+
+    def _count_known(self, file: AudioFile, digest: str) -> None:
+        """Count how a known content has come to a path: of a file that is gone, of one that is there, or of neither."""
+        row = self.changes.changed.get(file.path)
+        if row is not None and self.tracks["digest"][row].as_py() == digest:
+            self.counts["touched"] += 1
+        elif self.gone[digest]:
+            self.gone[digest] -= 1
+            self.counts["removed"] -= 1
+            self.counts["moved"] += 1
+        else:
+            self.counts["copied" if digest in self.held else "found again"] += 1
 
     def _loaded(self) -> Embedder:
         """Return the model, loaded once and only if it is needed."""

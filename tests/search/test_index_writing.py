@@ -108,7 +108,7 @@ def test_what_a_killed_run_has_embedded_is_not_embedded_again(tmp_path, few, mod
     monkeypatch.setattr(updating, "embed_recording", embed)
     capsys.readouterr()
     assert index(*arguments(few, model_folder, folder, "--shard_tracks", 5)) == 0
-    assert "3 embedded, 2 taken from the run before, 1 found again" in capsys.readouterr().out
+    assert "3 embedded, 2 taken from the run before, 1 copied\n" in capsys.readouterr().out
 
 
 def test_a_second_writer_is_refused_and_readers_are_not(tmp_path, music, library, indexed, model_folder, capfd):
@@ -192,7 +192,7 @@ def test_progress_is_shown_and_the_machine_stays_usable(tmp_path, few, model_fol
     assert process.exitcode == 0 and said.read_text() == f"{os.nice(0) + 7} 3"
     assert "100%" in shown and "7/7 files, " in shown and " x real time, " in shown and " MB" in shown
     lines = (tmp_path / "log").read_text().splitlines()
-    assert lines[0].endswith("5 embedded, 1 found again") and lines[0].startswith(f"{tmp_path / 'index'}: 6 tracks, ")
+    assert lines[0].endswith("5 embedded, 1 copied") and lines[0].startswith(f"{tmp_path / 'index'}: 6 tracks, ")
     assert " hours embedded in " in lines[1] and lines[1].endswith(" MB")
 
 
@@ -258,7 +258,7 @@ def test_what_moved_behind_new_files_is_found_though_shards_are_published_before
     whole, interrupted = shutil.copytree(folder, tmp_path / "whole"), shutil.copytree(folder, tmp_path / "interrupted")
     capsys.readouterr()
     assert index(few, "--index", whole) == 0
-    assert "2 embedded, 5 found again" in capsys.readouterr().out
+    assert "2 embedded, 5 moved\n" in capsys.readouterr().out
     tracks = IndexStore.open(whole).tracks.to_pylist()
     assert len(tracks) == 8 and not list(stores.damaged_files(whole))
     for row in tracks:

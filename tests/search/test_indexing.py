@@ -81,12 +81,31 @@ def test_files_that_were_moved_copied_or_touched_are_not_embedded_again(own, no_
     gone.unlink()
     assert index(music, "--index", folder) == 0
     found = rows(folder)
-    assert "3 found again, 2 removed" in capsys.readouterr().out and len(found) == 12
+    assert "; 1 moved, 1 copied, 1 touched, 1 removed\n" in capsys.readouterr().out and len(found) == 12
     for new, old in ((f"new place/{moved.name}", names[0]), ("copy.flac", names[1]), (names[2], names[2])):
         told = ("digest", "title", "artist", "album", "year", "genre", "seconds", "shard", "row")
         assert {name: found[new][name] for name in told} == {name: before[old][name] for name in told}
         assert (found[new]["id"] == before[old]["id"]) == (new == old)
     assert names[0] not in found and names[3] not in found and found[names[2]]["mtime_ns"] == 1
+
+
+def test_a_file_counts_as_moved_once_and_as_found_again_if_it_was_gone(own, no_model, tmp_path, capsys):
+    music, folder = own
+    first, second, third, *_ = sorted(music.rglob("*.*"))
+    shutil.move(first, tmp_path / first.name)
+    second.rename(music / f"a{second.suffix}")
+    shutil.copy2(music / f"a{second.suffix}", music / f"b{second.suffix}")  # of one gone file two are there
+    third.write_bytes((tmp_path / first.name).read_bytes())  # the first has taken its place, and is gone
+    assert index(music, "--index", folder) == 0
+    assert "; 2 moved, 1 copied\n" in capsys.readouterr().out
+    content = (music / f"a{second.suffix}").read_bytes()
+    for name in "ab":
+        (music / f"{name}{second.suffix}").unlink()
+    assert index(music, "--index", folder) == 0
+    assert "; 2 removed\n" in capsys.readouterr().out
+    second.write_bytes(content)
+    assert index(music, "--index", folder) == 0
+    assert "; 1 found again\n" in capsys.readouterr().out
 
 
 def test_a_changed_file_replaces_its_old_entry(own, capsys):
@@ -139,7 +158,7 @@ def test_broken_files_are_listed_once_and_remembered_until_they_change(own, monk
     monkeypatch.undo()
     shutil.copyfile(whole, music / "cut.flac")
     assert index(music, "--index", folder) == 0
-    assert "1 found again" in capsys.readouterr().out and "cut.flac" in rows(folder)
+    assert "1 copied\n" in capsys.readouterr().out and "cut.flac" in rows(folder)
     assert index(music, "--index", folder, "--retry_broken") == 0
     assert capsys.readouterr().err.count("broken: ") == 3
 
