@@ -13,7 +13,7 @@ A table `shards` names the shards of the index that are in it, each added last: 
 Dimensions: `R` query vectors, `D` shared width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ import torch
 from .quantize import dequantize_rows
 from .vectors import Vectors
 
-MEANS, SEGMENTS, SHARDS = "means", "segments", "shards"
+MEANS, SEGMENTS, SHARDS = "means", "segments", "shards"  # tables; the first two are called as in `vectors.py`
 SPACE = b"collap_space"  # of the schema: id of the space that the vectors are of
 PROPOSED = 500  # tracks of each list
 SEGMENTS_FOR_EACH = 4  # rows that are asked for, so that so many tracks come of them
@@ -96,6 +96,35 @@ def _opened(database, uri: str | Path, space_id: str) -> list | None:
     return tables
 
 
+def _filled(uri: str | Path, space_id: str, shards: Iterable[str]) -> list:
+    """Open the three tables; a ValueError unless they are of this space and hold these shards."""
+    tables = _opened(connect(uri), uri, space_id)
+    if tables is None:
+        raise ValueError(f"{uri}: holds no tables of collap; fill it with collap index --engine")
+    if {*tables[2].to_arrow()["name"].to_pylist()} != {*shards}:
+        raise ValueError(f"{uri}: is of another state of the index; bring it up to date with collap index --engine")
+    return tables
+
+
+def check_filled(uri: str | Path, space_id: str, shards: Mapping[str, Vectors]) -> None:
+    """Raise an error unless a database is filled with the shards of an index.
+
+    Args:
+        uri, space_id, shards: as in [`fill`].
+
+    Raises:
+        ModuleNotFoundError, OSError: see [`connect`].
+        ValueError: it is of another space, holds other shards, or not as many vectors; one line that says what to do.
+    """
+    for table in _filled(uri, space_id, shards)[:2]:
+        expected = sum(len(vectors[table.name]) for vectors in shards.values())
+        if (found := table.count_rows()) != expected:
+            raise ValueError(
+                f"{uri}: its table {table.name} has {found} rows, the index {expected}; remove it, and fill it with "
+                "collap index --engine"
+            )
+
+
 def _made(database, space_id: str, width: int) -> list:
     """Make the three tables, or those of them that are missing."""
     columns = [("shard", pa.string()), ("row", pa.int32()), ("vector", pa.list_(pa.float16(), width))]
@@ -136,14 +165,8 @@ class Engine:
     """
 
     def __init__(self, uri: str | Path, space_id: str, shards: Sequence[str], places: tuple[np.ndarray, np.ndarray]):
-        database = connect(uri)
-        tables = _opened(database, uri, space_id)
-        if tables is None:
-            raise ValueError(f"{uri}: holds no tables of collap; fill it with collap index --engine")
-        self._means, self._segments, names = tables
-        self._approximate = {table.name for table in tables[:2] if table.list_indices()}
-        if {*names.to_arrow()["name"].to_pylist()} != {*shards}:
-            raise ValueError(f"{uri}: is of another state of the index; bring it up to date with collap index --engine")
+        self._means, self._segments, _ = _filled(uri, space_id, shards)
+        self._approximate = {table.name for table in (self._means, self._segments) if table.list_indices()}
         self._numbers = {name: number for number, name in enumerate(shards)}
         keys = _key(*places)
         self._tracks = np.argsort(keys, kind="stable")

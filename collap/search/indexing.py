@@ -22,13 +22,13 @@ import torch
 from collap.data.shares import parse_shard
 
 from .calibration import calibrate, write_calibration
-from .engine import connect, fill
+from .engine import check_filled, connect, fill
 from .index import TrackIndex
 from .library import Walk, share_of, shown, walk_library
 from .merging import merge_indexes
 from .score_function import ScoreFunction
 from .space import Space, load_searched, space_of
-from .store import MANIFEST, IndexStore, damaged_files, named_files, read_manifest
+from .store import MANIFEST, IndexStore, damaged_files, named_files
 from .updating import Update
 from .writing import writing_to
 
@@ -45,12 +45,15 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.json and not options.stats:
         raise ValueError("--json is what --stats prints; expected both")
+    asked = [f"--{name}" for name in ("verify", "stats", "merge", "calibrate") if getattr(options, name)]
+    if len(asked) > 1 and asked != ["--merge", "--calibrate"]:
+        raise ValueError(f"{' and '.join(asked)} are runs of their own; expected one of them")
     if options.stats:
         from .statistics import run as run_statistics  # it brings all analyses
 
         return run_statistics(options)
     if options.verify:
-        return verify(options.index)
+        return verify(options.index, options.engine)
     check_options(options)
     if options.merge:
         merge_indexes(options.merge, options.index)
@@ -82,15 +85,26 @@ def check_options(options: argparse.Namespace) -> None:
         connect(options.engine)
 
 
-def verify(folder: Path) -> int:
-    """Read all of an index, and say what is not as it was written."""
+def verify(folder: Path, engine: str | None = None) -> int:
+    """Read all of an index, and say what is not as it was written; return an exit code.
+
+    Args:
+        engine: database that is to hold the shards of the index, see `engine.py`.
+
+    Raises:
+        ModuleNotFoundError, OSError, ValueError: of an index or a database that cannot be opened, or one of another
+            state; one line.
+    """
     damaged = list(damaged_files(folder))
     for line in damaged:
         print(f"damaged: {line}", file=sys.stderr)
     if damaged:
         return 1
-    IndexStore.open(folder)
-    print(f"{folder}: {len(list(named_files(folder, read_manifest(folder))))} files, all as they were written")
+    store = IndexStore.open(folder)
+    print(f"{folder}: {len(list(named_files(folder, store.manifest)))} files, all as they were written")
+    if engine:
+        check_filled(engine, store.space.id, {name: shard.vectors for name, shard in store.shards.items()})
+        print(f"{engine}: holds all vectors of its {len(store.shards)} shards")
     return 0
 
 

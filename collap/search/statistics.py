@@ -2,6 +2,7 @@
 
     collap index --stats --index music.index
     collap index --stats --index music.index --json
+    collap index --stats --index music.index --engine music.lance    recall through an engine, too
 
 Queries are the descriptions that an index is calibrated on; where its model is not there, segments of its own tracks,
 each of which is not to find its track. All tracks are scored exactly with all of them, so a large library takes its
@@ -204,18 +205,23 @@ def hubs(store: IndexStore, scores: np.ndarray, k: int) -> dict:
 
 
 @torch.no_grad()
-def statistics_of(index: TrackIndex, k: int = K) -> dict:
+def statistics_of(index: TrackIndex, k: int = K, proposing: TrackIndex | None = None) -> dict:
     """Measure an index.
+
+    Args:
+        proposing: the same index with an engine, whose recall is measured, too.
 
     Returns:
         `contents`, `bytes`; and, if it holds more than k tracks, `k`, `queries` (their `kind` and `number`), `recall`,
-        `length_bias` and `hubs`.
+        `length_bias`, `hubs` and, with an engine, `engine_recall`.
     """
     report = {"contents": contents(index.store), "bytes": sizes(index.store)}
     if len(index) <= k:
         return report
     asked = queries_of(index)
     scores = exact_scores(index, asked)
+    if proposing is not None:
+        report["engine_recall"] = recall(proposing, asked, scores, k)
     return report | {
         "k": k,
         "queries": {"kind": asked.kind, "number": scores.shape[1]},
@@ -230,7 +236,9 @@ def statistics_of(index: TrackIndex, k: int = K) -> dict:
 
 def run(options: argparse.Namespace) -> int:
     """Do `collap index --stats`; return its exit code."""
-    report = statistics_of(TrackIndex.open(options.index, options.model, options.device or "cpu"))
+    index = TrackIndex.open(options.index, options.model, options.device or "cpu")
+    proposing = TrackIndex(index.store, engine=options.engine) if options.engine else None
+    report = statistics_of(index, proposing=proposing)
     print(json.dumps(report) if options.json else "\n".join(told(report)))
     return 0
 
@@ -248,9 +256,11 @@ def told(report: dict) -> list[str]:
     if "recall" not in report:
         return [*lines, "too few tracks to say how well they are found"]
     k, found, bias, often = (report[name] for name in ("k", "recall", "length_bias", "hubs"))
+    through = report.get("engine_recall")
     lines += [
         f"asked: {report['queries']['number']} {report['queries']['kind']}",
         f"recall@{k} against scoring all: {_interval(found)}; a search scores {found['scored']} tracks",
+        *([f"the same through the engine: {_interval(through)}"] if through else []),
         f"rank correlation of mean score and length: {_interval(bias) if bias else 'all tracks are equally long'}",
         f"skewness of N_{k}, how often a track is among the best {k}: {_interval(often['skewness'])}, "
         f"by chance {often['skewness']['chance']:.2f}",

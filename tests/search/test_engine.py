@@ -1,5 +1,6 @@
 """Candidates from a vector database: the same scores as without it, and never those of another index."""
 
+import json
 import shutil
 import sys
 
@@ -122,3 +123,30 @@ def test_the_commands_fill_and_use_it(indexed, tmp_path, capsys):
     assert lists[0] == lists[1]
     assert main(["search", "a", "--index", str(indexed), "--engine", str(tmp_path / "none")]) == 1
     assert "holds no tables" in capsys.readouterr().err
+
+
+def test_an_index_is_verified_with_its_database(indexed, tmp_path, capsys):
+    def said(*options: object) -> tuple[int, str]:
+        code, printed = collap_index("--index", indexed, "--engine", uri, *options), capsys.readouterr()
+        return code, printed.out + printed.err
+
+    uri = tmp_path / "music.lance"
+    code, lines = said("--verify")
+    assert code == 1 and "all as they were written" in lines and "holds no tables of collap; fill it with" in lines
+    assert not uri.exists() or not list(uri.iterdir())  # it is looked at, and not filled
+    said()
+    code, lines = said("--verify")
+    assert code == 0 and lines.splitlines()[1] == f"{uri}: holds all vectors of its 3 shards"
+    connect(uri).open_table("segments").delete("row = 1")
+    code, lines = said("--verify")
+    assert code == 1 and "its table segments has" in lines and "remove it, and fill it with" in lines
+
+
+def test_recall_through_the_database_is_told_beside_that_of_the_scan(folder, filled, capsys, monkeypatch):
+    monkeypatch.setattr(engine_module, "PROPOSED", 1)
+    assert collap_index("--stats", "--json", "--index", folder, "--engine", filled) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["engine_recall"]["value"] < 0.9 < report["recall"]["value"]
+    assert collap_index("--stats", "--index", folder, "--engine", filled) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"the same through the engine: {report['engine_recall']['value']:.3f}" in "\n".join(lines)

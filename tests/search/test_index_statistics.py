@@ -135,6 +135,8 @@ def test_people_read_lines(folder, capsys):
     [
         (["--json"], "--json is what --stats prints"),
         (["--stats", "/"], "--verify, --merge and --stats read no library"),
+        (["--stats", "--verify"], "--verify and --stats are runs of their own"),
+        (["--stats", "--calibrate"], "--stats and --calibrate are runs of their own"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(folder, capsys, arguments, said):
