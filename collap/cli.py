@@ -259,7 +259,7 @@ def _index(parser: Parser) -> None:
     parser.add_argument("--shard_tracks", type=int, help="tracks of a file, published when it is full; default: 256")
     parser.add_argument("--merge", nargs="+", type=Path, metavar="PART", help="put indexes of parts into --index")
     parser.add_argument("--verify", action="store_true", help="compare every file of the index with its checksum")
-    parser.add_argument("--engine", help="LanceDB that is to hold the vectors, too; only looked at by --verify, --stats")
+    parser.add_argument("--engine", help="LanceDB that is to hold the vectors, too; --verify and --stats only read it")
     parser.add_argument("--calibrate", action="store_true", help="measure what collap search --mode calibrated needs")
     parser.add_argument("--stats", action="store_true", help="say what the index holds, and how well it is searched")
     parser.add_argument("--json", action="store_true", help="with --stats: print one JSON object instead of lines")

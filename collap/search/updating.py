@@ -38,7 +38,7 @@ from .writing import (
 )
 
 # What a run has done, as it says at its end; found again is a content that the index has and no file had.
-COUNTED = ("embedded", "taken from the run before", "moved", "copied", "touched", "tagged anew", "found again", "removed")
+COUNTED = "embedded", "taken from the run before", "moved", "copied", "touched", "tagged anew", "found again", "removed"
 
 
 class _Unreadable(Exception):
