@@ -2,8 +2,8 @@
 
 python app.py --index music.index --library Music
 
-Without options they are taken from the environment: COLLAP_INDEX (index), COLLAP_LIBRARY and PORT (7860). A Space tells
-the name that it is asked by in SPACE_HOST, and is shown in a frame of huggingface.co.
+Without options they are taken from the environment: COLLAP_INDEX (index), COLLAP_LIBRARY, COLLAP_ENGINE and PORT
+(7860). A Space tells the name that it is asked by in SPACE_HOST, and is shown in a frame of huggingface.co.
 """
 
 import os
@@ -16,8 +16,9 @@ def arguments(environment: dict[str, str]) -> list[str]:
     """Return the options of `collap serve` that an environment asks for."""
     options = ["--host", "0.0.0.0", "--port", environment.get("PORT", "7860")]
     options += ["--index", environment.get("COLLAP_INDEX", "index")]
-    if library := environment.get("COLLAP_LIBRARY"):
-        options += ["--library", library]
+    for name in ("library", "engine"):
+        if value := environment.get(f"COLLAP_{name.upper()}"):
+            options += [f"--{name}", value]
     if name := environment.get("SPACE_HOST"):
         options += ["--allow_host", name, "--embedded_in", "https://huggingface.co"]
     return options

@@ -312,6 +312,7 @@ def _serve(parser: Parser) -> None:
     parser.add_argument("--library", type=Path, help="where its songs lie now; default: where they were indexed")
     parser.add_argument("--model", help="folder or Hub id, if it is not where it was; default: that of the index")
     parser.add_argument("--device", help="where the model runs; default: cuda if there is one, else cpu")
+    parser.add_argument("--engine", help="LanceDB that collap index --engine has filled, which proposes the tracks")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0: other machines may ask")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
     parser.add_argument(

@@ -17,6 +17,7 @@ from serving import HOSTILE_ARTIST, HOSTILE_TITLE, serving, until
 from app import arguments
 from collap.cli import main, parse
 from collap.search.index import TrackIndex
+from collap.search.serve import searcher as searchers
 from collap.search.serve.answers import MAX_CHARACTERS
 from collap.search.serve.limits import Limits
 from collap.search.serve.searcher import Searcher
@@ -156,6 +157,27 @@ def test_what_is_published_meanwhile_is_found_without_a_restart(dressed, model_f
             hit["id"] for hit in before if (library / hit["path"]).exists()
         ]
         (tmp_path / "index" / "manifest.json").write_text("{")  # damaged: the last good one answers
+        assert search(client, q=QUERY, k=100) == after
+
+
+def test_an_engine_proposes_what_is_found_and_is_waited_for(dressed, tmp_path, monkeypatch):
+    library, folder = shutil.copytree(dressed[0], tmp_path / "library"), tmp_path / "index"
+    shutil.copytree(dressed[1], folder)
+    assert index(library, "--index", folder, "--engine", tmp_path / "lance") == 0
+    monkeypatch.setattr(searchers, "AGAIN_SECONDS", 0)
+    with serving(Searcher(folder)) as plain, serving(Searcher(folder, engine=tmp_path / "lance")) as client:
+        before = search(client, q=QUERY, k=100)
+        assert before == search(plain, q=QUERY, k=100) and len(before) == 12
+        asked = {"q": QUERY, "filter": "genre=jazz"}
+        notes = [one.get("/api/search", params=asked).json()["notes"] for one in (client, plain)]
+        assert notes == [["the engine knows of no filter: this was searched without it"], []]
+        content = bytearray(next(library.rglob("*.wav")).read_bytes())
+        content[2000:60_000] = bytes(58_000)
+        (library / "new.wav").write_bytes(content)
+        assert index(library, "--index", folder) == 0
+        after = search(plain, q=QUERY, k=100)
+        assert len(after) == 13 and search(client, q=QUERY, k=100) == before  # which the engine is of
+        assert index("--index", folder, "--engine", tmp_path / "lance") == 0
         assert search(client, q=QUERY, k=100) == after
 
 
@@ -352,12 +374,14 @@ def test_what_cannot_be_served_is_said_before_anything_is_loaded(capsys, dressed
     assert "--port" in said("--port", 99999)
     assert "no such folder" in said("--library", tmp_path / "nowhere")
     assert "--max_upload_mb" in said("--max_upload_mb", 0)
+    assert "fill it with collap index --engine" in said("--port", 0, "--engine", tmp_path / "none")
     assert main(["serve", "--port", "0", "--index", str(tmp_path)]) == 1
     assert "holds no index" in capsys.readouterr().err
 
 
 def test_the_script_of_a_space_takes_its_options_from_the_environment():
-    options = parse("serve", arguments({"SPACE_HOST": "me-music.hf.space", "COLLAP_LIBRARY": "songs"}))
+    environment = {"SPACE_HOST": "me-music.hf.space", "COLLAP_LIBRARY": "songs", "COLLAP_ENGINE": "db://music"}
+    options = parse("serve", arguments(environment))
     assert (options.host, options.port, str(options.index)) == ("0.0.0.0", 7860, "index")
     assert options.allow_host == ["me-music.hf.space"] and options.embedded_in == "https://huggingface.co"
-    assert str(options.library) == "songs" and os.path.basename(options.index) == "index"
+    assert str(options.library) == "songs" and options.engine == "db://music"

@@ -4,8 +4,10 @@ Dimensions: `T` tokens and `S` segments of a clip, `D` shared width.
 """
 
 import logging
+import math
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from .answers import Asked, Described, Narrowed, Track
 from .library_files import NotServed
 
 MOST_GENRES = 12  # that the statistics name
+AGAIN_SECONDS = 10  # after which an index that could not be opened is tried again
 FILTER_HELP = f"fields: {', '.join(FIELDS)}; {' '.join(COMPARISONS)} (~ contains); and, or, not, ( )"
 
 logger = logging.getLogger(__name__)
@@ -38,15 +41,22 @@ class Searcher:
     Args:
         folder: of the index.
         library: where its songs lie; None for where they lay when they were indexed.
-        model, device: see [`TrackIndex.open`].
+        model, device, engine: see [`TrackIndex.open`].
 
     Raises:
         OSError, ValueError: there is no such index or model; one line.
     """
 
-    def __init__(self, folder: Path, library: Path | None = None, model: str | None = None, device: str = "cpu"):
-        self._folder, self._library, self._model, self._device = folder, library, model, device
-        self._lock, self._seen = threading.Lock(), _state(folder)
+    def __init__(
+        self,
+        folder: Path,
+        library: Path | None = None,
+        model: str | None = None,
+        device: str = "cpu",
+        engine: str | None = None,
+    ):
+        self._folder, self._library, self._model, self._device, self._engine = folder, library, model, device, engine
+        self._lock, self._seen, self._looked = threading.Lock(), _state(folder), -math.inf
         self._index = self._opened()
 
     @property
@@ -54,11 +64,11 @@ class Searcher:
         """Return the index that is published now; the last one that could be opened if that one cannot."""
         with self._lock:
             state = _state(self._folder)
-            if state not in (None, self._seen):
-                self._seen = state
+            if state not in (None, self._seen) and time.monotonic() >= self._looked + AGAIN_SECONDS:
                 try:
-                    self._index = self._opened(self._index)
-                except (OSError, ValueError) as error:
+                    self._index, self._seen = self._opened(self._index), state
+                except (OSError, ValueError) as error:  # such as an engine that is not filled yet
+                    self._looked = time.monotonic()
                     logger.warning("%s; what was published before is searched", flat(error))
             return self._index
 
@@ -66,7 +76,7 @@ class Searcher:
         """Open the index and load its model, or keep that of the index before."""
         store = IndexStore.open(self._folder)
         is_same = before is not None and before.store.space.id == store.space.id
-        index = TrackIndex(store, before.embedder if is_same else self._model, self._device)
+        index = TrackIndex(store, before.embedder if is_same else self._model, self._device, self._engine)
         index.embedder  # noqa: B018 (loaded now, not at the first search)
         return index
 

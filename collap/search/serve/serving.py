@@ -36,6 +36,7 @@ def run(options: argparse.Namespace) -> int:
         options.library,
         options.model,
         options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        options.engine,
     )
     if not os.path.isdir(searcher.library):
         print(f"{searcher.library}: is not there, so that nothing can be listened to; name it with --library")
