@@ -145,25 +145,35 @@ class Copies:
         self.seconds, (self._shards, self._rows) = store.tracks["seconds"].to_numpy(), store.places
         stored = [shard.vectors for shard in store.shards.values()]
         self._prints = [(one["print_offsets"].numpy(), one["prints"].numpy().view(np.uint32)) for one in stored]
-        self._store, self._compared = store, lru_cache(REMEMBERED)(self._compare)
+        self._digests = [shard.rows["sound"] for shard in store.shards.values()]
+        self._compared = lru_cache(REMEMBERED)(self._compare)
 
-    def evidence(self, one: int, other: int) -> Evidence | None:
-        """Say how two tracks lie over each other if they are copies of one recording; None if they are not."""
-        if abs(self.seconds[one] - self.seconds[other]) > MAX_SECONDS_APART:
+    def evidence(self, one: int, other: int, others: "Copies | None" = None) -> Evidence | None:
+        """Say how two tracks lie over each other if they are copies of one recording; None if they are not.
+
+        Args:
+            others: of the index that the second one is of, if that is another.
+        """
+        if abs(self.seconds[one] - (others or self).seconds[other]) > MAX_SECONDS_APART:
             return None
-        return self._compared(one, other)
+        return self._compared(one, other) if others is None else self._compare(one, other, others)
 
-    def _compare(self, one: int, other: int) -> Evidence | None:
-        if self.sounds[one] == self.sounds[other]:
+    def _compare(self, one: int, other: int, others: "Copies | None" = None) -> Evidence | None:
+        others = others or self
+        if self.sound(one) == others.sound(other):
             return Evidence(0.0, 1.0, 0.0, 0.0, same_sound=True)
-        return compare_prints(self.prints(one), self.prints(other))
+        return compare_prints(self.prints(one), others.prints(other))
+
+    def sound(self, track: int) -> str:
+        """Return the digest of the samples of a track."""
+        return self._digests[self._shards[track]][int(self._rows[track])].as_py()
 
     @cached_property
     def sounds(self) -> np.ndarray:
         """Return a number (N,) for every track, the same for the same samples."""
-        digests = [shard.rows["sound"].combine_chunks() for shard in self._store.shards.values()]
-        starts = np.cumsum([0, *map(len, digests)])
-        numbers = pa.concat_arrays([pa.array([], pa.string()), *digests]).dictionary_encode().indices.to_numpy()
+        starts = np.cumsum([0, *map(len, self._digests)])
+        digests = [pa.array([], pa.string()), *(one.combine_chunks() for one in self._digests)]
+        numbers = pa.concat_arrays(digests).dictionary_encode().indices.to_numpy()
         return numbers[starts[self._shards] + self._rows]
 
     def prints(self, track: int) -> np.ndarray:

@@ -14,8 +14,8 @@ Dimensions: `A` tracks, `B` texts, `Q` sentences of a text, `D` shared width.
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -168,11 +168,27 @@ def _ranking(tracks: np.ndarray, scores: np.ndarray, k: int, is_certified: bool,
     return Ranking(tracks[order], scores[order], True, is_certified, num_rescored)
 
 
-def merge_hits(shards: Iterable[list], k: int) -> list:
+def merge_hits(parts: Sequence[list], k: int, indexes: Sequence = ()) -> list:
     """Merge the hits of one query in parts of a library: the best k of all, as if it had been searched whole.
 
     Args:
-        shards: hits of every part, with `score` and `path`.
+        parts: the k best hits of every part.
+        indexes: the [`TrackIndex`] of every part: then hits that are copies of a better one of another part are no hits
+            of their own but its `copies`, as within a part.
     """
-    hits = [hit for shard in shards for hit in shard]
-    return sorted(hits, key=lambda hit: (-hit.score, os.fsencode(hit.path)))[:k]
+    hits = [(hit, index) for part, index in zip(parts, indexes or [None] * len(parts), strict=True) for hit in part]
+    kept: list[tuple] = []  # a hit, the index of its part, its copies
+    for hit, index in sorted(hits, key=lambda one: (-one[0].score, os.fsencode(one[0].path))):
+        copies = next((copies for first, own, copies in kept if _are_copies(first, own, hit, index)), None)
+        if copies is not None:
+            copies += [hit.path, *hit.copies]
+        elif len(kept) == k:
+            break
+        else:
+            kept.append((hit, index, [*hit.copies]))
+    return [replace(hit, rank=rank, copies=tuple(copies)) for rank, (hit, _, copies) in enumerate(kept, 1)]
+
+
+def _are_copies(hit, index, other, another) -> bool:
+    """Tell whether two hits of different indexes are copies; those of one are folded already."""
+    return index is not another and index.copies.evidence(hit.track, other.track, another.copies) is not None

@@ -26,6 +26,7 @@ from collap.search.copies import (
     passage_errors,
 )
 from collap.search.index import TrackIndex
+from collap.search.ranking import merge_hits
 from collap.search.store import MANIFEST, IndexStore, manifest_digest
 
 RATE = 16_000
@@ -114,6 +115,20 @@ def test_copies_are_folded_into_the_best_of_them(searched, how):
             assert hit.copies == () or (hit.path == ranked[0] and list(hit.copies) == ranked[1 : len(hit.copies) + 1])
     if "candidates" not in how:  # else some copies were not looked at
         assert [list(hit.copies) for hit in found if hit.path == ranked[0]] == [ranked[1:]]
+
+
+@pytest.mark.parametrize("k", [1, 3, 7, 50])
+def test_copies_are_folded_across_parts_of_a_library_as_within_it(copies, searched, tmp_path, k):
+    for part in ("0/2", "1/2"):
+        about = ["--index", tmp_path / part[0], "--model", searched.store.settings["model"], "--shard", part]
+        assert index(copies / "elsewhere", *about) == 0
+    parts = [TrackIndex.open(tmp_path / part) for part in "01"]
+    assert all({*COPIES} & {*map(part.store.path, range(len(part)))} for part in parts)
+    whole, found = searched.search(QUERY, k=k), [part.search(QUERY, k=k) for part in parts]
+    merged = merge_hits(found, k, parts)
+    assert [(hit.rank, hit.path, hit.score) for hit in merged] == [(hit.rank, hit.path, hit.score) for hit in whole]
+    assert [{*hit.copies} for hit in merged] == [{*hit.copies} for hit in whole]
+    assert len(merge_hits(found, 50)) == 8 or k < 7  # in each part some copy is a hit
 
 
 def test_what_a_song_is_like_is_no_copy_of_it(searched):

@@ -146,6 +146,7 @@ def test_parts_of_a_library_are_merged_to_the_whole(tmp_path, songs, index, quer
     for query, whole in enumerate(index.search(vectors=queries, mode="exact")):
         merged = merge_hits([part[query] for part in parts], 10)
         assert [round(hit.score, 4) for hit in merged] == [round(hit.score, 4) for hit in whole]
+        assert [hit.rank for hit in merged] == list(range(1, 11))
         assert {hit.path for hit in merged} - {hit.path for hit in whole} <= {"0000009.flac"}
 
 
