@@ -39,6 +39,32 @@ MIN_KEPT = 0.5  # share of an index's files that another folder must hold to be 
 
 def run(options: argparse.Namespace) -> int:
     """Do `collap index`; return its exit code: 1 if `--verify` finds damage."""
+    check_options(options)
+    os.nice(options.nice)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    if options.stats:
+        from .statistics import run as run_statistics  # it brings all analyses
+
+        return run_statistics(options)
+    if options.verify:
+        return verify(options.index, options.engine)
+    if options.merge:
+        merge_indexes(options.merge, options.index)
+        print(f"{options.index}: {_contents(options.index)}")
+    if options.folder:
+        report(index_library(options), options.index)
+    if options.engine:
+        store = IndexStore.open(options.index)
+        added = fill(options.engine, store.space.id, {name: shard.vectors for name, shard in store.shards.items()})
+        print(f"{options.engine}: {len(store.shards)} shards, {added} of them new")
+    if options.calibrate:
+        print(calibrate_index(options.index, options.model, options.device))
+    return 0
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raise a ValueError for options that cannot work, before anything is read."""
     if options.folder and (options.verify or options.merge or options.stats):
         raise ValueError(
             f"{options.folder}: --verify, --merge and --stats read no library; name the index with --index alone"
@@ -48,32 +74,6 @@ def run(options: argparse.Namespace) -> int:
     asked = [f"--{name}" for name in ("verify", "stats", "merge", "calibrate") if getattr(options, name)]
     if len(asked) > 1 and asked != ["--merge", "--calibrate"]:
         raise ValueError(f"{' and '.join(asked)} are runs of their own; expected one of them")
-    if options.stats:
-        from .statistics import run as run_statistics  # it brings all analyses
-
-        return run_statistics(options)
-    if options.verify:
-        return verify(options.index, options.engine)
-    check_options(options)
-    if options.merge:
-        merge_indexes(options.merge, options.index)
-        print(f"{options.index}: {_contents(options.index)}")
-    os.nice(options.nice)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    if options.folder:
-        report(index_library(options), options.index)
-    if options.engine:
-        store = IndexStore.open(options.index)
-        added = fill(options.engine, store.space.id, {name: shard.vectors for name, shard in store.shards.items()})
-        print(f"{options.engine}: {len(store.shards)} shards, {added} of them new")
-    if options.calibrate:
-        print(calibrate_index(options.index, options.device))
-    return 0
-
-
-def check_options(options: argparse.Namespace) -> None:
-    """Raise a ValueError for options that cannot work, before anything is read."""
     for name in ("threads", "stride", "shard_tracks"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(f"--{name} must be 1 or more, found {getattr(options, name)}")
@@ -190,9 +190,9 @@ def check_library(walk: Walk, root: str, old: IndexStore | None) -> None:
         )
 
 
-def calibrate_index(folder: Path, device: str | None) -> str:
+def calibrate_index(folder: Path, model: str | None, device: str | None) -> str:
     """Measure on an index what its searches may say, keep it there, and return a line about it."""
-    index = TrackIndex.open(folder, device=device or "cpu")
+    index = TrackIndex.open(folder, model, device or "cpu")
     found = calibrate(index)
     write_calibration(folder, found)
     bound = "no bound was found, so the mode calibrated is not offered"

@@ -16,6 +16,8 @@ from .outputs import FORMATS
 
 def run(options: argparse.Namespace) -> int:
     """Do `collap search`; return its exit code, 1 if nothing was found."""
+    if options.curve and options.format != "json":
+        raise ValueError("--curve is what --json prints; expected both")
     index = TrackIndex.open(options.index, options.model, options.device or "cpu", options.engine)
     results = index.search(
         options.text,

@@ -1,12 +1,14 @@
 """`collap index --stats`: what an index holds, and how well it can be searched."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from libraries import command_process
 
 from benchmarks.search_library import SyntheticSongs, draw_tracks, score_function, write_index
 from collap.cli import main
@@ -128,6 +130,21 @@ def test_people_read_lines(folder, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("90 tracks of 90 recordings, ") and sum("of queries" in line for line in lines) == 5
     assert any(line.startswith("recall@10 against scoring all: 1.000 (1.000 to 1.000)") for line in lines)
+
+
+def test_the_machine_stays_usable_meanwhile(folder, tmp_path):
+    def before() -> None:
+        def measured(*arguments, **settings):
+            print(f"{os.nice(0)} {torch.get_num_threads()}")
+            return {"contents": {}}
+
+        statistics_module.statistics_of = measured
+
+    log = tmp_path / "log"
+    more = ["--stats", "--json", "--index", folder, "--nice", 7, "--threads", 3]
+    process = command_process(log, "index", *more, before=before)
+    process.join()
+    assert process.exitcode == 0 and log.read_text().splitlines()[0] == f"{os.nice(0) + 7} 3"
 
 
 @pytest.mark.parametrize(

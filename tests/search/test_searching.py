@@ -80,6 +80,7 @@ def test_like_and_not_and_playlist(index, indexed, capsys):
         (["x" * 20_001], "a query has 20001 characters"),
         (["--like", "nobody"], "no track 'nobody'"),
         (["piano", "-k", "0"], "k is 0"),
+        (["piano", "--curve", "--m3u"], "--curve is what --json prints"),
         (["piano", "--model", "/nowhere"], "/nowhere: no such folder"),
     ],
 )
@@ -117,6 +118,8 @@ def test_a_text_or_a_track_is_needed_and_one_format(capsys):
 
 def test_calibrating_an_index_is_a_command(tmp_path, indexed, capsys):
     folder = shutil.copytree(indexed, tmp_path / "index")
+    assert main(["index", "--calibrate", "--index", str(folder), "--model", str(tmp_path)]) == 1
+    assert f"{tmp_path}: " in capsys.readouterr().err  # the model that is named is read, not that of the index
     assert main(["index", "--calibrate", "--index", str(folder)]) == 0
     assert "calibrated on 69 descriptions: the 10 best score" in capsys.readouterr().out
     assert search("piano", "--index", folder, "--mode", "calibrated", "--json") == 0

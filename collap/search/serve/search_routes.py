@@ -30,7 +30,7 @@ def add_search_routes(app: FastAPI, searcher: Searcher, searches: Work, limits: 
 
     @app.get("/api/search")
     async def search(request: Request, asked: Annotated[Asked, Query()]) -> Answer:
-        """Find the songs that a description, a moment of a song, or both, fit best, and where in them."""
+        """Find the songs that a description fits, or that sound like a song or a moment of one, and where in them."""
         began = time.monotonic()
         async with searches.place():
             found = await searches.run(request, searcher.search, asked)
