@@ -37,7 +37,7 @@ from .ranking import MODES, Ranker, Ranking, Texts, default_candidates, texts_of
 from .rescoring import Tokens
 from .scan import Scan
 from .score_function import ScoreFunction
-from .space import load_searched, space_of
+from .space import fetched_space, load_searched
 from .store import IndexStore
 
 SAMPLE = 1000  # tracks by whose scores `Hit.deviations` says what is usual
@@ -120,7 +120,8 @@ class TrackIndex:
                 )
             return self.model
         spec = str(self.model or settings["model"])
-        space_of(spec, about["dtype"], about["stride"]).check(self.store.space, self.store.folder)
+        found = fetched_space(spec, self.device, about["dtype"], about["stride"])
+        found.check(self.store.space, self.store.folder)
         return load_searched(spec, self.device, about["dtype"])
 
     def tokens(self, track: int) -> Tokens:

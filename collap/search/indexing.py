@@ -27,7 +27,7 @@ from .index import TrackIndex
 from .library import Walk, share_of, shown, walk_library
 from .merging import merge_indexes
 from .score_function import ScoreFunction
-from .space import Space, load_searched, space_of
+from .space import fetched_space
 from .store import MANIFEST, IndexStore, damaged_files, named_files
 from .updating import Update
 from .writing import writing_to
@@ -119,7 +119,7 @@ def index_library(options: argparse.Namespace) -> Update:
     with writing_to(folder):
         old = IndexStore.open(folder) if (folder / MANIFEST).exists() else None
         settings = settings_of(options, old)
-        space = _space(settings, device)
+        space = fetched_space(settings["model"], device, settings["dtype"], settings["stride"])
         if old:
             space.check(old.space, folder)
         walk = walk_library(root)
@@ -161,16 +161,6 @@ def settings_of(options: argparse.Namespace, old: IndexStore | None) -> dict:
         held, asked = (f"part {one}" if one else "the whole" for one in (known.get("shard"), settings["shard"]))
         raise ValueError(f"{options.index}: holds {held} of a library, asked for is {asked}; name another --index")
     return settings
-
-
-def _space(settings: dict, device: str) -> Space:
-    """Return the space of a run; a model on the Hub that is not in the cache is fetched for it."""
-    asked = settings["model"], settings["dtype"], settings["stride"]
-    try:
-        return space_of(*asked)
-    except OSError:
-        load_searched(settings["model"], device, settings["dtype"])
-        return space_of(*asked)
 
 
 def check_library(walk: Walk, root: str, old: IndexStore | None) -> None:

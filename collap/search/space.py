@@ -139,6 +139,15 @@ def space_of(spec: str, dtype: str = "float32", stride: int = 1) -> Space:
     )
 
 
+def fetched_space(spec: str, device: str, dtype: str, stride: int) -> Space:
+    """Return the space of a model as [`space_of`] does; what is on the Hub and not in the cache is fetched first."""
+    try:
+        return space_of(spec, dtype, stride)
+    except OSError:
+        load_searched(spec, device, dtype)
+        return space_of(spec, dtype, stride)
+
+
 def _settings(path: Path) -> dict:
     """Read a configuration, without what does not change what a model computes."""
     try:

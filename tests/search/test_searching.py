@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from hub_server import HubServer
 
 from collap.cli import main
 from collap.search.index import TrackIndex
@@ -125,6 +126,17 @@ def test_calibrating_an_index_is_a_command(tmp_path, indexed, capsys):
     assert search("piano", "--index", folder, "--mode", "calibrated", "--json") == 0
     printed = capsys.readouterr()
     assert all(hit["certified"] and hit["match"] is not None for hit in json.loads(printed.out)["hits"])
+
+
+def test_a_model_of_the_hub_is_fetched_by_the_first_search(tmp_path, indexed, model_folder):
+    """As in a container that has just been started, where nothing is in the cache."""
+    command = [sys.executable, "-m", "collap", "search", "piano", "--index", indexed, "--model", "you/collap", "--json"]
+    with HubServer() as hub:
+        hub.create("model", "you/collap")
+        hub.commit("you/collap", {path.name: path.read_bytes() for path in model_folder.iterdir()})
+        environment = hub.environment(tmp_path, token=None)
+        done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and len(json.loads(done.stdout)["hits"]) == 10, done.stderr
 
 
 @pytest.mark.slow
