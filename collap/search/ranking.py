@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from .estimates import is_flat, is_sharp
 from .rescoring import Tokens, score_tracks
-from .scan import Scan, is_flat, is_sharp
+from .scan import Scan
 from .score_function import ScoreFunction
 
 MODES = ("fixed", "calibrated", "exact")

@@ -10,10 +10,11 @@ from torch.nn import functional as F
 
 from benchmarks.search_library import SyntheticSongs, aligned_function, draw_tracks, score_function
 from collap.search import scan as scan_module
+from collap.search.estimates import frame_coverage, mean_rows, segment_scores
 from collap.search.quantize import dequantize_rows
 from collap.search.ranking import Texts, default_candidates
 from collap.search.rescoring import score_tracks
-from collap.search.scan import Scan, frame_coverage, kept_by_means, mean_rows, segment_scores
+from collap.search.scan import Scan, kept_by_means
 from collap.search.score_function import ScoreFunction
 from collap.search.vectors import join_tracks, one_track, track_vectors
 
