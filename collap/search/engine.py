@@ -26,7 +26,7 @@ from .vectors import Vectors
 MEANS, SEGMENTS, SHARDS = "means", "segments", "shards"
 SPACE = b"collap_space"  # of the schema: id of the space that the vectors are of
 PROPOSED = 500  # tracks of each list
-SEGMENTS_FOR_EACH = 4  # rows that are asked for, so that so many tracks come of them
+SEGMENTS_FOR_EACH = 2  # rows that are asked for, so that so many tracks come of them
 MIN_INDEXED = 100_000  # rows of a table: fewer are compared one by one
 REFINED = 4  # times as many rows as are asked for are compared by their whole vectors
 METRIC = "dot"
