@@ -165,8 +165,8 @@ def test_few_candidates_hold_the_best_ten(library, temperature, needed):
         (score_function(0.2), 4000, 768),
         (score_function(0.05), 950, 197),
         (score_function(0.05), 4000, 619),
-        (aligned_function(), 950, 105),
-        (aligned_function(), 4000, 387),
+        (aligned_function(), 950, 30),
+        (aligned_function(), 4000, 84),
     ],
 )
 def test_a_search_scores_as_many_as_hold_the_best_of_trained_models(function, num_tracks, needed):
