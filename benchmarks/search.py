@@ -149,8 +149,8 @@ class Growing:
         self.best = exact_best(Ranker(self.function, self.library.scan, self.exact_tokens), self.texts)
 
     def exact_tokens(self, track: int) -> Tokens:
-        """Return tokens of the length that segments say, which a score in time reads; fewer for the paper's."""
-        return self.library.tokens(track, TOKENS if self.function.has_sentences else TRACK_TOKENS)
+        """Return the tokens of a track, all of them for a score that reads their times; few for the paper's."""
+        return self.library.tokens(track, self.tokens if self.function.has_sentences else TRACK_TOKENS)
 
     def measure(self, name: str, scan: Scan) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
         """Return times and recall, each beginning with a name."""
