@@ -9,7 +9,8 @@ track (numpy), and beside LanceDB proposing the candidates (up to --most_in_engi
 ratios. Of the libraries (`search_growth.py`) means and segments are in memory; a few tracks of 5 minutes lend their
 tokens to all while times are measured, so that these are read from memory and not from the disk.
 
-Recall is of the exact best 10 among the 300 best by the estimates of all tracks; numpy's is of means alone.
+Two scores: the paper's, and that of sentences in order, whose queries are four sentences about one track. Recall is of
+the exact best 10 among the 300 (1500) best by the estimates of all tracks; numpy's is of means alone, by the paper's.
 
 Dimensions: `N` tracks, `B` queries, `S` segments, `T` tokens, `D` shared width.
 """
@@ -22,26 +23,30 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import torch
 
-from benchmarks.search_growth import GrownLibrary, write_grown
-from benchmarks.search_library import score_function
+from benchmarks.search_growth import TRACK_TOKENS, GrownLibrary, write_grown
+from benchmarks.search_library import aligned_function, score_function
 from benchmarks.search_recall import K, index_recall, synthetic_recall
 from collap.search.engine import Engine, fill
 from collap.search.index import TrackIndex
 from collap.search.ranking import Ranker, Texts, default_candidates
+from collap.search.rescoring import Tokens
 from collap.search.scan import Scan
+from collap.search.score_function import ScoreFunction
 
 WIDTH, TOKENS = 512, 1875  # of a track of 5 minutes
 POOL = 256  # tracks whose tokens stand for all
-REFERENCE = 300  # tracks by estimate among which the exact best are
-ASKED = 16  # queries of which recall is measured
+REFERENCE, MANY_REFERENCE = 300, 1500  # tracks by estimate among which the exact best are; of sentences
+ASKED, FEW_ASKED = 16, 8  # queries of which recall is measured; of sentences
 MOST_IN_ENGINE = 50_000  # tracks: filling it with more takes minutes
 SPACE_ID = "synthetic"
+IN_ENGINE, MEANS = "LanceDB, then exact", "numpy, means alone"
 OPENING = """
 import sys, time
 import torch
@@ -84,7 +89,7 @@ def with_engine(library: GrownLibrary, folder: Path) -> tuple[Scan, dict[str, fl
 def time_ranker(
     ranker: Ranker, rows: torch.Tensor, repeats: int, clock: Callable[[], float]
 ) -> dict[str, dict[str, float]]:
-    """Time the queries (B, 1, D), one by one and together."""
+    """Time the queries (B, Q, D), one by one and together."""
     tracks, count = np.arange(len(ranker.scan)), default_candidates(ranker.function, len(ranker.scan))
     one = [Texts(row[None], torch.ones(1, 1)) for row in rows]
     every = Texts(rows, torch.eye(len(rows)))
@@ -94,17 +99,18 @@ def time_ranker(
 
     batch = milliseconds(lambda _: ranker.rank(every, tracks, K, "fixed", count), 2, clock)
     return {
-        "search": milliseconds(rank, repeats, clock),
-        "stage 1 alone": milliseconds(lambda number: rank(number, 0), repeats, clock),
-        "search, in a batch": {name: round(one / len(rows), 3) for name, one in batch.items()},
+        "": milliseconds(rank, repeats, clock),
+        ", stage 1": milliseconds(lambda number: rank(number, 0), repeats, clock),
+        ", in a batch": {name: round(one / len(rows), 3) for name, one in batch.items()},
     }
 
 
 def exact_best(ranker: Ranker, texts: Texts) -> list[set[int]]:
     """Return the tracks of the exact best K for each query, among the best REFERENCE by the estimates of all."""
-    estimates = ranker.scan.segment_estimates(ranker.function, texts.embeds, np.arange(len(ranker.scan)))  # (N, B)
-    best = []
-    for query, near in enumerate(estimates.topk(min(REFERENCE, len(estimates)), dim=0).indices.T):
+    tracks, scan = np.arange(len(ranker.scan)), ranker.scan
+    estimates, best = scan.segment_estimates(ranker.function, texts.embeds, tracks), []  # (N, B)
+    reference = MANY_REFERENCE if ranker.function.has_sentences else REFERENCE
+    for query, near in enumerate(estimates.topk(min(reference, len(tracks)), dim=0).indices.T):
         scores = ranker.exact(texts.of_query(query), near.numpy())[:, 0]
         best.append({*near[np.argsort(-scores)[:K]].tolist()})
     return best
@@ -117,6 +123,47 @@ def recall_of(best: list[set[int]], found: list[np.ndarray]) -> float:
     )
 
 
+@dataclass
+class Growing:
+    """Measure searches of one library by one score.
+
+    Attributes:
+        library, function: of the searches.
+        rows: queries (B, Q, D).
+        asked: of how many of them the recall is measured.
+        repeats, clock: of the times.
+        tokens: of a track while times are measured.
+    """
+
+    library: GrownLibrary
+    function: ScoreFunction
+    rows: torch.Tensor
+    asked: int
+    repeats: int
+    clock: Callable[[], float]
+    tokens: int
+
+    def __post_init__(self):
+        texts = self.rows[: self.asked]
+        self.texts, self.tracks = Texts(texts, torch.eye(len(texts))), np.arange(len(self.library.scan))
+        self.best = exact_best(Ranker(self.function, self.library.scan, self.exact_tokens), self.texts)
+
+    def exact_tokens(self, track: int) -> Tokens:
+        """Return the tokens of a track, all of them for a score that reads their times; few for the paper's."""
+        return self.library.tokens(track, self.tokens if self.function.has_sentences else TRACK_TOKENS)
+
+    def measure(self, name: str, scan: Scan) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+        """Return times and recall, each beginning with a name."""
+        pool = torch.randint(-127, 128, (POOL, self.tokens, self.rows.shape[-1]), dtype=torch.int8)
+        scales = torch.full((self.tokens,), 1 / (127 * 13), dtype=torch.float16)
+        timed = Ranker(self.function, scan, lambda track: (pool[track % POOL], scales))
+        times = time_ranker(timed, self.rows, self.repeats, self.clock)
+        count = default_candidates(self.function, len(self.tracks))
+        ranker = Ranker(self.function, scan, self.exact_tokens)
+        found = [ranking.tracks for ranking in ranker.rank(self.texts, self.tracks, K, "fixed", count)]
+        return {name + part: one for part, one in times.items()}, {name: recall_of(self.best, found)}
+
+
 def measure_growth(
     size: int,
     width: int = WIDTH,
@@ -126,46 +173,38 @@ def measure_growth(
     clock: Callable[[], float] = time.perf_counter,
     most_in_engine: int = MOST_IN_ENGINE,
 ) -> dict:
-    """Time single queries and a batch on `size` tracks, numpy and LanceDB beside them, and measure their recall.
+    """Time single queries and a batch on `size` tracks, numpy and LanceDB beside them, and measure their recall: by the
+    paper's score, and by that of sentences in order.
 
     Returns:
         `ms` p50 and p95 by name; `ratio` of their p50 to that of numpy; `recall@10`; `MB` that the scan holds, that it
         maps, and of numpy's vectors; `LanceDB`: seconds to fill it and MB on disk.
     """
     library = GrownLibrary(size, width)
-    rows = library.queries(batch).unsqueeze(1)  # (B, 1, D)
-    function, every, asked = score_function(), np.arange(size), Texts(rows[:ASKED], torch.eye(len(rows[:ASKED])))
-    pool = torch.randint(-127, 128, (POOL, tokens, width), dtype=torch.int8)
-    scales = torch.full((tokens,), 1 / (127 * 13), dtype=torch.float16)
-
-    def measured(scan: Scan) -> tuple[dict, list[np.ndarray]]:
-        times = time_ranker(Ranker(function, scan, lambda track: (pool[track % POOL], scales)), rows, repeats, clock)
-        ranker = Ranker(function, scan, library.tokens)
-        found = ranker.rank(asked, every, K, "fixed", default_candidates(function, size))
-        return times, [ranking.tracks for ranking in found]
-
-    best = exact_best(Ranker(function, library.scan, library.tokens), asked)
-    times, found = measured(library.scan)
-    recall, engine = {"search": recall_of(best, found)}, {}
+    rows, how = library.queries(batch).unsqueeze(1), (repeats, clock, tokens)  # (B, 1, D)
+    paper = Growing(library, score_function(), rows, ASKED, *how)
+    times, recall = paper.measure("search", library.scan)
+    engine = {}
     if size <= most_in_engine:
         with tempfile.TemporaryDirectory() as folder:
             scan, engine = with_engine(library, Path(folder) / "lance")
-            own, found = measured(scan)
-        times["LanceDB, then exact"] = own["search"]
-        recall["LanceDB, then exact"] = recall_of(best, found)
+            own, found = paper.measure(IN_ENGINE, scan)
+        times[IN_ENGINE], recall = own[IN_ENGINE], recall | found
+    sentences = Growing(library, aligned_function(), library.descriptions(batch), FEW_ASKED, *how)
+    own, found = sentences.measure("sentences in order", library.scan)
+    times, recall = times | own, recall | found
     vectors = torch.cat([shard["means"] * shard["mean_scales"].unsqueeze(1) for shard in library.shards]).numpy()
     queries = rows[:, 0].numpy()  # (B, D)
 
     def nearest(number: int) -> np.ndarray:
         return np.argpartition(vectors @ queries[number % len(queries)], -K)[-K:]
 
-    times["numpy, means alone"] = milliseconds(nearest, repeats, clock)
-    recall["numpy, means alone"] = recall_of(best, [nearest(number) for number in range(len(best))])
-    numpy_ms = times["numpy, means alone"]["p50"]
+    times[MEANS] = milliseconds(nearest, repeats, clock)
+    recall[MEANS] = recall_of(paper.best, [nearest(number) for number in range(len(paper.best))])
     return {
         "tracks": size,
         "ms": times,
-        "ratio": {name: round(one["p50"] / numpy_ms, 3) for name, one in times.items()},
+        "ratio": {name: round(one["p50"] / times[MEANS]["p50"], 3) for name, one in times.items()},
         "recall@10": recall,
         "MB": {name: round(one / 1e6, 1) for name, one in {**memory(library.scan), "float32": vectors.nbytes}.items()},
         "LanceDB": engine,

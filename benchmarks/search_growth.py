@@ -101,6 +101,20 @@ class GrownLibrary:
             found.append(F.normalize(F.normalize(near, dim=0) + QUERY_NOISE * off, dim=0))
         return torch.stack(found)
 
+    def descriptions(self, count: int, sentences: int = 4, seed: int = 2) -> torch.Tensor:
+        """Draw descriptions (B, Q, D): sentences near segments of a track, in order, as far off as queries are."""
+        random, found = torch.Generator().manual_seed(seed), []
+        for _ in range(count):
+            place, row = torch.randint(2**31, (2,), generator=random).tolist()
+            shard = self.shards[place % len(self.shards)]
+            row %= len(shard["means"])
+            first, last = shard["segment_offsets"][row : row + 2].tolist()
+            chosen = torch.randint(first, last, (sentences,), generator=random).sort().values  # (Q,)
+            near = F.normalize(shard["segments"][chosen].float(), dim=-1)  # (Q, D)
+            off = F.normalize(torch.randn(sentences, self.width, generator=random), dim=-1)
+            found.append(F.normalize(near + QUERY_NOISE * off, dim=-1))
+        return torch.stack(found)
+
 
 def with_tokens(shards: Iterable[Vectors], count: int) -> Iterable[Vectors]:
     """Give shards what they need to be written: `count` tokens of zeros for each track, times, empty fingerprints."""

@@ -17,12 +17,13 @@ import torch
 from benchmarks.search_library import SyntheticSongs, aligned_function, draw_tracks, score_function
 from collap.evaluation.analysis.statistics import figure
 from collap.search.calibration import conformal_quantile
+from collap.search.estimates import mean_rows
 from collap.search.index import TrackIndex
 from collap.search.quantize import dequantize_rows, quantized_cosines
 from collap.search.queries import text_queries
 from collap.search.ranking import Ranker, Texts, default_candidates, sort_order, texts_of
 from collap.search.rescoring import score_tracks
-from collap.search.scan import Scan, mean_rows
+from collap.search.scan import Scan
 from collap.search.score_function import ScoreFunction
 from collap.search.vectors import join_tracks, track_vectors
 

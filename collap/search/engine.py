@@ -26,10 +26,11 @@ from .vectors import Vectors
 MEANS, SEGMENTS, SHARDS = "means", "segments", "shards"  # tables; the first two are called as in `vectors.py`
 SPACE = b"collap_space"  # of the schema: id of the space that the vectors are of
 PROPOSED = 500  # tracks of each list
-SEGMENTS_FOR_EACH = 4  # rows that are asked for, so that so many tracks come of them
+SEGMENTS_FOR_EACH = 2  # rows that are asked for, so that so many tracks come of them
 MIN_INDEXED = 100_000  # rows of a table: fewer are compared one by one
 REFINED = 4  # times as many rows as are asked for are compared by their whole vectors
 METRIC = "dot"
+SHARDS_AT_A_TIME = 32  # that are added: each time costs more the more there were, and they are held in memory
 
 
 def connect(uri: str | Path):
@@ -72,13 +73,11 @@ def fill(uri: str | Path, space_id: str, shards: Mapping[str, Vectors]) -> int:
     if gone := held - {*shards}:
         names.delete(f"name IN ({', '.join(repr(name) for name in sorted(gone))})")
     new = sorted({*shards} - held)
-    for name in new:
-        vectors = shards[name]
-        means.add(_rows(name, vectors["means"], vectors["mean_scales"], np.arange(len(vectors["means"]))))
-        counts = np.diff(vectors["segment_offsets"].numpy())
-        owners = np.repeat(np.arange(len(counts)), counts)
-        segments.add(_rows(name, vectors["segments"], vectors["segment_scales"], owners))
-        names.add(pa.table({"name": [name]}))
+    for start in range(0, len(new), SHARDS_AT_A_TIME):
+        some = new[start : start + SHARDS_AT_A_TIME]
+        means.add(pa.concat_tables(_mean_rows(name, shards[name]) for name in some))
+        segments.add(pa.concat_tables(_segment_rows(name, shards[name]) for name in some))
+        names.add(pa.table({"name": some}))
     for table in (means, segments):
         _index(table)
     return len(new)
@@ -131,6 +130,16 @@ def _made(database, space_id: str, width: int) -> list:
     schemas = {name: pa.schema(columns, {SPACE: space_id.encode()}) for name in (MEANS, SEGMENTS)}
     schemas[SHARDS] = pa.schema([("name", pa.string())])
     return [database.create_table(name, schema=schema, exist_ok=True) for name, schema in schemas.items()]
+
+
+def _mean_rows(shard: str, vectors: Vectors) -> pa.Table:
+    return _rows(shard, vectors["means"], vectors["mean_scales"], np.arange(len(vectors["means"])))
+
+
+def _segment_rows(shard: str, vectors: Vectors) -> pa.Table:
+    counts = np.diff(vectors["segment_offsets"].numpy())
+    owners = np.repeat(np.arange(len(counts)), counts)
+    return _rows(shard, vectors["segments"], vectors["segment_scales"], owners)
 
 
 def _rows(shard: str, codes: torch.Tensor, scales: torch.Tensor, rows: np.ndarray) -> pa.Table:

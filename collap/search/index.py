@@ -126,8 +126,7 @@ class TrackIndex:
 
     def tokens(self, track: int) -> Tokens:
         """Return the tokens of a track: codes (T, D) and scales (T,), from memory that is mapped."""
-        vectors = self.store.vectors(track)
-        return vectors["tokens"], vectors["token_scales"]
+        return self.store.tokens(track)
 
     @torch.no_grad()
     def search(

@@ -21,15 +21,16 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from .estimates import is_flat, is_sharp
 from .rescoring import Tokens, score_tracks
-from .scan import Scan, is_flat, is_sharp
+from .scan import Scan
 from .score_function import ScoreFunction
 
 MODES = ("fixed", "calibrated", "exact")
 # Chosen by what holds the true best, and how that grows with the library: docs/search.md says what was measured.
 CANDIDATES = 50  # where the score is near its estimate: one vector of a text, attention that is not sharp
-MORE_CANDIDATES = 256  # at least, where sentences are aligned or the attention is sharp
-OF_SENTENCES, OF_SHARP = 12, 16  # times the root of the number of tracks
+# Times the root of the number of tracks, and at least so many: sentences in order, in any order, sharp attention.
+OF_PATHS, OF_SENTENCES, OF_SHARP = (4, 128), (12, 256), (16, 256)
 CALIBRATED_STEP = 16  # tracks that are scored between two looks at the rule
 
 
@@ -93,8 +94,8 @@ def default_candidates(function: ScoreFunction, num_tracks: int) -> int:
     """Return of how many tracks the exact score finds 99 % of the best ten of all."""
     if is_flat(function):
         return CANDIDATES
-    growth = OF_SHARP if is_sharp(function) else OF_SENTENCES
-    return max(MORE_CANDIDATES, math.ceil(growth * math.sqrt(num_tracks)))
+    growth, least = OF_SHARP if is_sharp(function) else OF_SENTENCES if function.gamma_path is None else OF_PATHS
+    return max(least, math.ceil(growth * math.sqrt(num_tracks)))
 
 
 def sort_order(scores: np.ndarray, tracks: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from .quantize import quantized_cosines
+from .quantize import cosines_with, quantized_cosines
 from .score_function import ScoreFunction
 
 CELLS_AT_A_TIME = 2**21  # cosines that are held at a time: 8 MB, and a few times that in the score
@@ -52,10 +52,11 @@ def score_tracks(function: ScoreFunction, text_embeds: torch.Tensor, tracks: Seq
         (A, B) float32.
     """
     rows = function.rows(text_embeds)  # (R, D)
+    cosines_of = cosines_with(rows)
     lengths = [len(codes) for codes, _ in tracks]
     scores = torch.empty(len(tracks), len(text_embeds))  # (A, B)
     for group in like_lengths(lengths, max(1, CELLS_AT_A_TIME // len(rows))):
-        cosines = [quantized_cosines(rows, *tracks[i]).T for i in group]  # (T, R) each
+        cosines = [cosines_of(*tracks[i]).T for i in group]  # (T, R) each
         counts = torch.tensor([len(one) for one in cosines]).unsqueeze(1)  # (group, 1)
         padded = pad_sequence(cosines, batch_first=True)  # (group, T, R)
         mask = torch.arange(padded.shape[1]) < counts  # (group, T)

@@ -1,51 +1,33 @@
 """Find candidates by brute force over a few vectors of each track: the first stage of a search.
 
-A track has the mean of its tokens and up to 32 segments of like sound (`segments.py`), each with its weight, the number
-of its tokens. Its score is estimated by the model's own functions, on segments where the model has tokens:
-
-    r^ = gamma_K mean(q . segments) + gamma_T E(q . segments)      each weighted by the frames that see it
-         + gamma_S  mean over sentences of E(q_s . segments)       with an alignment; weighted by its tokens
-         + gamma_M  mean of what fits each segment best: a sentence, or the blank
-
-E is the mean that the score's softmax weighs. The last line knows no order, which is left to the exact score.
+Estimates of the score (`estimates.py`) in up to three steps, each for fewer tracks and nearer to the score: by the mean
+of a track, where that says enough; by its segments; by its segments with sentences in their order, where the score
+knows one.
 
 No index over the vectors: at these sizes a scan of bytes is as fast as what approximates it, and it misses nothing
-(docs/search.md). Of a large library only tracks whose mean alone scores high get their segments read, where a mean says
-enough.
+(docs/search.md).
 
 Dimensions: `N` tracks of the index, `A` tracks that are looked at, `B` texts, `Q` sentences of a text, `R` rows of all
 texts, `S` segments of a track, `D` shared width.
 """
 
-import itertools
+import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
 import torch
 
-from modeling_collap.alignment_collap import free_scores, sentence_mask
-from modeling_collap.scoring_collap import num_frames, softmax_mean
-
 from .engine import Engine
-from .quantize import quantized_cosines, rough_cosines
+from .estimates import is_flat, mean_rows, segment_scores
+from .quantize import cosines_with, rough_cosines
 from .rescoring import CELLS_AT_A_TIME, like_lengths
 from .score_function import ScoreFunction
 from .segments import MOST_SEGMENTS
 from .vectors import Vectors
 
-SHARP = 0.5  # attention temperature below which few moments decide
+MIN_ORDERED, ORDERED = 1024, 16  # tracks whose sentences are placed in order: at least, times the root of all tracks
 BLOCK_CELLS = 2**24  # numbers of segments, and of their cosines, that are held at a time
-
-
-def is_sharp(function: ScoreFunction) -> bool:
-    """Tell whether few moments decide the score."""
-    return function.attention_temperature < SHARP
-
-
-def is_flat(function: ScoreFunction) -> bool:
-    """Tell whether the score is near what the mean says: one vector of a text, attention that is not sharp."""
-    return not function.has_sentences and not is_sharp(function)
 
 
 def kept_by_means(function: ScoreFunction, num_tracks: int) -> int:
@@ -54,89 +36,9 @@ def kept_by_means(function: ScoreFunction, num_tracks: int) -> int:
     return max(2048, num_tracks // 50) if is_flat(function) else num_tracks
 
 
-def mean_rows(function: ScoreFunction, text_embeds: torch.Tensor) -> torch.Tensor:
-    """Return the vectors (B, D) whose product with the mean token estimates the score of texts (B, Q, D)."""
-    weights = function.gamma_kernel + function.gamma_temporal
-    rows = weights * function.rows(text_embeds)[: len(text_embeds)]  # (B, D)
-    if not function.has_sentences:
-        return rows
-    aligned = function.gamma_sentences + (function.gamma_path or 0.0)
-    counts = sentence_mask(text_embeds).sum(-1, keepdim=True)  # (B, 1)
-    return rows + aligned * text_embeds.sum(1) / counts
-
-
-def segment_scores(
-    function: ScoreFunction, cosines: torch.Tensor, text_embeds: torch.Tensor, weights: torch.Tensor
-) -> torch.Tensor:
-    """Estimate the scores of tracks with texts from their segments.
-
-    Args:
-        cosines: (A, S, R) of segments with [`ScoreFunction.rows`], finite in the padding too.
-        text_embeds: (B, Q, D).
-        weights: (A, S) tokens of every segment; 0 where a track has fewer.
-
-    Returns:
-        (A, B).
-    """
-    of_texts, of_sentences = function.split_rows(cosines, text_embeds)
-    covered = frame_coverage(weights, function.kernel_size, function.stride)  # (A, S)
-    covered = (covered / covered.sum(1, keepdim=True)).unsqueeze(-1)  # (A, S, 1)
-    kernel = (of_texts * covered).sum(1)  # (A, B)
-    temporal = softmax_mean(of_texts, function.attention_temperature, covered, dim=1)  # (A, B)
-    gammas, tokens = (function.gamma_kernel, function.gamma_temporal), weights.sum(1)  # (A,)
-    if function.score_reduction == "printed":  # sums that the other axis divides
-        ratio = num_frames(tokens, function.kernel_size, function.stride) / function.kernel_size  # (A,)
-        gammas = gammas[0] * ratio.unsqueeze(1), gammas[1] / ratio.unsqueeze(1)
-    score = gammas[0] * kernel + gammas[1] * temporal
-    if not function.has_sentences:
-        return score
-    cosines = of_sentences.unflatten(-1, (len(text_embeds), -1)).permute(0, 2, 3, 1)  # (A, B, Q, S)
-    is_sentence = sentence_mask(text_embeds)  # (B, Q)
-    score = score + function.gamma_sentences * free_scores(cosines, is_sentence, weights, function.sentence_temperature)
-    if function.gamma_path is None:
-        return score
-    shares = (weights / tokens.unsqueeze(1)).unsqueeze(-1)  # (A, S, 1)
-    return score + function.gamma_path * best_sentence_scores(cosines, is_sentence, shares, function.blank)
-
-
-def frame_coverage(weights: torch.Tensor, kernel_size: int, stride: int) -> torch.Tensor:
-    """Count how often the frames of the score see segments: a token at the edge is in fewer frames than others, and
-    one after the last whole frame in none.
-
-    Args:
-        weights: (A, S) tokens of consecutive segments.
-        kernel_size, stride: of a frame, in tokens.
-
-    Returns:
-        (A, S) float32: summed over the tokens of a segment, the frames that a token is in.
-    """
-    ends = weights.double().cumsum(1)  # (A, S)
-    frames = num_frames(ends[:, -1:], kernel_size, stride)  # (A, 1) W
-    ended = (torch.div(ends - kernel_size, stride, rounding_mode="floor") + 1).clamp(min=0).minimum(frames)
-    begun = torch.ceil(ends / stride).minimum(frames)  # of those that have not ended, some tokens are counted
-    partly = (begun - ended) * ends - stride * (begun * (begun - 1) - ended * (ended - 1)) / 2
-    counted = ended * kernel_size + partly  # (A, S) up to the end of each segment
-    return counted.diff(dim=1, prepend=torch.zeros_like(ends[:, :1])).float()
-
-
-def best_sentence_scores(
-    cosines: torch.Tensor, is_sentence: torch.Tensor, shares: torch.Tensor, blank: float | None
-) -> torch.Tensor:
-    """Estimate the score of sentences in their order: every segment takes its best sentence, or none, in any order.
-
-    Args:
-        cosines: (A, B, Q, S).
-        is_sentence: (B, Q) bool.
-        shares: (A, S, 1) of a track that its segments are.
-        blank: cosine of what no sentence describes, if there is such.
-
-    Returns:
-        (A, B).
-    """
-    best = cosines.masked_fill(~is_sentence.unsqueeze(-1), -torch.inf).amax(2)  # (A, B, S)
-    if blank is not None:
-        best = best.clamp(min=blank)
-    return (best @ shares).squeeze(-1)
+def kept_by_segments(num_tracks: int) -> int:
+    """Return of how many tracks sentences are placed in order, where the score knows one."""
+    return max(MIN_ORDERED, math.ceil(ORDERED * math.sqrt(num_tracks)))
 
 
 class Scan:
@@ -150,6 +52,7 @@ class Scan:
 
     def __init__(self, shards: Sequence[Vectors], places: tuple[np.ndarray, np.ndarray], engine: Engine | None = None):
         self.shards, self.engine = list(shards), engine
+        self.segments = [shard["segments"].numpy() for shard in self.shards]  # (S of a shard, D) int8 each
         self.shard, self.row = (place.astype(np.int64) for place in places)
         self.first, self.count = self._spans("segment_offsets")  # (N,) segments of a track, within its shard
         self.scales, self.tokens = (self._joined(name) for name in ("segment_scales", "segment_tokens"))
@@ -190,51 +93,64 @@ class Scan:
             tracks: numbers of those that may be found.
 
         Returns:
-            For each query the tracks whose segments were read, the best of [`kept_by_means`], and their estimates. An
-            engine proposes them, unless the tracks are filtered: it knows of no filter.
+            For each query the tracks that the last step looked at, and their estimates: the best of [`kept_by_means`]
+            and of [`kept_by_segments`]. An engine proposes tracks instead, unless they are filtered: it knows of no
+            filter.
         """
+        asked = function, text_embeds, signs
         if self.engine is not None and len(tracks) == len(self):
-            return [self._proposed(function, text_embeds, signed) for signed in signs.T]
-        kept = kept_by_means(function, len(tracks))
-        if len(tracks) <= kept:
-            estimates = self.segment_estimates(function, text_embeds, tracks) @ signs  # (A, queries)
-            return [(tracks, one.numpy()) for one in estimates.T]
+            promising = self._proposed(*asked)
+        elif len(tracks) > (kept := kept_by_means(function, len(tracks))):
+            promising = self._best_by_means(*asked, tracks, kept)
+        else:
+            estimates = (self.segment_estimates(function, text_embeds, tracks) @ signs).T  # (queries, A)
+            if function.gamma_path is None:
+                return [(tracks, one.numpy()) for one in estimates]
+            promising = _best(estimates, tracks, min(kept_by_segments(len(tracks)), len(tracks)))
+        return [
+            (best, self._query_estimates(function, text_embeds, signed, best))
+            for best, signed in zip(promising, signs.T, strict=True)
+        ]
+
+    def _proposed(
+        self, function: ScoreFunction, text_embeds: torch.Tensor, signs: torch.Tensor
+    ) -> Iterator[np.ndarray]:
+        """Yield for each query the numbers, in order, of the tracks that the engine proposes."""
+        vectors = signs.T @ mean_rows(function, text_embeds)  # (queries, D)
+        for vector, signed in zip(vectors, signs.T, strict=True):
+            segments = function.rows(text_embeds[signed > 0])  # (R, D)
+            yield self.engine.propose(vector.unsqueeze(0), segments[segments.any(-1)])
+
+    def _best_by_means(
+        self, function: ScoreFunction, text_embeds: torch.Tensor, signs: torch.Tensor, tracks: np.ndarray, kept: int
+    ) -> Iterator[np.ndarray]:
+        """Yield for each query the numbers, in order, of the tracks whose means promise the most."""
         codes, scales = self.means
         if len(tracks) < len(self):
             codes, scales = codes[tracks], scales[tracks]
         vectors = signs.T @ mean_rows(function, text_embeds)  # (queries, D)
-        found = []
-        for query, signed in zip(rough_cosines(vectors, codes, scales), signs.T, strict=True):
-            best = np.sort(tracks[query.topk(kept, sorted=False).indices.numpy()])
-            found.append((best, self._query_estimates(function, text_embeds, signed, best)))
-        return found
+        return _best(rough_cosines(vectors, codes, scales), tracks, kept)
 
     def _query_estimates(
         self, function: ScoreFunction, text_embeds: torch.Tensor, signed: torch.Tensor, tracks: np.ndarray
     ) -> np.ndarray:
-        """Estimate the scores (A,) of tracks with one query, by the signs (B,) of its texts."""
+        """Estimate the scores (A,) of tracks with one query, by the signs (B,) of its texts, sentences in order."""
         own = signed.nonzero().squeeze(1)
-        return (self.segment_estimates(function, text_embeds[own], tracks) @ signed[own]).numpy()
+        return (self.segment_estimates(function, text_embeds[own], tracks, in_order=True) @ signed[own]).numpy()
 
-    def _proposed(
-        self, function: ScoreFunction, text_embeds: torch.Tensor, signed: torch.Tensor
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the tracks that the engine proposes for one query, by the signs (B,) of its texts, and estimates."""
-        means = signed.unsqueeze(0) @ mean_rows(function, text_embeds)  # (1, D)
-        segments = function.rows(text_embeds[signed > 0])  # (R, D)
-        tracks = self.engine.propose(means, segments[segments.any(-1)])
-        return tracks, self._query_estimates(function, text_embeds, signed, tracks)
-
-    def segment_estimates(self, function: ScoreFunction, text_embeds: torch.Tensor, tracks: np.ndarray) -> torch.Tensor:
-        """Estimate the scores of tracks with texts (B, Q, D) from their segments: (A, B)."""
+    def segment_estimates(
+        self, function: ScoreFunction, text_embeds: torch.Tensor, tracks: np.ndarray, in_order: bool = False
+    ) -> torch.Tensor:
+        """Estimate the scores of tracks with texts (B, Q, D) from their segments, see [`segment_scores`]: (A, B)."""
         rows = function.rows(text_embeds)  # (R, D)
+        cosines_of = cosines_with(rows)
         scores = torch.empty(len(tracks), len(text_embeds))  # (A, B)
         at_a_time = max(1, BLOCK_CELLS // (MOST_SEGMENTS * max(len(rows), rows.shape[1] // 4)))
         order = np.argsort(self.shard[tracks], kind="stable")  # shard by shard
         for start in range(0, len(tracks), at_a_time):
             part = order[start : start + at_a_time]
             codes, places = self._gathered(tracks[part])
-            cosines = quantized_cosines(rows, codes, self.scales[places]).T  # (all segments, R)
+            cosines = cosines_of(codes, self.scales[places]).T  # (all segments, R)
             tokens, counts = self.tokens[places], self.count[tracks[part]]
             starts = np.cumsum(counts) - counts
             for group in like_lengths(counts, max(1, CELLS_AT_A_TIME // len(rows))):
@@ -242,7 +158,8 @@ class Scan:
                 is_real = torch.from_numpy(step < counts[group, None])  # (group, S)
                 place = torch.from_numpy(np.minimum(starts[group, None] + step, len(places) - 1))
                 weights = torch.where(is_real, tokens[place], 0.0)  # (group, S)
-                scores[torch.from_numpy(part[group])] = segment_scores(function, cosines[place], text_embeds, weights)
+                own = segment_scores(function, cosines[place], text_embeds, weights, in_order)
+                scores[torch.from_numpy(part[group])] = own
         return scores
 
     def _gathered(self, tracks: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -250,14 +167,14 @@ class Scan:
         counts, shards = self.count[tracks], self.shard[tracks]
         ends = np.cumsum(counts)
         within = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
-        local = torch.from_numpy(np.repeat(self.first[tracks], counts) + within)  # (all,) in their shards
-        places = local + torch.from_numpy(np.repeat(self.base[shards], counts))
-        codes = torch.empty(len(local), self.shards[0]["segments"].shape[1], dtype=torch.int8)
+        local = np.repeat(self.first[tracks], counts) + within  # (all,) in their shards
+        places = local + np.repeat(self.base[shards], counts)
+        codes = np.empty((len(local), self.segments[0].shape[1]), np.int8)
         numbers, firsts = np.unique(shards, return_index=True)
         borders = [*(ends - counts)[firsts].tolist(), len(local)]
-        for number, (first, last) in zip(numbers, itertools.pairwise(borders), strict=True):
-            torch.index_select(self.shards[number]["segments"], 0, local[first:last], out=codes[first:last])
-        return codes, places
+        for number, first, last in zip(numbers.tolist(), borders, borders[1:], strict=False):
+            self.segments[number].take(local[first:last], axis=0, out=codes[first:last], mode="clip")  # "raise" copies
+        return torch.from_numpy(codes), torch.from_numpy(places)
 
     def _by_shard(self, tracks: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the number of a shard and the places in `tracks` of those that are in it."""
@@ -265,3 +182,9 @@ class Scan:
         order = np.argsort(shards, kind="stable")
         numbers, starts = np.unique(shards[order], return_index=True)
         return zip(numbers.tolist(), np.split(order, starts[1:]), strict=True)
+
+
+def _best(estimates: torch.Tensor, tracks: np.ndarray, kept: int) -> Iterator[np.ndarray]:
+    """Yield for each query, (queries, A), the numbers of the best tracks (A,), in order."""
+    for one in estimates:
+        yield np.sort(tracks[one.topk(kept, sorted=False).indices.numpy()])

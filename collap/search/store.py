@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from .space import Space
 from .vectors import Vectors, check_vectors, map_vectors, one_track
@@ -175,6 +176,18 @@ class IndexStore:
         """Return what is stored of one track, as views: `tokens` (T, D), `token_scales` (T,), ..."""
         shard = self.shards[self.tracks["shard"][track].as_py()]
         return one_track(shard.vectors, self.tracks["row"][track].as_py())
+
+    def tokens(self, track: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return of [`vectors`] what the exact score needs, `tokens` and `token_scales`, faster than all."""
+        shards, rows = self.places
+        vectors, row = self._vectors[shards[track]], int(rows[track])
+        first, last = vectors["token_offsets"][row : row + 2].tolist()
+        return vectors["tokens"][first:last], vectors["token_scales"][first:last]
+
+    @cached_property
+    def _vectors(self) -> list[Vectors]:
+        """Return the vectors of every shard, by number."""
+        return [shard.vectors for shard in self.shards.values()]
 
     def _check_rows(self) -> None:
         """Raise a ValueError if a row of the table names a shard or a row that is not there, or a path outside."""

@@ -1,6 +1,8 @@
 """Candidates: estimates against a plain loop, the means' selection, and how few of them an exact answer needs."""
 
 import itertools
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +12,11 @@ from torch.nn import functional as F
 
 from benchmarks.search_library import SyntheticSongs, aligned_function, draw_tracks, score_function
 from collap.search import scan as scan_module
+from collap.search.estimates import frame_coverage, mean_rows, segment_scores
 from collap.search.quantize import dequantize_rows
 from collap.search.ranking import Texts, default_candidates
 from collap.search.rescoring import score_tracks
-from collap.search.scan import Scan, frame_coverage, kept_by_means, mean_rows, segment_scores
+from collap.search.scan import Scan, kept_by_means
 from collap.search.score_function import ScoreFunction
 from collap.search.vectors import join_tracks, one_track, track_vectors
 
@@ -31,7 +34,21 @@ def library():
     return shards, (order // 100, order % 100), [tracks[one] for one in order], songs.queries(16).unsqueeze(1)
 
 
-def naive_score(function: ScoreFunction, texts: torch.Tensor, track: dict) -> torch.Tensor:
+def naive_path_score(function: ScoreFunction, cosines: torch.Tensor) -> torch.Tensor:
+    """The logarithm of all orderly readings (W, Q) of a song of 4-s steps, one by one."""
+    frames, sentences = cosines.shape
+    gain = 25 / function.alignment_frame_size / function.path_temperature  # a step of 25 tokens is so many frames
+    totals = []
+    for cuts in itertools.combinations(range(frames + sentences), 2 * sentences):  # where each begins and ends
+        path = torch.full((frames,), function.blank)
+        for one in range(sentences):
+            begin, end = cuts[2 * one] - one, cuts[2 * one + 1] - one
+            path[begin:end] = cosines[begin:end, one]
+        totals.append(gain * path.sum())
+    return (torch.stack(totals).logsumexp(0) - math.log(len(totals))) / (gain * frames)
+
+
+def naive_score(function: ScoreFunction, texts: torch.Tensor, track: dict, in_order: bool = False) -> torch.Tensor:
     """The estimate of one track, a text at a time, each token taking the vector of its segment."""
     segments = dequantize_rows(track["segments"], track["segment_scales"])
     counts, scores = track["segment_tokens"], []
@@ -47,25 +64,47 @@ def naive_score(function: ScoreFunction, texts: torch.Tensor, track: dict) -> to
         if function.has_sentences:
             cosines = (segments @ text.T)[owner]  # (T, Q)
             attended = ((cosines / function.sentence_temperature).softmax(0) * cosines).sum(0).mean()
+            score = score + function.gamma_sentences * attended
             best = cosines.amax(1)
-            best = best if function.blank is None else best.clamp(min=function.blank)
-            score = score + function.gamma_sentences * attended + function.gamma_path * best.mean()
+            best = (best if function.blank is None else best.clamp(min=function.blank)).mean()
+            score = score + function.gamma_path * (naive_path_score(function, cosines[::25]) if in_order else best)
         scores.append(score)
     return torch.stack(scores)
 
 
-@pytest.mark.parametrize("aligned", [False, True])
-def test_estimates_are_those_of_a_plain_loop(library, aligned):
+def sentence_queries(queries: torch.Tensor) -> tuple[ScoreFunction, torch.Tensor]:
+    """A score of sentences in order, with blanks, and texts of two sentences and of one."""
+    model = tiny_model(alignment="monotone", path_blank=True)
+    pairs = torch.stack([queries[0::2, 0], queries[1::2, 0]], dim=1)
+    pairs[0, 1] = 0.0
+    return ScoreFunction.of(model.config, model.score_parameters()), pairs
+
+
+@pytest.mark.parametrize("score", ["of one vector", "of sentences", "of sentences in order"])
+def test_estimates_are_those_of_a_plain_loop(library, score):
     shards, places, tracks, queries = library
-    function = score_function(0.2)
-    if aligned:
-        model = tiny_model(alignment="monotone", path_blank=True)
-        function = ScoreFunction.of(model.config, model.score_parameters())
-        queries = torch.stack([queries[0::2, 0], queries[1::2, 0]], dim=1)  # two sentences
-        queries[0, 1] = 0.0
-    found = Scan(shards, places).segment_estimates(function, queries, np.array([3, 200, 7]))
-    expected = torch.stack([naive_score(function, queries, tracks[track]) for track in (3, 200, 7)])
+    function, in_order = score_function(0.2), score.endswith("in order")
+    if score != "of one vector":
+        function, queries = sentence_queries(queries[:8])
+        function = replace(function, token_seconds=0.16)
+    found = Scan(shards, places).segment_estimates(function, queries, np.array([3, 200, 7]), in_order)
+    expected = torch.stack([naive_score(function, queries, tracks[track], in_order) for track in (3, 200, 7)])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_sentences_are_placed_in_order_in_the_most_promising_tracks(library, monkeypatch):
+    shards, places, _, queries = library
+    function, queries = sentence_queries(queries)
+    scan, allowed = Scan(shards, places), np.arange(0, 240, 2)
+    monkeypatch.setattr(scan_module, "kept_by_segments", lambda num_tracks: 30)
+    rough = scan.segment_estimates(function, queries, allowed)  # (A, B)
+    exact = scan.segment_estimates(function, queries, allowed, in_order=True)
+    signs = torch.eye(len(queries))
+    signs[3, 0] = -1.0  # the first query is against a text
+    for query, (found, estimates) in enumerate(scan.estimate(function, queries, signs, allowed)):
+        best = (rough @ signs)[:, query].topk(30).indices.sort().values
+        assert found.tolist() == allowed[best].tolist()
+        torch.testing.assert_close(torch.from_numpy(estimates), (exact @ signs)[best, query])
 
 
 def test_memory_bounds_change_no_estimate(library, monkeypatch):
@@ -126,8 +165,8 @@ def test_few_candidates_hold_the_best_ten(library, temperature, needed):
         (score_function(0.2), 4000, 768),
         (score_function(0.05), 950, 197),
         (score_function(0.05), 4000, 619),
-        (aligned_function(), 950, 105),
-        (aligned_function(), 4000, 387),
+        (aligned_function(), 950, 30),
+        (aligned_function(), 4000, 84),
     ],
 )
 def test_a_search_scores_as_many_as_hold_the_best_of_trained_models(function, num_tracks, needed):

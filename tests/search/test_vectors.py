@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from collap.search.quantize import dequantize_rows, quantize_rows, quantized_cosines, rough_cosines
+from collap.search import quantize
+from collap.search.quantize import dequantize_rows, quantize_rows, quantized_cosines, rough_cosines, split_rows
 from collap.search.segments import frame_size, mean_rows, segment_bounds
 from collap.search.vectors import check_vectors, join_tracks, one_track, track_vectors
 
@@ -30,12 +31,25 @@ def test_a_row_is_off_by_half_a_step_at_most(dtype):
     assert (found[500] == 0).all()
 
 
-def test_cosines_are_those_of_the_rows_that_are_stored():
-    texts, rows = tokens_of([3], width=512, seed=1), tokens_of([17_000], width=512)  # more than one block
+@pytest.mark.parametrize("multiplies_bytes", [True, False])
+@pytest.mark.parametrize("width", [512, 2048])
+def test_cosines_are_those_of_the_rows_that_are_stored(multiplies_bytes, width, monkeypatch):
+    """Whatever the processor: by bytes, which any processor can, and by float32."""
+    monkeypatch.setattr(quantize, "MULTIPLIES_BYTES", multiplies_bytes)
+    texts, rows = tokens_of([3], width=width, seed=1), tokens_of([17_000], width=width)  # more than one block
+    texts[1], rows[5] = 0.0, width**-0.5  # a text that is padding, and the largest sums that bytes can have
     codes, scales = quantize_rows(rows)
     found = quantized_cosines(texts, codes, scales)
     torch.testing.assert_close(found, texts @ dequantize_rows(codes, scales).T, atol=1e-6, rtol=0)
     assert (found - texts @ rows.T).square().mean().sqrt() < 4e-4
+
+
+def test_rows_are_the_sum_of_their_bytes():
+    rows = tokens_of([100], width=64) * 10.0 ** torch.arange(-30, 20, 0.5).unsqueeze(1)
+    rows[3] = 0.0
+    parts, steps = split_rows(rows)
+    error = ((parts.double() * steps.double()).sum(0) - rows.double()).abs()
+    assert parts.dtype == torch.int8 and (error <= 1.5e-7 * rows.double().abs().amax(-1, keepdim=True)).all()
 
 
 @pytest.mark.parametrize("texts", [1, 5])
