@@ -25,6 +25,7 @@ Pure functions of embeddings. Dimensions: `A` audios, `B` texts, `Q` sentences o
 `H` tokens of a frame, `W` frames, `D` shared width, `J` states of a path: Q, or 2 Q + 1 with blanks.
 """
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -236,12 +237,12 @@ def log_path_count(num_frames: torch.Tensor, num_states: torch.Tensor, has_blank
     return (log_factorials[0] - log_factorials[1] - log_factorials[2]).float()
 
 
-def _arrive(scores: torch.Tensor, has_blanks: bool, add=torch.logaddexp) -> torch.Tensor:
+def _arrive(scores: torch.Tensor, has_blanks: bool) -> torch.Tensor:
     """Take one step of all paths, (J, A, B): stay, or come from the state before, or from the sentence before."""
     arrived = scores.clone()
-    arrived[1:] = add(scores[1:], scores[:-1])
+    arrived[1:] = torch.logaddexp(scores[1:], scores[:-1])
     if has_blanks:  # past a blank, to a sentence: the states of odd number
-        arrived[3::2] = add(arrived[3::2], scores[1:-2:2])
+        arrived[3::2] = torch.logaddexp(arrived[3::2], scores[1:-2:2])
     return arrived
 
 
@@ -252,14 +253,13 @@ def _endings(num_states: torch.Tensor, size: int, has_blanks: bool) -> torch.Ten
     return (states == last) | (states == last - 1) if has_blanks else states == last
 
 
-def path_log_weights(by_frame: torch.Tensor, num_frames: torch.Tensor, has_blanks: bool, add=torch.logaddexp):
+def path_log_weights(by_frame: torch.Tensor, num_frames: torch.Tensor, has_blanks: bool):
     """Return the logarithm of the weight of all beginnings of paths that are in a state at a frame.
 
     Args:
         by_frame: (W, J, A, B) logarithm of what a path gains in every state at every frame.
         num_frames: (A, B) W of every pair; later frames are not gone through.
         has_blanks: whether every second state, from the first on, is a blank.
-        add: how paths are joined: `torch.logaddexp`, or `torch.maximum` for the best one.
 
     Returns:
         (W, J, A, B).
@@ -270,7 +270,7 @@ def path_log_weights(by_frame: torch.Tensor, num_frames: torch.Tensor, has_blank
     weights[0, :starts] = by_frame[0, :starts]
     is_over = torch.arange(len(by_frame), device=by_frame.device).view(-1, 1, 1) >= num_frames  # (W, A, B)
     for w in range(1, len(by_frame)):
-        arrived = _arrive(weights[w - 1], has_blanks, add).add_(by_frame[w])
+        arrived = _arrive(weights[w - 1], has_blanks).add_(by_frame[w])
         torch.where(is_over[w], weights[w - 1], arrived, out=weights[w])
     return weights
 
@@ -330,21 +330,26 @@ def best_path(cosines: torch.Tensor, blank: float | None = None) -> torch.Tensor
     Returns:
         (W,) the sentence of every frame; -1 where a blank stands for none.
     """
-    level = None if blank is None else torch.tensor(blank, dtype=torch.float32)
-    by_frame = _by_frame(cosines[None, None].float(), level)  # (W, J, 1, 1)
-    frames, size = by_frame.shape[:2]
-    num_frames = torch.full((1, 1), frames)
-    weights = path_log_weights(by_frame, num_frames, blank is not None, torch.maximum)[..., 0, 0]  # (W, J)
-    state = size - 1
-    if blank is not None and weights[-1, size - 2] > weights[-1, size - 1]:
-        state = size - 2
+    gains = cosines.detach().T.float().numpy()  # (W, Q)
+    if blank is not None:
+        sentences, gains = gains, np.full((len(gains), 2 * gains.shape[1] + 1), blank, np.float32)  # (W, J)
+        gains[:, 1::2] = sentences
+    frames, states = gains.shape
+    came = np.full((3, states), -np.inf, np.float32)  # weights of paths that stay, that come from the state before, ...
+    steps = np.zeros((frames, states), np.int64)
+    weights = np.where(np.arange(states) < (1 if blank is None else 2), gains[0], -np.inf)  # (J,)
+    for w in range(1, frames):
+        came[0], came[1, 1:] = weights, weights[:-1]
+        if blank is not None:  # ... and past a blank
+            came[2, 3::2] = weights[1:-2:2]
+        steps[w], weights = came.argmax(0), came.max(0) + gains[w]
+    state = states - 1 if blank is None or weights[-1] >= weights[-2] else states - 2
     path = [state]
     for w in range(frames - 1, 0, -1):
-        before = [state, state - 1] + ([state - 2] if blank is not None and state % 2 else [])
-        state = max((s for s in before if s >= 0), key=lambda s: float(weights[w - 1, s]))
+        state -= int(steps[w, state])
         path.append(state)
-    states = torch.tensor(path[::-1])  # (W,)
-    return states if blank is None else torch.where(states % 2 == 1, states // 2, -1)
+    found = torch.tensor(path[::-1])  # (W,)
+    return found if blank is None else torch.where(found % 2 == 1, found // 2, -1)
 
 
 def alignment_scores(
