@@ -1,5 +1,6 @@
 """Measure what negatives from other processes cost: two gloo processes of one thread each on one machine, and bytes."""
 
+import multiprocessing
 import os
 import socket
 import statistics
@@ -94,7 +95,9 @@ def measure_gathering(songs: int, repeats: int, **bench) -> dict:
         port = free.getsockname()[1]
         free.close()
         result = Path(folder) / "seconds.pt"
-        mp.spawn(_process, (port, songs, repeats, bench, str(result)), nprocs=PROCESSES)
+        multiprocessing.set_forkserver_preload([__name__])  # torch is imported once
+        arguments = (port, songs, repeats, bench, str(result))
+        mp.start_processes(_process, arguments, nprocs=PROCESSES, start_method="forkserver")
         seconds = torch.load(result, weights_only=True)
     alone = statistics.median(seconds["gathering alone"]) / statistics.median(seconds["gathering"])
     return {

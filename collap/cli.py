@@ -5,11 +5,13 @@ only when a command runs. So help and mistakes are answered at once.
 """
 
 import argparse
+import gc
 import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from collap.files import nearest
 
@@ -390,6 +392,21 @@ def parse(name: str, arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+def _import_module(name: str) -> ModuleType:
+    """Import the module of a command, and torch with it. All of that stays, so that no garbage is looked for in it, now
+    or later: it took a third of the time until a command begins."""
+    module, collects = COMMANDS[name].module, gc.isenabled()
+    if module in sys.modules:
+        return sys.modules[module]
+    gc.disable()
+    try:
+        return importlib.import_module(module)
+    finally:
+        gc.freeze()
+        if collects:
+            gc.enable()
+
+
 def run_command(name: str, arguments: list[str]) -> int:
     """Run a command; return its exit code.
 
@@ -397,7 +414,7 @@ def run_command(name: str, arguments: list[str]) -> int:
     """
     options = parse(name, arguments)
     try:
-        return importlib.import_module(COMMANDS[name].module).run(options)
+        return _import_module(name).run(options)
     except ModuleNotFoundError as error:
         package = error.name.split(".")[0]
         print(f"error: collap {name} needs {package}: pip install {package}", file=sys.stderr)

@@ -4,8 +4,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -13,7 +11,7 @@ import psutil
 import pytest
 import soundfile
 from deadly import rename_song
-from runs import run_collap, settings, train
+from runs import run_collap, settings, start_processes, train
 from tiny import REFERENCE
 
 from collap.data import guarded_reading
@@ -122,16 +120,20 @@ def test_readers_end_with_a_process_that_is_killed(deadly, song):
     """One that waits for a request, and one in the midst of a file."""
     path = song.with_name("sleeps.wav")
     path.write_bytes(song.read_bytes())
-    code = (
-        "from collap.data import guarded_reading as g; readers = [g._Reader(), g._Reader()]; g._idle += readers;"
-        "print(*(reader.process.pid for reader in readers), flush=True);"
-        f"g.header_seconds({str(path)!r})"
-    )
-    asking = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    readers = [psutil.Process(int(pid)) for pid in asking.stdout.readline().split()]
+
+    def ask(arguments):
+        readers = [guarded_reading._Reader(), guarded_reading._Reader()]
+        guarded_reading._idle.extend(readers)
+        print(*(reader.process.pid for reader in readers), flush=True)
+        guarded_reading.header_seconds(str(path))
+
+    (asking,) = start_processes([], log := song.with_name("log"), 1, ask)
+    while not (log.exists() and log.read_text().endswith("\n")):
+        time.sleep(0.02)
+    readers = [psutil.Process(int(pid)) for pid in log.read_text().split()]
     time.sleep(0.3)
     asking.kill()
-    asking.wait()
+    asking.join()
     for reader in readers:
         reader.wait(timeout=5)
         assert not reader.is_running()

@@ -68,12 +68,11 @@ REFUSALS = {
 CHUNK = 10 * 2**20  # bytes; huggingface_hub writes a download, and so resumes it, in chunks of this size
 CUT = 12 * 2**20  # bytes of `you/big` that arrive before the connection breaks
 
-# Arguments: folder of the models, from `saved`. Runs where CoLLAP is installed.
+# Arguments: folder of the models, from `saved`.
 PUSH = """
 import sys
 from huggingface_hub import HfApi
 from transformers import AutoModel, AutoProcessor
-import modeling_collap, processing
 
 api, folder = HfApi(), sys.argv[1]
 load = lambda name: (AutoModel.from_pretrained(f"{folder}/{name}"), AutoProcessor.from_pretrained(f"{folder}/{name}"))
@@ -99,7 +98,8 @@ assert "model-00002-of-00003.safetensors" in api.list_repo_files("you/sharded")
 assert api.model_info("you/private").private and not api.model_info("you/sharded").private
 """
 
-BEFORE = {"installed": "import modeling_collap, processing\n", "remote": REFUSE_INSTALLED}
+# Where CoLLAP is installed, and where it is not; in neither is garbage looked for in what is imported.
+BEFORE = {"installed": "import gc; gc.disable()\nimport modeling_collap, processing\n", "remote": REFUSE_INSTALLED}
 # Arguments: a JSON file of the texts and of {label: [kind, name, arguments]}; an Auto class is a kind, too.
 LOAD = """
 import json, sys
@@ -300,7 +300,7 @@ def scores(outputs) -> dict[int, torch.Tensor]:
 def hub(saved):
     """A Hub with the models that a fresh process pushed, and with attacks."""
     with HubServer() as server:
-        code, _, errors = run(PUSH, saved, environment=server.environment(saved), folder=saved)
+        code, _, errors = run(BEFORE["installed"] + PUSH, saved, environment=server.environment(saved), folder=saved)
         assert code == 0, errors
         commit_attacks(server, saved)
         commit_whole(server, saved)

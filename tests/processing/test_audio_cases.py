@@ -5,14 +5,13 @@ import io
 import os
 import stat
 import struct
-import subprocess
-import sys
 from contextlib import suppress
 
 import av
 import numpy as np
 import pytest
 import soundfile
+from runs import start_processes
 from tiny import REFERENCE
 
 from processing import audio_tracks
@@ -330,16 +329,16 @@ def test_many_channels_do_not_kill_the_process(tmp_path):
                 write_channels(tmp_path / f"{codec}-{channels}.{container}", codec, container, layout, channels)
     paths = [path for path in sorted(tmp_path.iterdir()) if path.stat().st_size > 1000]
     assert {"libopus-8.ogg", "libopus-16.ogg", "aac-8.mp4", "flac-8.flac"} <= {path.name for path in paths}
-    program = """
-import sys
-from processing.decode_audio import load_audio
-for path in sys.argv[1:]:
-    print(path, abs(load_audio(path)).max())
-"""
-    done = subprocess.run([sys.executable, "-c", program, *paths], capture_output=True, text=True, env=environment())
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == len(paths)
-    for line in done.stdout.splitlines():
+
+    def load(paths: list[str]):
+        for path in paths:
+            print(path, abs(load_audio(path)).max())
+
+    (process,) = start_processes(list(map(str, paths)), log := tmp_path / "log", 1, load)
+    process.join()
+    assert process.exitcode == 0, log.read_text()
+    assert len(log.read_text().splitlines()) == len(paths)
+    for line in log.read_text().splitlines():
         assert 0.02 < float(line.split()[1]) < 0.6, line
 
 
@@ -356,10 +355,6 @@ def write_channels(path, codec, container, layout, channels):
             for converted in resampler.resample(frame):
                 file.mux(stream.encode(converted))
         file.mux(stream.encode(None))
-
-
-def environment():
-    return {**os.environ, "PYTHONPATH": str(REFERENCE.parents[1])}
 
 
 def test_the_case_of_8_channels_has_its_tone():

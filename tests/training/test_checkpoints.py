@@ -1,18 +1,18 @@
 """Checkpoints on disk: whole or not there, only of the same run; failures that leave the old ones as they were."""
 
 import json
-import subprocess
-import sys
+import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
+from runs import start_processes
 
 from collap.files import restore_folder, write_folder, write_json
 from collap.training.checkpoints import Checkpoints
 
-REPOSITORY = Path(__file__).parents[2]
 IDENTITY = {"dataset": "songs", "seed": 0, "num_processes": 1}
 
 
@@ -121,51 +121,47 @@ def test_a_checkpoint_of_another_folder_is_refused(tmp_path):
         Run(tmp_path / "two").checkpoints.load(tmp_path / "one" / "step-00000001")
 
 
-ANOTHER_RUN = """
-import sys
-sys.path[:0] = [{tests!r}, {root!r}]
-from pathlib import Path
-from test_checkpoints import Run
-try:
-    Run(Path(sys.argv[1]))
-except ValueError as error:
-    print("refused:", error)
-"""
+def in_another_process(script: Callable[[list[str]], None], log: Path) -> str:
+    """What a script prints, which must end well."""
+    (process,) = start_processes([], log, 1, script)
+    process.join()
+    assert process.exitcode == 0, log.read_text()
+    return log.read_text()
 
 
 def test_two_runs_cannot_write_to_one_folder(tmp_path):
-    code = ANOTHER_RUN.format(tests=str(Path(__file__).parent), root=str(REPOSITORY))
-    run = Run(tmp_path)
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
-    assert "refused: another run is writing to" in done.stdout, done.stderr
+    def start_another(arguments: list[str]):
+        try:
+            Run(tmp_path / "run")
+        except ValueError as error:
+            print("refused:", error)
+
+    run = Run(tmp_path / "run")
+    assert "refused: another run is writing to" in in_another_process(start_another, tmp_path / "first.log")
     run.checkpoints.lock.close()
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
-    assert done.stdout == "" and done.returncode == 0, done.stderr
-
-
-FULL_DISK = """
-import resource, sys
-sys.path[:0] = [{tests!r}, {root!r}]
-from pathlib import Path
-from test_checkpoints import Run
-run = Run(Path(sys.argv[1]))
-run.checkpoints.save(1, {{}})
-resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
-try:
-    run.checkpoints.save(2, {{}})
-except OSError as error:
-    print("refused:", error)
-"""
+    assert in_another_process(start_another, tmp_path / "second.log") == ""
 
 
 def test_a_full_disk_is_said_and_leaves_the_previous_checkpoint(tmp_path):
     """No file may grow beyond 200 bytes: what a full disk does, without one."""
-    code = FULL_DISK.format(tests=str(Path(__file__).parent), root=str(REPOSITORY))
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
-    assert "refused: the checkpoint of step 2 could not be written" in done.stdout, done.stderr
-    assert "step-00000001 is whole: free space, then --resume latest" in done.stdout
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "step-00000001"]
-    run = Run(tmp_path)
+    folder = tmp_path / "run"
+
+    def fill_the_disk(arguments: list[str]):
+        run = Run(folder)
+        run.checkpoints.save(1, {})
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
+        try:
+            run.checkpoints.save(2, {})
+        except OSError as error:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))  # for the log
+            print("refused:", error)
+
+    printed = in_another_process(fill_the_disk, tmp_path / "log")
+    assert "refused: the checkpoint of step 2 could not be written" in printed
+    assert "step-00000001 is whole: free space, then --resume latest" in printed
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", "step-00000001"]
+    run = Run(folder)
     run.checkpoints.load(run.checkpoints.find("latest"))
 
 

@@ -1,6 +1,7 @@
 """A killed run, resumed, ends with the weights of one that was never killed: bit for bit, on one and two processes."""
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -46,6 +47,20 @@ def with_dropout(backbones, tmp_path_factory) -> dict[str, Path]:
         config.update(overrides)
         config.save_pretrained(copied)
     return {**backbones, "gpt2": folder / "gpt2-dropout", "beats": folder / "beats-dropout"}
+
+
+@pytest.fixture(scope="module")
+def whole(corpus, with_dropout, tmp_path_factory):
+    """Numbers of processes, and of workers of each -> the folder of a run that was never killed."""
+
+    @functools.cache
+    def run(num_processes: int, num_workers: int) -> Path:
+        folder = tmp_path_factory.mktemp("whole")
+        done = train(folder, killable(corpus, with_dropout, num_workers=num_workers), num_processes)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return folder / "run"
+
+    return run
 
 
 def killable(corpus, backbones, **overrides) -> dict:
@@ -132,27 +147,27 @@ def assert_same_run(found: Path, expected: Path):
 
 
 @pytest.mark.parametrize(
-    ("num_processes", "kills", "start"),
+    ("num_processes", "num_workers", "kills", "start"),
     [
-        (1, 2, forked),
-        (2, 1, forked),
-        pytest.param(1, 12, launched, marks=pytest.mark.slow),
-        pytest.param(2, 8, launched, marks=pytest.mark.slow),
+        (1, 1, 2, forked),
+        (2, 0, 1, forked),
+        pytest.param(1, 1, 12, launched, marks=pytest.mark.slow),
+        pytest.param(2, 1, 8, launched, marks=pytest.mark.slow),
     ],
 )
-def test_killed_at_random_points_and_resumed(corpus, with_dropout, tmp_path, num_processes, kills, start):
-    config = killable(corpus, with_dropout)
-    reference = train(tmp_path / "whole", config, num_processes)
-    assert reference.returncode == 0, reference.stderr[-3000:]
+def test_killed_at_random_points_and_resumed(
+    corpus, with_dropout, whole, tmp_path, num_processes, num_workers, kills, start
+):
+    config = killable(corpus, with_dropout, num_workers=num_workers)
     assert train_and_kill(tmp_path / "killed", config, num_processes, kills, kills, start) == kills
-    assert_same_run(tmp_path / "killed" / "run", tmp_path / "whole" / "run")
+    assert_same_run(tmp_path / "killed" / "run", whole(num_processes, num_workers))
 
 
-def test_sigterm_to_one_of_two_processes_saves_and_exits_with_0(corpus, with_dropout, tmp_path):
-    """Preemption: all stop after the same step, and the rest of the run is that of an uninterrupted one."""
-    config = killable(corpus, with_dropout, checkpoint_every=None, eval_split="none", eval_every=100)
-    whole = train(tmp_path / "whole", config, 2)
-    assert whole.returncode == 0, whole.stderr[-3000:]
+def test_sigterm_to_one_of_two_processes_saves_and_exits_with_0(corpus, with_dropout, whole, tmp_path):
+    """Preemption: all stop after the same step, and the rest of the run is that of an uninterrupted one, which had
+    evaluations and checkpoints, too."""
+    others = {"checkpoint_every": None, "eval_split": "none", "eval_every": 100}
+    config = killable(corpus, with_dropout, num_workers=0, **others)
     log = tmp_path / "stopped.log"
     log.write_text("")
     processes = start_processes(command(tmp_path / "stopped", config)[2:], log, 2)
@@ -166,7 +181,8 @@ def test_sigterm_to_one_of_two_processes_saves_and_exits_with_0(corpus, with_dro
     assert 0 < int(checkpoint.name.removeprefix("step-")) < STEPS
     again = train(tmp_path / "stopped", config, 2)
     assert again.returncode == 0 and "resumed from" in again.stdout, again.stderr[-3000:]
-    weights = [load_file(tmp_path / name / "run" / "last" / "model.safetensors") for name in ("stopped", "whole")]
+    runs = (tmp_path / "stopped" / "run", whole(2, 0))
+    weights = [load_file(run / "last" / "model.safetensors") for run in runs]
     assert all(weights[0][name].equal(value) for name, value in weights[1].items())
 
 
@@ -206,24 +222,22 @@ def test_what_moves_no_gradient_and_no_sample_may_change_on_resume_and_nothing_e
     assert "micro_batch_size was None and is 2" in resumed.stdout and "dataset was" in resumed.stdout
 
 
-def test_a_failing_evaluation_loses_no_step(corpus, with_dropout, tmp_path):
+def test_a_failing_evaluation_loses_no_step(corpus, with_dropout, whole, tmp_path):
     """A checkpoint is written before the evaluation of its step, which a resumed run repeats."""
     shutil.copytree(corpus, tmp_path / "songs")
-    config = killable(tmp_path / "songs", with_dropout, checkpoint_every=None, eval_every=2, epochs=4)
-    whole = train(tmp_path / "whole", config)
-    assert whole.returncode == 0, whole.stderr[-3000:]
+    config = killable(tmp_path / "songs", with_dropout, checkpoint_every=None)
     song = tmp_path / "songs" / "validation" / "validation-0002.flac"
     content = song.read_bytes()
     song.write_text("not music")
     failed = train(tmp_path / "failed", config)
     assert failed.returncode == 1 and "validation-0002.flac" in failed.stderr and "Traceback" not in failed.stderr
-    assert [path.name for path in (tmp_path / "failed" / "run" / "checkpoints").glob("step-*")] == ["step-00000004"]
+    assert [path.name for path in (tmp_path / "failed" / "run" / "checkpoints").glob("step-*")] == ["step-00000006"]
     song.write_bytes(content)
     with (tmp_path / "failed" / "run" / "metrics.jsonl").open("a") as lines:
         lines.write('{"epoch": 2, "st')  # as a full disk leaves it
     resumed = train(tmp_path / "failed", config)
-    assert resumed.returncode == 0 and "(4 of 8 steps)" in resumed.stdout, resumed.stderr[-3000:]
-    assert_same_run(tmp_path / "failed" / "run", tmp_path / "whole" / "run")
+    assert resumed.returncode == 0 and "(6 of 16 steps)" in resumed.stdout, resumed.stderr[-3000:]
+    assert_same_run(tmp_path / "failed" / "run", whole(1, 1))
 
 
 def test_a_float16_run_without_a_scale_that_helps_stops(monkeypatch):
@@ -298,8 +312,8 @@ def test_a_stream_resumes_where_it_was(corpus, with_dropout, tmp_path):
     write_shards(corpus, tmp_path / "shards")
     stream = {"streaming": True, "steps_per_epoch": 4, "epochs": 4, "song_column": None, "eval_split": "none"}
     config = killable(tmp_path / "shards", with_dropout, **stream, num_workers=2)
-    whole = train(tmp_path / "whole", config)
-    assert whole.returncode == 0, whole.stderr[-3000:]
+    done = train(tmp_path / "whole", config)
+    assert done.returncode == 0, done.stderr[-3000:]
     assert train_and_kill(tmp_path / "killed", config, 1, kills=1, seed=0, start=forked) == 1
     weights = [load_file(tmp_path / name / "run" / "last" / "model.safetensors") for name in ("killed", "whole")]
     assert all(weights[0][name].equal(value) for name, value in weights[1].items())
