@@ -127,8 +127,8 @@ def measure_ranking(name: str, data: Path, most: int) -> dict:
     """Compare the rankings of songs of a data set by its captions with those of float32 and all segments.
 
     Returns:
-        By setting `R@1`, `R@5` and `same first`: shares of captions, in percent with intervals by song; `tau`: Kendall's, mean
-        and lowest over captions.
+        By setting `R@1`, `R@5` and `same first`: shares of captions, in percent with intervals by song; `tau`:
+        Kendall's, mean and lowest over captions.
     """
     lines = (data / "metadata.jsonl").read_text(encoding="utf-8").splitlines()[:most]
     rows = [json.loads(line) for line in lines]
