@@ -79,7 +79,7 @@ def load_in_int8(spec: str, device: str) -> Embedder:
         OSError, ValueError: there is no such model, it is of another kind, or another device is asked for.
     """
     if torch.device(device).type != "cpu":
-        raise ValueError(f"{spec}: {INT8} runs on the processor, found --device {device}; name --device cpu, or bfloat16")
+        raise ValueError(f"{spec}: {INT8} runs on processors, found --device {device}; name cpu, or --dtype bfloat16")
     embedder = load_embedder(spec, device)
     if not isinstance(embedder, CoLLAPEmbedder):
         raise ValueError(f"{spec}: is no CoLLAP model, and only these run in {INT8}; expected float32 or bfloat16")

@@ -64,7 +64,7 @@ def test_what_cannot_run_in_int8_is_refused(tmp_path, model_folder):
     save_file({**weights, name: weights[name] * torch.nan}, damaged / "model.safetensors", metadata={"format": "pt"})
     for spec, device, said in (
         (clap, "cpu", "is no CoLLAP model, and only these run in int8"),
-        (model_folder, "cuda", "int8 runs on the processor, found --device cuda"),
+        (model_folder, "cuda", "int8 runs on processors, found --device cuda"),
         (damaged, "cpu", "weights hold NaN"),
     ):
         with pytest.raises(ValueError, match=said):
