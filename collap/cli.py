@@ -17,6 +17,7 @@ from collap.files import nearest
 
 TOKEN_DTYPES = ("float16", "int8")  # that stored tokens can have
 TEMPORAL_PARTS = ("order", "equal_lengths", "place", "detail", "retrieval")  # of the suite of time
+INDEX_DTYPES = ("float32", "bfloat16", "int8")
 SEARCH_MODES = ("fixed", "calibrated", "exact")
 HELP = ("-h", "--help")
 DATASET_HELP = "local folder, table file or Hub id, or NAME:FOLDER such as musiccaps:data/musiccaps"
@@ -252,7 +253,7 @@ def _index(parser: Parser) -> None:
     parser.add_argument("--index", required=True, type=Path, help="folder of the index; made if it is not there")
     parser.add_argument("--model", help="folder or Hub id of a CoLLAP or CLAP model")
     parser.add_argument("--device", help="where the model runs; default: cuda if there is one, else cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the encoders; default: float32")
+    parser.add_argument("--dtype", choices=INDEX_DTYPES, help="of the encoders; default: float32")
     parser.add_argument("--stride", type=int, help="embed every so many segments; 2 is twice as fast and finds less")
     parser.add_argument("--threads", type=int, help="of the processor; default: one for each core")
     parser.add_argument("--nice", type=int, default=0, help="lower the priority, up to 19, so that others go first")

@@ -36,16 +36,19 @@ class Fingerprinter:
     def add(self, samples: np.ndarray) -> None:
         """Add the samples (N,) that come next."""
         samples = np.concatenate([self._left, samples])
-        starts = np.arange(0, len(samples) - WINDOW + 1, HOP)
-        for first in range(0, len(starts), FRAMES_AT_A_TIME):
-            self._add_frames(samples[starts[first : first + FRAMES_AT_A_TIME, None] + np.arange(WINDOW)])
-        self._left = samples[len(starts) * HOP :].copy()
+        num_frames = max(0, (len(samples) - WINDOW) // HOP + 1)
+        if num_frames:
+            frames = np.lib.stride_tricks.sliding_window_view(samples, WINDOW)[::HOP]  # (F, WINDOW), a view
+            for first in range(0, num_frames, FRAMES_AT_A_TIME):
+                self._add_frames(frames[first : first + FRAMES_AT_A_TIME])
+        self._left = samples[num_frames * HOP :].copy()
 
     def _add_frames(self, frames: np.ndarray) -> None:
         """Add frames (F, WINDOW)."""
         bins = np.searchsorted(np.fft.rfftfreq(WINDOW, 1 / RATE), BANDS)
-        power = np.abs(np.fft.rfft(frames * np.hanning(WINDOW), axis=1)) ** 2
-        energies = np.add.reduceat(power, bins, axis=1)[:, :-1]  # (F, C)
+        spectrum = np.fft.rfft(frames * np.hanning(WINDOW), axis=1)[:, bins[0] : bins[-1]]
+        power = spectrum.real**2 + spectrum.imag**2
+        energies = np.add.reduceat(power, bins[:-1] - bins[0], axis=1)  # (F, C)
         energies = np.concatenate([self._energies, energies])  # (F + 1, C), but for the first ones
         changes = np.diff(np.diff(energies, axis=1), axis=0)  # (F, C - 1)
         sums = energies[1:].sum(1, keepdims=True) + energies[:-1].sum(1, keepdims=True)  # (F, 1)

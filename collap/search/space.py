@@ -29,6 +29,8 @@ from collap.evaluation.load_embedders import load_embedder, split_reading
 from collap.evaluation.window_embedders import WINDOWED
 from collap.files import flat
 
+from .int8 import INT8, load_in_int8
+
 VECTORS_VERSION = 1  # raise it with every change of what is stored of the same embeddings
 LIBRARIES = ("torch", "torchaudio", "transformers", "av")
 CONFIGURATIONS = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
@@ -107,8 +109,9 @@ def _config_file(name: str, **settings) -> Path:
 
 
 def load_searched(spec: str, device: str = "cpu", dtype: str = "float32") -> Embedder:
-    """Load a model that songs are indexed and searched with, see [`searched_model`]."""
-    return load_embedder(searched_model(spec)[1], device, dtype)
+    """Load a model that songs are indexed and searched with, see [`searched_model`]; `int8` as [`load_in_int8`]."""
+    loaded = searched_model(spec)[1]
+    return load_in_int8(loaded, device) if dtype == INT8 else load_embedder(loaded, device, dtype)
 
 
 def space_of(spec: str, dtype: str = "float32", stride: int = 1) -> Space:

@@ -25,6 +25,7 @@ from benchmarks.search_recall import index_recall, recombined_tracks, stored_tra
 from benchmarks.sentences import measure as measure_sentences
 from benchmarks.steps import build_bench, measure_caching, measure_caching_memory, measure_plan, small_config
 from benchmarks.stored_tokens import build_demo, measure_song, measure_stored_tokens
+from collap.cli import INDEX_DTYPES
 from collap.search.calibration import Calibration
 from collap.search.index import TrackIndex
 from collap.search.queries import text_queries
@@ -243,10 +244,10 @@ def test_what_is_said_not_to_match_is_what_a_search_says(indexed):
 
 
 def test_indexing_is_timed_and_its_rankings_compared(corpus, model_folder):
-    embedders = {dtype: load_searched(str(model_folder), dtype=dtype) for dtype in ("float32", "bfloat16")}
+    embedders = {dtype: load_searched(str(model_folder), dtype=dtype) for dtype in INDEX_DTYPES}
     song = next((corpus / "test").glob("*.flac"))
     report = measure_speed(embedders, song, soundfile.info(song).duration, repeats=1)
-    check(report, "float32", "bfloat16, every second segment", "shares")
+    check(report, "float32", "int8, every second segment", "shares")
     ranking = measure_ranking(str(model_folder), corpus / "test", most=3)
     assert ranking["float32"]["tau"] == {"mean": 1.0, "lowest": 1.0} and ranking["float32"]["same first"]["mean"] == 100
     assert set(ranking) == {*report} - {"shares"}
