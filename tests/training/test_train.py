@@ -62,19 +62,32 @@ def test_the_same_seed_gives_the_same_weights_and_training_changes_them(finished
     assert len(moved) == len(start)
 
 
-def test_two_processes_train_as_one(corpus, backbones, tmp_path):
+def whole_batches(corpus, backbones, **overrides) -> dict:
+    """Settings whose steps are of all songs at once."""
+    return settings(corpus, backbones, **{"learning_rate": 1e-4, "batch_size": 8, "epochs": 3, **overrides})
+
+
+@pytest.fixture(scope="module")
+def plain(corpus, backbones, tmp_path_factory):
+    """A run of whole batches on one process."""
+    folder = tmp_path_factory.mktemp("plain")
+    done = train(folder, whole_batches(corpus, backbones))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "run"
+
+
+def test_two_processes_train_as_one(plain, corpus, backbones, tmp_path):
     """Gathered negatives and averaged gradients: the same batches give the same losses and weights."""
-    config = settings(corpus, backbones, learning_rate=1e-4)
-    for number in (1, 2):
-        done = train(tmp_path / str(number), config, num_processes=number)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert evaluations(tmp_path / str(number) / "run")[0]["processes"] == number
-    one, two = (scalars(tmp_path / name / "run") for name in "12")
+    done = train(tmp_path, whole_batches(corpus, backbones), num_processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    runs = (plain, tmp_path / "run")
+    assert [evaluations(run)[0]["processes"] for run in runs] == [1, 2]
+    one, two = map(scalars, runs)
     assert one["train/loss"] == pytest.approx(two["train/loss"], abs=1e-4)
     assert one["train/learning_rate"] == pytest.approx(two["train/learning_rate"], abs=1e-12)
     assert one["train/gradient_norm"] == pytest.approx(two["train/gradient_norm"], rel=1e-3)
     assert one["eval/text_to_audio/mAP"] == pytest.approx(two["eval/text_to_audio/mAP"])
-    first, second = (load_file(tmp_path / name / "run" / "last" / "model.safetensors") for name in "12")
+    first, second = (load_file(run / "last" / "model.safetensors") for run in runs)
     for name in first:
         # AdamW makes a whole step out of a gradient that is rounding noise: single elements may differ by one.
         difference = (first[name] - second[name]).abs()
@@ -103,19 +116,16 @@ def test_continuing_with_crops_micro_batches_and_bfloat16(finished, corpus, back
     assert not torch.equal(before["audio_tower.adapter.weight"], after["audio_tower.adapter.weight"])
 
 
-def test_micro_batches_and_two_processes_follow_the_plain_run(corpus, backbones, tmp_path):
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_micro_batches_follow_the_plain_run(plain, corpus, backbones, tmp_path, num_processes):
     """Songs of unequal length, cut unevenly: the loss curves of the whole batch on one process."""
-    config = settings(corpus, backbones, learning_rate=1e-4, batch_size=8, epochs=3, eval_split="none")
-    curves = []
-    for number, overrides in ((1, {}), (1, {"micro_batch_size": 3}), (2, {"micro_batch_size": 3})):
-        folder = tmp_path / str(len(curves))
-        done = train(folder, config, number, **overrides)
-        assert done.returncode == 0, done.stderr[-3000:]
-        curves.append(scalars(folder / "run"))
-    for found in curves[1:]:
-        for name in ("train/loss", "train/audio_to_text_accuracy"):
-            assert found[name] == pytest.approx(curves[0][name], abs=1e-4)
-        assert found["train/gradient_norm"] == pytest.approx(curves[0]["train/gradient_norm"], rel=1e-3)
+    config = whole_batches(corpus, backbones, micro_batch_size=3, eval_split="none")
+    done = train(tmp_path, config, num_processes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found, expected = scalars(tmp_path / "run"), scalars(plain)
+    for name in ("train/loss", "train/audio_to_text_accuracy"):
+        assert found[name] == pytest.approx(expected[name], abs=1e-4)
+    assert found["train/gradient_norm"] == pytest.approx(expected["train/gradient_norm"], rel=1e-3)
 
 
 def write_shards(corpus: Path, folder: Path):
