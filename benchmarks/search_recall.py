@@ -87,8 +87,8 @@ def of_query(embeds: torch.Tensor, query: int) -> Texts:
 
 
 def places_of_best(ranker: KnownRanker, texts: Texts, k: int = K) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return the places of the true best k tracks, from 1 on, by their estimates (k,), N where the means have left them
-    out, and by their means (k,); and by how much a score of theirs is above its estimate."""
+    """Return the places of the true best k tracks, from 1 on, by their estimates (k,), N where an earlier step has left
+    them out, and by their means (k,); and by how much a score of theirs is above its estimate."""
     tracks = np.arange(len(ranker.scores))
     best = sort_order(ranker.scores, tracks)[:k]
     ((found, estimates),) = ranker.scan.estimate(ranker.function, texts.embeds, texts.signs, tracks)

@@ -81,7 +81,7 @@ def _gathered_means(audio_embeds: torch.Tensor, audio_token_mask: torch.Tensor, 
 
 
 class _FrameMeans(torch.autograd.Function):
-    """The frames of [`pool_frames`]. Tokens are read once, in place; the gradient is written once, where autograd would
+    """Compute the frames of [`pool_frames`]. Tokens are read once, in place; the gradient is written once, where autograd would
     go through a copy of all tokens for every step."""
 
     @staticmethod
@@ -294,7 +294,7 @@ def path_log_rests(by_frame: torch.Tensor, num_frames: torch.Tensor, num_states:
 
 
 class _PathLogSum(torch.autograd.Function):
-    """The logarithm of the weight of all paths, (A, B). Its gradient is the share of the paths in each state at each
+    """Compute the logarithm of the weight of all paths, (A, B). Its gradient is the share of the paths in each state at each
     frame, by the forward-backward algorithm: a second loop, where autograd would go through every step of the first."""
 
     @staticmethod

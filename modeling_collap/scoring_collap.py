@@ -361,8 +361,9 @@ def in_tiles(
         limit = min(limit, tile_cells or TILE_CELLS)
     texts_at_a_time = min(chunk_size or max(limit // cells, 1), num_texts)
     if chunk_size is None and 64 < texts_at_a_time < num_texts:
-        texts_at_a_time = -(-num_texts // -(-num_texts // texts_at_a_time))  # no small rest
-        texts_at_a_time += -texts_at_a_time % 64  # matrix products of other widths take a quarter longer
+        even = -(-num_texts // -(-num_texts // texts_at_a_time))  # no small rest
+        even += -even % 64  # matrix products of other widths take a quarter longer
+        texts_at_a_time = even if even <= texts_at_a_time else texts_at_a_time - texts_at_a_time % 64
     audios_at_a_time = max(limit // (cells * texts_at_a_time), 1)
     if texts_at_a_time >= num_texts and audios_at_a_time >= num_audios:
         return score(*texts, *audios)  # splitting would copy the gradient

@@ -111,12 +111,15 @@ def calibrate(index, k: int = CALIBRATED_K, alpha: float = ALPHA) -> Calibration
     needs, best = [], []
     for query in queries:
         texts = texts_of([query])
-        ((found, estimates),) = index.scan.estimate(index.function, texts.embeds, texts.signs, tracks)
+        asked = index.function, texts.embeds, texts.signs, tracks
+        ((found, estimates),) = index.scan.estimate(*asked, at_least=len(tracks))
+        ((seen, _),) = index.scan.estimate(*asked)  # by a search
         chosen = sort_order(estimates, found)[:SCORED]
         scores = index.ranker.exact(texts, found[chosen])[:, 0]
         top = sort_order(scores, found[chosen])[:k]
-        # One of the best that is hardly a candidate: there may be others that are none.
+        # One of the best that is hardly a candidate, there may be others that are none; or that a search leaves out.
         is_cut = len(chosen) < len(tracks) and top.max() >= MARGIN * len(chosen)
+        is_cut |= not np.isin(found[chosen[top]], seen).all()
         needs.append(np.inf if is_cut else (scores - estimates[chosen])[top].max())
         best.append(scores[top[0]])
     delta = conformal_quantile(np.array(needs), alpha)

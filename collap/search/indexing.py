@@ -27,7 +27,7 @@ from .index import TrackIndex
 from .library import Walk, share_of, shown, walk_library
 from .merging import merge_indexes
 from .score_function import ScoreFunction
-from .space import fetched_space
+from .space import best_device, fetched_space
 from .store import MANIFEST, IndexStore, damaged_files, named_files
 from .updating import Update
 from .writing import writing_to
@@ -115,10 +115,11 @@ def index_library(options: argparse.Namespace) -> Update:
         OSError, ValueError: there is no such model or library, the index is another one's or damaged, another process
             writes to it, or the disk is full; one line, and the index is as it was.
     """
-    root, folder, device = os.path.realpath(options.folder), options.index, _device(options)
+    root, folder = os.path.realpath(options.folder), options.index
     with writing_to(folder):
         old = IndexStore.open(folder) if (folder / MANIFEST).exists() else None
         settings = settings_of(options, old)
+        device = options.device or best_device(settings["dtype"])
         space = fetched_space(settings["model"], device, settings["dtype"], settings["stride"])
         if old:
             space.check(old.space, folder)
@@ -136,10 +137,6 @@ def index_library(options: argparse.Namespace) -> Update:
                 raise OSError(f"{folder}: {error}; what is published stays, and the same command goes on") from error
             raise
     return update
-
-
-def _device(options: argparse.Namespace) -> str:
-    return options.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def settings_of(options: argparse.Namespace, old: IndexStore | None) -> dict:

@@ -17,9 +17,21 @@ import torch
 
 LARGEST = 127  # of a code; -128 is not used, so that both signs are alike
 PARTS = 3  # bytes that a number of a text is written with: 24 bits, those of float32
-MULTIPLIES_BYTES = torch.cpu._is_vnni_supported()  # exactly: without it sums of two products may be cut to 16 bits
-CELLS_AT_A_TIME = 2**20  # numbers that are turned into float32 at a time: 4 MB
+CELLS_AT_A_TIME = 2**20  # numbers of codes as float32, or of products, that are held at a time: 4 MB
 _memory = threading.local()
+
+
+def _multiplies_bytes() -> bool:
+    """Tell whether this processor multiplies bytes fast, and torch does it exactly: held to older instructions (by
+    `ONEDNN_MAX_CPU_ISA`), it cuts sums of two products to 16 bits."""
+    if not torch.cpu._is_vnni_supported():
+        return False
+    largest = torch.full((64, 512), LARGEST, dtype=torch.int8)
+    signs = torch.tensor([[1], [-1]], dtype=torch.int8)
+    return bool((torch._int_mm(signs * largest[:1], largest.T) == signs.int() * 512 * LARGEST**2).all())
+
+
+MULTIPLIES_BYTES = _multiplies_bytes()
 
 
 def quantize_rows(rows: torch.Tensor, scale_dtype: torch.dtype = torch.float16) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,8 +108,12 @@ def split_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def integer_product(parts: torch.Tensor, steps: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """Multiply rows of [`split_rows`] with codes (N, D): (B, N) float32."""
-    products = torch._int_mm(parts.flatten(0, 1), codes.T)  # (PARTS B, N) int32
-    return (products.unflatten(0, parts.shape[:2]) * steps).sum(0)  # (B, N)
+    rows, products = parts.flatten(0, 1), torch.empty(parts.shape[1], len(codes))  # (PARTS B, D), (B, N)
+    at_a_time = max(1, CELLS_AT_A_TIME // len(rows))
+    for start in range(0, len(codes), at_a_time):
+        block = torch._int_mm(rows, codes[start : start + at_a_time].T)  # (PARTS B, block) int32
+        products[:, start : start + at_a_time] = (block.unflatten(0, parts.shape[:2]) * steps).sum(0)
+    return products
 
 
 def float_product(rows: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:

@@ -29,8 +29,9 @@ from .score_function import ScoreFunction
 MODES = ("fixed", "calibrated", "exact")
 # Chosen by what holds the true best, and how that grows with the library: docs/search.md says what was measured.
 CANDIDATES = 50  # where the score is near its estimate: one vector of a text, attention that is not sharp
-# Times the root of the number of tracks, and at least so many: sentences in order, in any order, sharp attention.
-OF_PATHS, OF_SENTENCES, OF_SHARP = (4, 128), (12, 256), (16, 256)
+# Times the root of the number of tracks, and at least so many: sentences in order, or in any; where attention is sharp.
+OF_PATHS, OF_SENTENCES = (4, 128), (12, 256)
+OF_SHARP_PATHS, OF_SHARP = (8, 256), (16, 256)
 CALIBRATED_STEP = 16  # tracks that are scored between two looks at the rule
 
 
@@ -94,7 +95,10 @@ def default_candidates(function: ScoreFunction, num_tracks: int) -> int:
     """Return of how many tracks the exact score finds 99 % of the best ten of all."""
     if is_flat(function):
         return CANDIDATES
-    growth, least = OF_SHARP if is_sharp(function) else OF_SENTENCES if function.gamma_path is None else OF_PATHS
+    if function.gamma_path is None:
+        growth, least = OF_SHARP if is_sharp(function) else OF_SENTENCES
+    else:
+        growth, least = OF_SHARP_PATHS if is_sharp(function) else OF_PATHS
     return max(least, math.ceil(growth * math.sqrt(num_tracks)))
 
 
@@ -136,7 +140,8 @@ class Ranker:
         if mode == "exact":
             scores = self.exact(texts, tracks).T  # (queries, A)
             return [_ranking(tracks, one, k, True, len(tracks)) for one in scores]
-        estimates = self.scan.estimate(self.function, texts.embeds, texts.signs, tracks)
+        at_least = max(candidates, k) if mode == "fixed" else k
+        estimates = self.scan.estimate(self.function, texts.embeds, texts.signs, tracks, at_least)
         rankings = []
         for query, (found, estimate) in enumerate(estimates):
             order = sort_order(estimate, found)
@@ -160,7 +165,9 @@ class Ranker:
             step = found[done : done + max(CALIBRATED_STEP, k - done)]
             scores = np.concatenate([scores, self.exact(texts, step)[:, 0]])
             done += len(step)
-        is_certified = done < len(found) or len(found) == num_tracks  # else all whose segments were read are used up
+        is_certified = (
+            done < len(found) or len(found) == num_tracks
+        )  # else all that the last estimate was made of are used up
         return _ranking(found[:done], scores, k, is_certified, done)
 
 

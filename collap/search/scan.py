@@ -23,7 +23,7 @@ from .estimates import is_flat, mean_rows, segment_scores
 from .quantize import cosines_with, rough_cosines
 from .rescoring import CELLS_AT_A_TIME, like_lengths
 from .score_function import ScoreFunction
-from .segments import MOST_SEGMENTS
+from .segments import MOST_SEGMENTS, frame_size
 from .vectors import Vectors
 
 MIN_ORDERED, ORDERED = 1024, 16  # tracks whose sentences are placed in order: at least, times the root of all tracks
@@ -83,7 +83,12 @@ class Scan:
         return codes, scales
 
     def estimate(
-        self, function: ScoreFunction, text_embeds: torch.Tensor, signs: torch.Tensor, tracks: np.ndarray
+        self,
+        function: ScoreFunction,
+        text_embeds: torch.Tensor,
+        signs: torch.Tensor,
+        tracks: np.ndarray,
+        at_least: int = 0,
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Estimate the scores of tracks with queries, each of which is a sum of texts.
 
@@ -91,6 +96,7 @@ class Scan:
             text_embeds: (B, Q, D).
             signs: (B, queries) by which the scores of texts count.
             tracks: numbers of those that may be found.
+            at_least: how many of them every step looks at, if there are so many.
 
         Returns:
             For each query the tracks that the last step looked at, and their estimates: the best of [`kept_by_means`]
@@ -100,13 +106,13 @@ class Scan:
         asked = function, text_embeds, signs
         if self.engine is not None and len(tracks) == len(self):
             promising = self._proposed(*asked)
-        elif len(tracks) > (kept := kept_by_means(function, len(tracks))):
+        elif len(tracks) > (kept := max(kept_by_means(function, len(tracks)), at_least)):
             promising = self._best_by_means(*asked, tracks, kept)
         else:
             estimates = (self.segment_estimates(function, text_embeds, tracks) @ signs).T  # (queries, A)
             if function.gamma_path is None:
                 return [(tracks, one.numpy()) for one in estimates]
-            promising = _best(estimates, tracks, min(kept_by_segments(len(tracks)), len(tracks)))
+            promising = _best(estimates, tracks, min(max(kept_by_segments(len(tracks)), at_least), len(tracks)))
         return [
             (best, self._query_estimates(function, text_embeds, signed, best))
             for best, signed in zip(promising, signs.T, strict=True)
@@ -153,7 +159,11 @@ class Scan:
             cosines = cosines_of(codes, self.scales[places]).T  # (all segments, R)
             tokens, counts = self.tokens[places], self.count[tracks[part]]
             starts = np.cumsum(counts) - counts
-            for group in like_lengths(counts, max(1, CELLS_AT_A_TIME // len(rows))):
+            lengths = counts
+            if in_order:  # which also lays a track out in steps
+                totals = np.add.reduceat(tokens.numpy(), starts)  # (part,)
+                lengths = np.maximum(counts, np.ceil(totals / frame_size(function.token_seconds)).astype(np.int64))
+            for group in like_lengths(lengths, max(1, CELLS_AT_A_TIME // len(rows))):
                 step = np.arange(counts[group].max())
                 is_real = torch.from_numpy(step < counts[group, None])  # (group, S)
                 place = torch.from_numpy(np.minimum(starts[group, None] + step, len(places) - 1))

@@ -20,6 +20,7 @@ from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from transformers.utils import cached_file
 
 from collap.data.feature_cache import FEATURES_VERSION
@@ -112,6 +113,11 @@ def load_searched(spec: str, device: str = "cpu", dtype: str = "float32") -> Emb
     """Load a model that songs are indexed and searched with, see [`searched_model`]; `int8` as [`load_in_int8`]."""
     loaded = searched_model(spec)[1]
     return load_in_int8(loaded, device) if dtype == INT8 else load_embedder(loaded, device, dtype)
+
+
+def best_device(dtype: str) -> str:
+    """Return where a model runs if nobody says: on a GPU, if there is one; in int8 on the processor."""
+    return "cuda" if torch.cuda.is_available() and dtype != INT8 else "cpu"
 
 
 def space_of(spec: str, dtype: str = "float32", stride: int = 1) -> Space:

@@ -101,19 +101,24 @@ def test_sentences_are_placed_in_order_in_the_most_promising_tracks(library, mon
     exact = scan.segment_estimates(function, queries, allowed, in_order=True)
     signs = torch.eye(len(queries))
     signs[3, 0] = -1.0  # the first query is against a text
+    for found, _ in scan.estimate(function, queries, signs, allowed, at_least=50):
+        assert len(found) == 50
     for query, (found, estimates) in enumerate(scan.estimate(function, queries, signs, allowed)):
         best = (rough @ signs)[:, query].topk(30).indices.sort().values
         assert found.tolist() == allowed[best].tolist()
         torch.testing.assert_close(torch.from_numpy(estimates), (exact @ signs)[best, query])
 
 
-def test_memory_bounds_change_no_estimate(library, monkeypatch):
+@pytest.mark.parametrize("in_order", [False, True])
+def test_memory_bounds_change_no_estimate(library, monkeypatch, in_order):
     shards, places, _, queries = library
     scan, function = Scan(shards, places), score_function()
-    whole = scan.segment_estimates(function, queries, np.arange(240))
+    if in_order:
+        function, queries = sentence_queries(queries)
+    whole = scan.segment_estimates(function, queries, np.arange(240), in_order)
     monkeypatch.setattr(scan_module, "BLOCK_CELLS", 2**14)
     monkeypatch.setattr(scan_module, "CELLS_AT_A_TIME", 500)
-    torch.testing.assert_close(scan.segment_estimates(function, queries, np.arange(240)), whole)
+    torch.testing.assert_close(scan.segment_estimates(function, queries, np.arange(240), in_order), whole)
 
 
 @pytest.mark.parametrize(("height", "stride"), [(6, 3), (5, 2), (3, 5), (1, 1), (7, 7)])

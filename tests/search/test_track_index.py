@@ -119,6 +119,15 @@ def test_a_large_library_is_searched_in_three_steps(index, queries, monkeypatch)
     assert not any(hit.certified for hit in cascade[0])
 
 
+def test_as_many_are_found_and_scored_as_are_asked_for(index, queries, monkeypatch):
+    """Whatever the steps before would leave of a large library."""
+    monkeypatch.setattr(scan_module, "kept_by_means", lambda function, num_tracks: 20)
+    (results,) = index.search(vectors=queries[:1], k=50, candidates=0, moments=False, collapse=False)
+    assert len(results) == 50
+    (results,) = index.search(vectors=queries[:1], k=5, candidates=70, moments=False)
+    assert results.num_rescored == 70
+
+
 def test_a_batch_is_its_queries_one_by_one(index, queries):
     together = index.search(vectors=queries, curve=True)
     for one, query in zip(together, queries, strict=True):
@@ -244,6 +253,14 @@ def test_an_index_that_cannot_be_searched_calibrated_says_so(index, queries, con
     index.calibration = content
     (results,) = index.search(vectors=queries[:1], mode="calibrated", candidates=20)
     assert said in results.notes[0] and len(results) == 10 and not results[0].certified
+
+
+def test_what_a_search_leaves_out_is_not_calibrated(indexed, monkeypatch):
+    """The best that the first steps drop would be missed without a word."""
+    index = TrackIndex.open(indexed)
+    assert calibrate(index, k=3).delta is not None
+    monkeypatch.setattr(scan_module, "kept_by_means", lambda function, num_tracks: 2)
+    assert calibrate(index, k=3).delta is None
 
 
 def test_an_index_is_calibrated_by_its_model(tmp_path, indexed, monkeypatch):

@@ -1,6 +1,9 @@
 """What is stored of a track: int8 rows, segments of like sound, and many tracks in one file."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -42,6 +45,21 @@ def test_cosines_are_those_of_the_rows_that_are_stored(multiplies_bytes, width, 
     found = quantized_cosines(texts, codes, scales)
     torch.testing.assert_close(found, texts @ dequantize_rows(codes, scales).T, atol=1e-6, rtol=0)
     assert (found - texts @ rows.T).square().mean().sqrt() < 4e-4
+
+
+@pytest.mark.parametrize("instructions", ["DEFAULT", "AVX2"])
+def test_bytes_are_multiplied_only_where_that_is_exact(instructions):
+    """torch held to older instructions cuts sums to 16 bits, on the same processor."""
+    program = """if True:
+        import torch
+        from collap.search.quantize import dequantize_rows, quantized_cosines
+        texts, codes = torch.ones(2, 512), torch.full((99, 512), 127, dtype=torch.int8)
+        scales = torch.full((99,), 0.01)
+        expected = texts @ dequantize_rows(codes, scales).T
+        torch.testing.assert_close(quantized_cosines(texts, codes, scales), expected)
+    """
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": instructions}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
 
 
 def test_rows_are_the_sum_of_their_bytes():

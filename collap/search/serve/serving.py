@@ -13,9 +13,10 @@ import os
 import socket
 import sys
 
-import torch
 import uvicorn
 
+from ..space import best_device
+from ..store import read_manifest
 from .application import make_application
 from .limits import Limits
 from .searcher import Searcher
@@ -35,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
         options.index,
         options.library,
         options.model,
-        options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        options.device or best_device(read_manifest(options.index)["space"]["dtype"]),
         options.engine,
     )
     if not os.path.isdir(searcher.library):
