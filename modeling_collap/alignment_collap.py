@@ -81,8 +81,8 @@ def _gathered_means(audio_embeds: torch.Tensor, audio_token_mask: torch.Tensor, 
 
 
 class _FrameMeans(torch.autograd.Function):
-    """Compute the frames of [`pool_frames`]. Tokens are read once, in place; the gradient is written once, where autograd would
-    go through a copy of all tokens for every step."""
+    """Compute the frames of [`pool_frames`]. Tokens are read once, in place; the gradient is written once, where
+    autograd would go through a copy of all tokens for every step."""
 
     @staticmethod
     def forward(ctx, audio_embeds, audio_token_mask, frame_size: int):
@@ -294,8 +294,9 @@ def path_log_rests(by_frame: torch.Tensor, num_frames: torch.Tensor, num_states:
 
 
 class _PathLogSum(torch.autograd.Function):
-    """Compute the logarithm of the weight of all paths, (A, B). Its gradient is the share of the paths in each state at each
-    frame, by the forward-backward algorithm: a second loop, where autograd would go through every step of the first."""
+    """Compute the logarithm of the weight of all paths, (A, B). Its gradient is the share of the paths in each state at
+    each frame, by the forward-backward algorithm: a second loop, where autograd would go through every step of the
+    first."""
 
     @staticmethod
     def forward(ctx, by_frame, num_frames, num_states, has_blanks: bool):

@@ -15,11 +15,6 @@ gc.disable()
 os.register_at_fork(after_in_child=gc.freeze)
 
 
-def pytest_collection_modifyitems(items):
-    """The folders with the longest files come first, so that no process is left alone with one at the end."""
-    items.sort(key=lambda item: item.path.parent.name not in ("hub", "project", "training"))
-
-
 def pytest_collection_finish():
     gc.freeze()
     gc.enable()
