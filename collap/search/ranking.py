@@ -165,9 +165,7 @@ class Ranker:
             step = found[done : done + max(CALIBRATED_STEP, k - done)]
             scores = np.concatenate([scores, self.exact(texts, step)[:, 0]])
             done += len(step)
-        is_certified = (
-            done < len(found) or len(found) == num_tracks
-        )  # else all that the last estimate was made of are used up
+        is_certified = done < len(found) or len(found) == num_tracks  # else the last step's tracks are used up
         return _ranking(found[:done], scores, k, is_certified, done)
 
 
