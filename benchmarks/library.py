@@ -99,14 +99,15 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 
 def killed(folder: Path, library: Path, model: Path, kills: int, longest: float, chance: random.Random) -> int:
-    """Kill a run again and again, each time at a random moment of `longest` seconds; return how many were killed."""
+    """Kill a run again and again, each time at a random moment of the first third of `longest` seconds, as what was
+    done before need not be done again; return how many were killed."""
     done = 0
     for _ in range(kills):
         process = subprocess.Popen(
             indexing(folder, library, model), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            process.wait(chance.uniform(0, longest))
+            process.wait(chance.uniform(0, longest / 3))
         except subprocess.TimeoutExpired:
             process.kill()
             done += 1
@@ -160,13 +161,16 @@ def writers_and_readers(folder: Path, library: Path, model: Path, new: list[Path
     before = [(hit.path, hit.score) for hit in index.search(like=path, k=10)]
     for one in new:
         shutil.copy(one, library)
-    writer = subprocess.Popen(indexing(folder, library, model), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    settings = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    writer = subprocess.Popen(indexing(folder, library, model), **settings)
     said, same = [], []
     while writer.poll() is None:
         second = subprocess.run(indexing(folder, library, model), capture_output=True, text=True)
         if second.returncode:
             said.append(second.stderr.strip().splitlines()[-1])
         same.append([(hit.path, hit.score) for hit in index.search(like=path, k=10)] == before)
+    if writer.returncode:  # it was the second to begin
+        said.append(writer.stderr.read().strip().splitlines()[-1])
     refused = {"second writer refused": len(said), "it said": said[-1:]}
     return {"added": len(new), **refused, "searches meanwhile the same": all(same)}
 
