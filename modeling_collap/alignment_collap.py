@@ -331,10 +331,8 @@ def best_path(cosines: torch.Tensor, blank: float | None = None) -> torch.Tensor
     Returns:
         (W,) the sentence of every frame; -1 where a blank stands for none.
     """
-    gains = cosines.detach().T.float().numpy()  # (W, Q)
-    if blank is not None:
-        sentences, gains = gains, np.full((len(gains), 2 * gains.shape[1] + 1), blank, np.float32)  # (W, J)
-        gains[:, 1::2] = sentences
+    level = None if blank is None else torch.tensor(blank, dtype=torch.float32)
+    gains = _by_frame(cosines.detach()[None, None].float(), level)[..., 0, 0].numpy()  # (W, J)
     frames, states = gains.shape
     came = np.full((3, states), -np.inf, np.float32)  # weights of paths that stay, that come from the state before, ...
     steps = np.zeros((frames, states), np.int64)
