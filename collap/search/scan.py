@@ -109,10 +109,12 @@ class Scan:
         elif len(tracks) > (kept := max(kept_by_means(function, len(tracks)), at_least)):
             promising = self._best_by_means(*asked, tracks, kept)
         else:
-            estimates = (self.segment_estimates(function, text_embeds, tracks) @ signs).T  # (queries, A)
-            if function.gamma_path is None:
+            kept = max(kept_by_segments(len(tracks)), at_least)
+            is_last = function.gamma_path is None or len(tracks) <= kept  # no further step, or one for all of them
+            estimates = (self.segment_estimates(function, text_embeds, tracks, is_last) @ signs).T  # (queries, A)
+            if is_last:
                 return [(tracks, one.numpy()) for one in estimates]
-            promising = _best(estimates, tracks, min(max(kept_by_segments(len(tracks)), at_least), len(tracks)))
+            promising = _best(estimates, tracks, kept)
         return [
             (best, self._query_estimates(function, text_embeds, signed, best))
             for best, signed in zip(promising, signs.T, strict=True)
