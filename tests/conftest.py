@@ -16,8 +16,20 @@ os.register_at_fork(after_in_child=gc.freeze)
 
 
 def pytest_collection_finish():
+    settle_autograd()
     gc.freeze()
     gc.enable()
+
+
+def settle_autograd() -> None:
+    """Let autograd count the devices while there are none but the CPU: at the first backward pass of a process, once.
+
+    torch.export and torch.compile put a stand-in for CUDA beside it. A first pass after them starts a thread for that
+    device, and every process that is forked from here later is refused its own backward pass.
+    """
+    import torch
+
+    torch.ones((), requires_grad=True).backward()
 
 
 @pytest.fixture(scope="session")
