@@ -35,7 +35,7 @@ from benchmarks.search_library import aligned_function, score_function
 from benchmarks.search_recall import K, index_recall, synthetic_recall
 from collap.search.engine import Engine, fill
 from collap.search.index import TrackIndex
-from collap.search.ranking import Ranker, Texts, default_candidates
+from collap.search.ranking import Ranker, Texts
 from collap.search.rescoring import Tokens
 from collap.search.scan import Scan
 from collap.search.score_function import ScoreFunction
@@ -90,14 +90,14 @@ def time_ranker(
     ranker: Ranker, rows: torch.Tensor, repeats: int, clock: Callable[[], float]
 ) -> dict[str, dict[str, float]]:
     """Time the queries (B, Q, D), one by one and together."""
-    tracks, count = np.arange(len(ranker.scan)), default_candidates(ranker.function, len(ranker.scan))
+    tracks = np.arange(len(ranker.scan))
     one = [Texts(row[None], torch.ones(1, 1)) for row in rows]
     every = Texts(rows, torch.eye(len(rows)))
 
-    def rank(number: int, candidates: int = count):
+    def rank(number: int, candidates: int | None = None):
         return ranker.rank(one[number % len(one)], tracks, K, "fixed", candidates)
 
-    batch = milliseconds(lambda _: ranker.rank(every, tracks, K, "fixed", count), 2, clock)
+    batch = milliseconds(lambda _: ranker.rank(every, tracks, K), 2, clock)
     return {
         "": milliseconds(rank, repeats, clock),
         ", stage 1": milliseconds(lambda number: rank(number, 0), repeats, clock),
@@ -158,9 +158,8 @@ class Growing:
         scales = torch.full((self.tokens,), 1 / (127 * 13), dtype=torch.float16)
         timed = Ranker(self.function, scan, lambda track: (pool[track % POOL], scales))
         times = time_ranker(timed, self.rows, self.repeats, self.clock)
-        count = default_candidates(self.function, len(self.tracks))
         ranker = Ranker(self.function, scan, self.exact_tokens)
-        found = [ranking.tracks for ranking in ranker.rank(self.texts, self.tracks, K, "fixed", count)]
+        found = [ranking.tracks[:K] for ranking in ranker.rank(self.texts, self.tracks, K)]
         return {name + part: one for part, one in times.items()}, {name: recall_of(self.best, found)}
 
 

@@ -18,7 +18,7 @@ import torch
 from collap.evaluation.analysis.statistics import figure
 from collap.search.index import TrackIndex
 from collap.search.queries import Query, text_queries
-from collap.search.ranking import default_candidates, texts_of
+from collap.search.ranking import texts_of
 
 NOT_RENDERED = (
     "Bagpipes play a slow march over a snare drum roll.",
@@ -102,7 +102,7 @@ def said_not_to_match(index: TrackIndex, query: Query, left_out: int | None = No
     """
     tracks, texts = np.arange(len(index)), texts_of([query])
     tracks = tracks[tracks != left_out]
-    (ranking,) = index.ranker.rank(texts, tracks, 1, "fixed", default_candidates(index.function, len(tracks)))
+    (ranking,) = index.ranker.rank(texts, tracks, 1)
     return not index.calibration.is_usual(float(ranking.scores[0]))
 
 

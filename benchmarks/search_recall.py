@@ -21,7 +21,7 @@ from collap.search.estimates import mean_rows
 from collap.search.index import TrackIndex
 from collap.search.quantize import dequantize_rows, quantized_cosines
 from collap.search.queries import text_queries
-from collap.search.ranking import Ranker, Texts, default_candidates, sort_order, texts_of
+from collap.search.ranking import Ranker, Texts, most_candidates, sort_order, texts_of
 from collap.search.rescoring import score_tracks
 from collap.search.scan import Scan
 from collap.search.score_function import ScoreFunction
@@ -130,24 +130,25 @@ def measure_recall(asked: Asked, scan: Scan, exact: np.ndarray) -> dict:
         `recall@10` of both modes with intervals; how many candidates hold 99 % of the best, and all; and the same of a
         list by the means alone.
     """
-    count, tracks = default_candidates(asked.function, len(exact)), np.arange(len(exact))
+    tracks = np.arange(len(exact))
     rankers = [KnownRanker(asked.function, scan, scores) for scores in exact.T]
     texts = [of_query(asked.embeds, query) for query in range(exact.shape[1])]
     places, by_mean, above = zip(*map(places_of_best, rankers, texts), strict=True)
-    fixed, calibrated, scored = [], [], []
+    fixed, calibrated, scored = [], [], {"fixed": [], "calibrated": []}
     for query, (ranker, own) in enumerate(zip(rankers, texts, strict=True)):
-        (ranking,) = ranker.rank(own, tracks, K, "fixed", count)
-        fixed.append(found_share(ranker, ranking.tracks))
+        (ranking,) = ranker.rank(own, tracks, K)
+        fixed.append(found_share(ranker, ranking.tracks[:K]))
+        scored["fixed"].append(ranking.num_rescored)
         delta = conformal_quantile(np.array(above[(query + 1) % 2 :: 2]), ALPHA)
-        (ranking,) = ranker.rank(own, tracks, K, "calibrated", count, delta)
+        (ranking,) = ranker.rank(own, tracks, K, "calibrated", delta=delta)
         calibrated.append(found_share(ranker, ranking.tracks))
-        scored.append(ranking.num_rescored)
+        scored["calibrated"].append(ranking.num_rescored)
     return {
         "queries": len(texts),
-        "candidates": count,
+        "scored at most": most_candidates(asked.function, len(exact)),
         "recall@10 fixed": rounded_figure(fixed),
         "recall@10 calibrated": rounded_figure(calibrated),
-        "scored when calibrated": quantiles(np.array(scored), p50=0.5, p95=0.95),
+        **{f"scored, {mode}": quantiles(np.array(one), p50=0.5, p95=0.95) for mode, one in scored.items()},
         "places by estimates": quantiles(np.array(places), C99=0.99, worst=1.0),
         "places by means": quantiles(np.array(by_mean), C99=0.99, worst=1.0),
     }

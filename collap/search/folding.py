@@ -10,36 +10,32 @@ from .copies import Copies
 from .ranking import Ranking, Texts
 
 
-def first_reach(k: int, mode: str, candidates: int, num_tracks: int) -> int:
-    """Return how many ranked tracks, k or more, cost no more than k do: all that are scored."""
-    return max(k, {"exact": num_tracks + 1, "fixed": candidates}.get(mode, k))  # one more: all, and no more to ask for
-
-
 def fold_rankings(
     copies: Copies,
     rank: Callable[[Texts, int], list[Ranking]],
     texts: Texts,
     k: int,
-    reach: int,
+    num_tracks: int,
     known: Sequence[int | None],
 ) -> list[Ranking]:
     """Rank tracks, and fold each that is a copy of a better one into that.
 
     Args:
-        rank: returns so many tracks for each query.
+        rank: returns so many tracks for each query, or more.
         texts: the queries.
         k: recordings that are asked for.
-        reach: tracks that are ranked first, k or more; further ones where too many of them are copies.
+        num_tracks: that there are; further ones are ranked where too many are copies.
         known: for each query the track that it is made of, copies of which are passed over.
     """
     found = []
-    for query, (ranking, own) in enumerate(zip(rank(texts, reach), known, strict=True)):
-        asked = reach
+    for query, (ranking, own) in enumerate(zip(rank(texts, k), known, strict=True)):
+        asked = k
         while True:
             folded = _folded(copies, ranking, k, [] if own is None else [own])
-            if len(folded.tracks) == k or len(ranking.tracks) < asked:
+            ranked = len(ranking.tracks)
+            if len(folded.tracks) == k or ranked < asked or ranked == num_tracks:
                 break
-            asked += asked - len(folded.tracks)  # so many were copies; of a library of copies, twice as many
+            asked = 2 * ranked - len(folded.tracks)  # as many more as were copies
             (ranking,) = rank(texts.of_query(query), asked)
         found.append(folded)
     return found

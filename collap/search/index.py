@@ -28,12 +28,12 @@ from .calibration import Calibration
 from .copies import Copies
 from .engine import Engine
 from .filters import matching
-from .folding import first_reach, fold_rankings
+from .folding import fold_rankings
 from .hits import TAGS, Hit, Results
 from .moments import Curve, best_spans, curves_over_time, sentence_spans
 from .quantize import quantized_cosines
 from .queries import Query, like_query, text_queries, vector_query
-from .ranking import MODES, Ranker, Ranking, Texts, default_candidates, texts_of
+from .ranking import MODES, Ranker, Ranking, Texts, texts_of
 from .rescoring import Tokens
 from .scan import Scan
 from .score_function import ScoreFunction
@@ -160,7 +160,7 @@ class TrackIndex:
             min_seconds, max_seconds: length of the tracks.
             mode: `"fixed"`, `"calibrated"` or `"exact"`, see `ranking.py`.
             candidates: tracks that are scored exactly in the mode `"fixed"`; 0 for estimates alone, the fastest;
-                default: [`default_candidates`].
+                default: until the best are settled, see `ranking.py`.
             moments: whether to say which parts of a track match; without it a search is faster.
             curve: whether to return the score over time.
             collapse: whether tracks that are copies of a better hit are no hits of their own, but its `copies`.
@@ -186,15 +186,14 @@ class TrackIndex:
             is_calibrated = is_plain and len(tracks) == len(self)
             if mode == "calibrated" and not is_calibrated:
                 notes.append("calibrated on whole libraries and single texts: here nothing is certified")
-            count = default_candidates(self.function, len(tracks)) if candidates is None else candidates
             left_out = [query.left_out for query in queries] if collapse else None
-            rankings, usual = self._ranked(texts, tracks, k, mode, count, is_calibrated, left_out), self.usual(texts)
+            rankings = self._ranked(texts, tracks, k, mode, candidates, is_calibrated, left_out)
             asked = (moments, curve, is_plain, notes, len(tracks))
-            found = [self._results(*one, *asked) for one in zip(queries, rankings, usual, strict=True)]
+            found = [self._results(*one, *asked) for one in zip(queries, rankings, self.usual(texts), strict=True)]
         return found[0] if isinstance(text, str) or like is not None else found
 
     def _ranked(
-        self, texts: Texts, tracks: np.ndarray, k: int, mode: str, candidates: int, is_calibrated: bool, left_out
+        self, texts: Texts, tracks: np.ndarray, k: int, mode: str, candidates: int | None, is_calibrated: bool, left_out
     ) -> list[Ranking]:
         """Rank tracks for each query; copies are folded, those of the tracks `left_out` too, unless that is None."""
         delta = self.calibration.delta if self.calibration else None
@@ -206,8 +205,8 @@ class TrackIndex:
             return [replace(one, is_certified=one.num_rescored == len(tracks)) for one in found]
 
         if left_out is None:
-            return rank(texts, k)
-        return fold_rankings(self.copies, rank, texts, k, first_reach(k, mode, candidates, len(tracks)), left_out)
+            return [ranking.first(k) for ranking in rank(texts, k)]
+        return fold_rankings(self.copies, rank, texts, k, len(tracks), left_out)
 
     @torch.no_grad()
     def moments(self, track: int, text: str | None = None, *, like: str | None = None, curve: bool = False) -> dict:

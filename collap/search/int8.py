@@ -18,7 +18,7 @@ ENGINE = "onednn"  # of those of torch the fastest; x86 and fbgemm took 4 to 7 %
 
 class Int8Linear(nn.Module):
     """Compute what a linear layer does from weights (out, in) that are rounded to 8 bits with a scale for each output,
-    and inputs that are rounded to 7 bits with one scale for all of a call.
+    and inputs that are rounded to 7 bits with a scale for each segment, whatever segments are computed beside it.
 
     Of 8 bits, two products would not fit where a processor without VNNI adds them.
 
@@ -38,7 +38,9 @@ class Int8Linear(nn.Module):
         self.packed = torch.ops.quantized.linear_prepack(rounded, bias)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Transform (..., in) to (..., out), float32."""
+        """Transform (..., in) to (..., out), float32; of more than two dimensions the first is that of segments."""
+        if inputs.ndim > 2:
+            return torch.stack([self(segment) for segment in inputs])
         return torch.ops.quantized.linear_dynamic(inputs, self.packed, reduce_range=True)
 
 

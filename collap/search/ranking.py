@@ -1,8 +1,9 @@
 """Rank tracks for queries in two stages: estimates of all, exact scores of the best.
 
-    fixed        the best C by estimate are scored exactly
-    calibrated   they are scored in the order of their estimates until the next one, even if its score is above its
-                 estimate by all that was seen on other queries (delta), would come below the k-th
+    fixed        tracks are scored exactly in the order of their estimates, until 8 times as many are scored as the
+                 place of the last one that is among the best k; or so many as the caller says
+    calibrated   likewise until the next one, even if its score is above its estimate by all that was seen on other
+                 queries (delta), would come below the k-th
     exact        all are scored exactly
 
 A list is certified if nothing outside of it can belong to it: all tracks were scored; or, calibrated, with the
@@ -28,10 +29,10 @@ from .score_function import ScoreFunction
 
 MODES = ("fixed", "calibrated", "exact")
 # Chosen by what holds the true best, and how that grows with the library: docs/search.md says what was measured.
-CANDIDATES = 50  # where the score is near its estimate: one vector of a text, attention that is not sharp
-# Times the root of the number of tracks, and at least so many: sentences in order, or in any; where attention is sharp.
-OF_PATHS, OF_SENTENCES = (4, 128), (12, 256)
-OF_SHARP_PATHS, OF_SHARP = (8, 256), (16, 256)
+CANDIDATES = 50  # at least; and at most where the score is near its estimate: one vector of a text, not sharp
+# At most, times the root of the number of tracks, or so many: sentences in order, or in any; where attention is sharp.
+OF_PATHS, OF_SENTENCES, OF_SHARP = (8, 256), (12, 256), (16, 256)
+SETTLED = 8  # times the place of the last of the best k by estimate: so many are scored, see [`Ranker`]
 CALIBRATED_STEP = 16  # tracks that are scored between two looks at the rule
 
 
@@ -56,6 +57,10 @@ class Ranking:
     num_rescored: int
     copies: tuple[tuple[int, ...], ...] = ()
     num_passed: int = 0
+
+    def first(self, k: int) -> "Ranking":
+        """Return the best k of it."""
+        return replace(self, tracks=self.tracks[:k], scores=self.scores[:k])
 
 
 @dataclass(frozen=True)
@@ -91,14 +96,14 @@ def texts_of(queries: Sequence, against: Sequence = ()) -> Texts:
     return Texts(embeds, signs)
 
 
-def default_candidates(function: ScoreFunction, num_tracks: int) -> int:
-    """Return of how many tracks the exact score finds 99 % of the best ten of all."""
+def most_candidates(function: ScoreFunction, num_tracks: int) -> int:
+    """Return how many tracks are scored exactly at most: they hold over 99 % of the best ten of all."""
     if is_flat(function):
         return CANDIDATES
-    if function.gamma_path is None:
-        growth, least = OF_SHARP if is_sharp(function) else OF_SENTENCES
+    if function.gamma_path is not None:
+        growth, least = OF_PATHS
     else:
-        growth, least = OF_SHARP_PATHS if is_sharp(function) else OF_PATHS
+        growth, least = OF_SHARP if is_sharp(function) else OF_SENTENCES
     return max(least, math.ceil(growth * math.sqrt(num_tracks)))
 
 
@@ -125,22 +130,30 @@ class Ranker:
         return (found @ texts.signs).numpy()
 
     def rank(
-        self, texts: Texts, tracks: np.ndarray, k: int, mode: str, candidates: int, delta: float | None = None
+        self,
+        texts: Texts,
+        tracks: np.ndarray,
+        k: int,
+        mode: str = "fixed",
+        candidates: int | None = None,
+        delta: float | None = None,
     ) -> list[Ranking]:
         """Find the best tracks for each query.
 
         Args:
             texts: the queries.
             tracks: numbers of those that may be found.
-            k: how many.
+            k: how many are to be the best; more are returned where more were scored, but for `calibrated`.
             mode: one of [`MODES`].
-            candidates: of the mode `fixed`; 0 for estimates alone.
+            candidates: tracks that are scored in the mode `fixed`; 0 for k by their estimates alone; None to score
+                until the best k are settled.
             delta: of the mode `calibrated`.
         """
         if mode == "exact":
             scores = self.exact(texts, tracks).T  # (queries, A)
-            return [_ranking(tracks, one, k, True, len(tracks)) for one in scores]
-        at_least = max(candidates, k) if mode == "fixed" else k
+            return [_ranking(tracks, one, len(tracks)) for one in scores]
+        most = most_candidates(self.function, len(tracks)) if candidates is None else candidates
+        at_least = max(most, k) if mode == "fixed" else k
         estimates = self.scan.estimate(self.function, texts.embeds, texts.signs, tracks, at_least)
         rankings = []
         for query, (found, estimate) in enumerate(estimates):
@@ -151,10 +164,19 @@ class Ranker:
             elif candidates == 0:
                 rankings.append(Ranking(found[:k], estimate[:k], False, False, 0))
             else:
-                chosen = found[: max(candidates, k)]
-                scores = self.exact(own, chosen)[:, 0]
-                rankings.append(_ranking(chosen, scores, k, len(chosen) == len(tracks), len(chosen)))
+                scores = self._settled(own, found[:at_least], k, CANDIDATES if candidates is None else at_least)
+                rankings.append(_ranking(found[: len(scores)], scores, len(tracks)))
         return rankings
+
+    def _settled(self, texts: Texts, found: np.ndarray, k: int, least: int) -> np.ndarray:
+        """Score tracks, sorted by estimate, until [`SETTLED`] times as many are scored as the place of the last that is
+        among the best k; `least` at least, and all if it does not come to that."""
+        scores, wanted = np.empty(0, np.float32), max(least, k)
+        while len(scores) < min(wanted, len(found)):
+            step = found[len(scores) : wanted]
+            scores = np.concatenate([scores, self.exact(texts, step)[:, 0]])
+            wanted = SETTLED * (1 + sort_order(scores, found[: len(scores)])[:k].max())
+        return scores
 
     def _calibrated(self, texts, found, estimate, k: int, delta: float, num_tracks: int) -> Ranking:
         """Score tracks, sorted by estimate, until no other is expected among the best k."""
@@ -166,12 +188,13 @@ class Ranker:
             scores = np.concatenate([scores, self.exact(texts, step)[:, 0]])
             done += len(step)
         is_certified = done < len(found) or len(found) == num_tracks  # else the last step's tracks are used up
-        return _ranking(found[:done], scores, k, is_certified, done)
+        return replace(_ranking(found[:done], scores, num_tracks), is_certified=is_certified).first(k)
 
 
-def _ranking(tracks: np.ndarray, scores: np.ndarray, k: int, is_certified: bool, num_rescored: int) -> Ranking:
-    order = sort_order(scores, tracks)[:k]
-    return Ranking(tracks[order], scores[order], True, is_certified, num_rescored)
+def _ranking(tracks: np.ndarray, scores: np.ndarray, num_tracks: int) -> Ranking:
+    """Sort tracks by their exact scores, which certifies them if those are all."""
+    order = sort_order(scores, tracks)
+    return Ranking(tracks[order], scores[order], True, len(tracks) == num_tracks, len(tracks))
 
 
 def merge_hits(parts: Sequence[list], k: int, indexes: Sequence = ()) -> list:

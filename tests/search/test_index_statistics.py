@@ -81,8 +81,7 @@ def test_without_the_model_segments_of_tracks_are_asked(folder):
 
 def test_recall_is_that_of_searches(folder, monkeypatch):
     """Of few candidates some are missed: the share is that of searches by the same vectors, without their tracks."""
-    for module in (ranking_module, statistics_module):
-        monkeypatch.setattr(module, "default_candidates", lambda function, num_tracks: 11)
+    monkeypatch.setattr(ranking_module, "most_candidates", lambda function, num_tracks: 11)
     index = TrackIndex.open(folder)
     report = statistics_of(index)
     asked, shares = queries_of(index), []
