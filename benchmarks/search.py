@@ -7,7 +7,8 @@
 Times are of ranking alone, without embedding a text, beside a product of the query with one float32 vector of each
 track (numpy), and beside LanceDB proposing the candidates (up to --most_in_engine tracks), in the same run: read the
 ratios. Of the libraries (`search_growth.py`) means and segments are in memory; a few tracks of 5 minutes lend their
-tokens to all while times are measured, so that these are read from memory and not from the disk.
+tokens to all while times are measured, so that these are read from memory and not from the disk. So many are scored as
+the median search scores where tracks have their own tokens.
 
 Two scores: the paper's, and that of sentences in order, whose queries are four sentences about one track. Recall is of
 the exact best 10 among the 300 (1500) best by the estimates of all tracks; numpy's is of means alone, by the paper's.
@@ -87,17 +88,17 @@ def with_engine(library: GrownLibrary, folder: Path) -> tuple[Scan, dict[str, fl
 
 
 def time_ranker(
-    ranker: Ranker, rows: torch.Tensor, repeats: int, clock: Callable[[], float]
+    ranker: Ranker, rows: torch.Tensor, scored: int, repeats: int, clock: Callable[[], float]
 ) -> dict[str, dict[str, float]]:
-    """Time the queries (B, Q, D), one by one and together."""
+    """Time the queries (B, Q, D), one by one and together; so many tracks are scored for each."""
     tracks = np.arange(len(ranker.scan))
     one = [Texts(row[None], torch.ones(1, 1)) for row in rows]
     every = Texts(rows, torch.eye(len(rows)))
 
-    def rank(number: int, candidates: int | None = None):
+    def rank(number: int, candidates: int = scored):
         return ranker.rank(one[number % len(one)], tracks, K, "fixed", candidates)
 
-    batch = milliseconds(lambda _: ranker.rank(every, tracks, K), 2, clock)
+    batch = milliseconds(lambda _: ranker.rank(every, tracks, K, "fixed", scored), 2, clock)
     return {
         "": milliseconds(rank, repeats, clock),
         ", stage 1": milliseconds(lambda number: rank(number, 0), repeats, clock),
@@ -152,15 +153,16 @@ class Growing:
         """Return the tokens of a track, all of them for a score that reads their times; few for the paper's."""
         return self.library.tokens(track, self.tokens if self.function.has_sentences else TRACK_TOKENS)
 
-    def measure(self, name: str, scan: Scan) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-        """Return times and recall, each beginning with a name."""
+    def measure(self, name: str, scan: Scan) -> tuple[dict[str, dict[str, float]], dict[str, float], int]:
+        """Return times and recall, each beginning with a name, and how many tracks the median search scores."""
+        rankings = Ranker(self.function, scan, self.exact_tokens).rank(self.texts, self.tracks, K)
+        recall = recall_of(self.best, [ranking.tracks[:K] for ranking in rankings])
+        scored = int(np.median([ranking.num_rescored for ranking in rankings]))
         pool = torch.randint(-127, 128, (POOL, self.tokens, self.rows.shape[-1]), dtype=torch.int8)
         scales = torch.full((self.tokens,), 1 / (127 * 13), dtype=torch.float16)
         timed = Ranker(self.function, scan, lambda track: (pool[track % POOL], scales))
-        times = time_ranker(timed, self.rows, self.repeats, self.clock)
-        ranker = Ranker(self.function, scan, self.exact_tokens)
-        found = [ranking.tracks[:K] for ranking in ranker.rank(self.texts, self.tracks, K)]
-        return {name + part: one for part, one in times.items()}, {name: recall_of(self.best, found)}
+        times = time_ranker(timed, self.rows, scored, self.repeats, self.clock)
+        return {name + part: one for part, one in times.items()}, {name: recall}, scored
 
 
 def measure_growth(
@@ -176,21 +178,21 @@ def measure_growth(
     paper's score, and by that of sentences in order.
 
     Returns:
-        `ms` p50 and p95 by name; `ratio` of their p50 to that of numpy; `recall@10`; `MB` that the scan holds, that it
-        maps, and of numpy's vectors; `LanceDB`: seconds to fill it and MB on disk.
+        `ms` p50 and p95 by name; `ratio` of their p50 to that of numpy; `recall@10`; `scored` tracks; `MB` that the
+        scan holds, that it maps, and of numpy's vectors; `LanceDB`: seconds to fill it and MB on disk.
     """
     library = GrownLibrary(size, width)
     rows, how = library.queries(batch).unsqueeze(1), (repeats, clock, tokens)  # (B, 1, D)
     paper = Growing(library, score_function(), rows, ASKED, *how)
-    times, recall = paper.measure("search", library.scan)
+    times, recall, few = paper.measure("search", library.scan)
     engine = {}
     if size <= most_in_engine:
         with tempfile.TemporaryDirectory() as folder:
             scan, engine = with_engine(library, Path(folder) / "lance")
-            own, found = paper.measure(IN_ENGINE, scan)
+            own, found, _ = paper.measure(IN_ENGINE, scan)
         times[IN_ENGINE], recall = own[IN_ENGINE], recall | found
     sentences = Growing(library, aligned_function(), library.descriptions(batch), FEW_ASKED, *how)
-    own, found = sentences.measure("sentences in order", library.scan)
+    own, found, many = sentences.measure("sentences in order", library.scan)
     times, recall = times | own, recall | found
     vectors = torch.cat([shard["means"] * shard["mean_scales"].unsqueeze(1) for shard in library.shards]).numpy()
     queries = rows[:, 0].numpy()  # (B, D)
@@ -205,6 +207,7 @@ def measure_growth(
         "ms": times,
         "ratio": {name: round(one["p50"] / times[MEANS]["p50"], 3) for name, one in times.items()},
         "recall@10": recall,
+        "scored": {"search": few, "sentences in order": many},
         "MB": {name: round(one / 1e6, 1) for name, one in {**memory(library.scan), "float32": vectors.nbytes}.items()},
         "LanceDB": engine,
     }

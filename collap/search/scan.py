@@ -12,7 +12,7 @@ texts, `S` segments of a track, `D` shared width.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -26,10 +26,7 @@ from .score_function import ScoreFunction
 from .segments import MOST_SEGMENTS, frame_size
 from .vectors import Vectors
 
-Cosines = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # codes (S, D) and scales (S,) -> (R, S)
-
 MIN_ORDERED, ORDERED = 1024, 16  # tracks whose sentences are placed in order: at least, times the root of all tracks
-DENSE = 0.5  # share of all tracks above which also the segments of the others are read
 BLOCK_CELLS = 2**24  # numbers of segments, and of their cosines, that are held at a time
 
 
@@ -157,12 +154,11 @@ class Scan:
         cosines_of = cosines_with(rows)
         scores = torch.empty(len(tracks), len(text_embeds))  # (A, B)
         at_a_time = max(1, BLOCK_CELLS // (MOST_SEGMENTS * max(len(rows), rows.shape[1] // 4)))
-        order = np.argsort(self.base[self.shard[tracks]] + self.first[tracks])  # as their segments lie in memory
-        cosines_at = self._cosines_in_place if len(tracks) > DENSE * len(self) else self._cosines_of_copies
+        order = np.argsort(self.shard[tracks], kind="stable")  # shard by shard
         for start in range(0, len(tracks), at_a_time):
             part = order[start : start + at_a_time]
-            places, local = self._places(tracks[part])
-            cosines = cosines_at(cosines_of, tracks[part], places, local)  # (all segments, R)
+            codes, places = self._gathered(tracks[part])
+            cosines = cosines_of(codes, self.scales[places]).T  # (all segments, R)
             tokens, counts = self.tokens[places], self.count[tracks[part]]
             starts = np.cumsum(counts) - counts
             lengths = counts
@@ -178,38 +174,19 @@ class Scan:
                 scores[torch.from_numpy(part[group])] = own
         return scores
 
-    def _places(self, tracks: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-        """Return where the segments of tracks lie: in `scales` (all,), and in their shards (all,)."""
-        counts = self.count[tracks]
-        begins = np.cumsum(counts) - counts
-        within = np.arange(counts.sum()) - np.repeat(begins, counts)
-        local = np.repeat(self.first[tracks], counts) + within  # (all,)
-        return torch.from_numpy(local + np.repeat(self.base[self.shard[tracks]], counts)), local
-
-    def _runs(self, tracks: np.ndarray) -> Iterator[tuple[int, int, int]]:
-        """Yield the number of every shard of tracks, which come shard by shard, and where its segments begin and end
-        among those of all."""
-        counts = self.count[tracks]
-        numbers, firsts = np.unique(self.shard[tracks], return_index=True)
-        borders = [*(np.cumsum(counts) - counts)[firsts].tolist(), int(counts.sum())]
-        return zip(numbers.tolist(), borders, borders[1:], strict=False)
-
-    def _cosines_of_copies(self, cosines_of: Cosines, tracks, places, local) -> torch.Tensor:
-        """Compute the cosines (all, R) of the segments of few tracks, which are put together first."""
+    def _gathered(self, tracks: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copy the segments of tracks, which come shard by shard: codes (all, D), and places in `scales` (all,)."""
+        counts, shards = self.count[tracks], self.shard[tracks]
+        ends = np.cumsum(counts)
+        within = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
+        local = np.repeat(self.first[tracks], counts) + within  # (all,) in their shards
+        places = local + np.repeat(self.base[shards], counts)
         codes = np.empty((len(local), self.segments[0].shape[1]), np.int8)
-        for number, first, last in self._runs(tracks):
+        numbers, firsts = np.unique(shards, return_index=True)
+        borders = [*(ends - counts)[firsts].tolist(), len(local)]
+        for number, first, last in zip(numbers.tolist(), borders, borders[1:], strict=False):
             self.segments[number].take(local[first:last], axis=0, out=codes[first:last], mode="clip")  # "raise" copies
-        return cosines_of(torch.from_numpy(codes), self.scales[places]).T
-
-    def _cosines_in_place(self, cosines_of: Cosines, tracks, places, local) -> torch.Tensor:
-        """Compute the cosines (all, R) of the segments of most tracks: with all between them, and without copying."""
-        cosines = []
-        for number, first, last in self._runs(tracks):
-            low, high = int(local[first]), int(local[first:last].max()) + 1
-            codes = self.shards[number]["segments"][low:high]
-            scales = self.scales[self.base[number] + low : self.base[number] + high]
-            cosines.append(cosines_of(codes, scales)[:, local[first:last] - low])  # (R, of the shard)
-        return torch.cat(cosines, dim=1).T
+        return torch.from_numpy(codes), torch.from_numpy(places)
 
     def _by_shard(self, tracks: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the number of a shard and the places in `tracks` of those that are in it."""

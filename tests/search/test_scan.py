@@ -121,20 +121,6 @@ def test_memory_bounds_change_no_estimate(library, monkeypatch, in_order):
     torch.testing.assert_close(scan.segment_estimates(function, queries, np.arange(240), in_order), whole)
 
 
-def test_segments_are_compared_alike_where_they_lie_and_as_copies(library, monkeypatch):
-    """Of most tracks of a library in place: not those that are filtered out between, and twice of a copy's."""
-    shards, (shard, row), _, queries = library
-    shard, row = np.append(shard, shard[17]), np.append(row, row[17])  # another path with the content of track 17
-    allowed = np.union1d(np.random.default_rng(1).permutation(241)[:170], [17, 240])
-    scan, function = Scan(shards, (shard, row)), score_function()
-    monkeypatch.setattr(scan_module, "BLOCK_CELLS", 2**18)
-    in_place = scan.segment_estimates(function, queries, allowed)
-    monkeypatch.setattr(scan_module, "DENSE", 1.0)
-    torch.testing.assert_close(in_place, scan.segment_estimates(function, queries, allowed))
-    both = scan.segment_estimates(function, queries, np.array([17, 240]))
-    assert torch.equal(both[0], both[1])
-
-
 @pytest.mark.parametrize(("height", "stride"), [(6, 3), (5, 2), (3, 5), (1, 1), (7, 7)])
 def test_coverage_counts_the_frames_that_a_token_is_in(height, stride):
     for tokens, cut in itertools.product((1, 2, 7, 30, 61), (1, 4, 20)):
