@@ -16,6 +16,7 @@ from collap.search.int8 import Int8Linear
 from collap.search.quantize import dequantize_rows
 from collap.search.space import load_searched
 from collap.search.store import IndexStore
+from processing import load_audio
 
 
 def test_an_index_in_int8_is_near_one_in_float32_and_searched_by_the_same_texts(
@@ -54,6 +55,19 @@ def test_a_layer_is_off_by_no_more_than_rounding(shape):
     with torch.no_grad():
         errors = (Int8Linear(layer)(inputs) - layer(inputs)).abs()
     assert (errors <= 1.05 * bounds).all() and (errors > 1e-3 * bounds).any()
+
+
+@torch.no_grad()
+def test_the_vectors_of_a_segment_do_not_depend_on_those_beside_it(library, model_folder):
+    embedder = load_searched(str(model_folder), "cpu", "int8")
+    samples = [load_audio(path) for path in sorted(library.rglob("*.flac"))[:2]]
+    features = embedder.processor(audio=[samples[0], 0.05 * samples[1]], sampling_rate=16000)  # loud and soft segments
+    tower, names = embedder.model.audio_tower, ("music_features", "speech_features", "music_attention_mask")
+    found = []
+    for size in (1, 5):
+        tower.segment_batch_size = size
+        found.append(tower.fuse(*(features[name].flatten(0, 1) for name in names)))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
 def test_what_cannot_run_in_int8_is_refused(tmp_path, model_folder):
