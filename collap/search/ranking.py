@@ -164,31 +164,43 @@ class Ranker:
             elif candidates == 0:
                 rankings.append(Ranking(found[:k], estimate[:k], False, False, 0))
             else:
-                scores = self._settled(own, found[:at_least], k, CANDIDATES if candidates is None else at_least)
+                found = found[:at_least]
+                scores = self._settled(own, found, k) if candidates is None else self.exact(own, found)[:, 0]
                 rankings.append(_ranking(found[: len(scores)], scores, len(tracks)))
         return rankings
 
-    def _settled(self, texts: Texts, found: np.ndarray, k: int, least: int) -> np.ndarray:
+    def _settled(self, texts: Texts, found: np.ndarray, k: int) -> np.ndarray:
         """Score tracks, sorted by estimate, until [`SETTLED`] times as many are scored as the place of the last that is
-        among the best k; `least` at least, and all if it does not come to that."""
-        scores, wanted = np.empty(0, np.float32), max(least, k)
-        while len(scores) < min(wanted, len(found)):
-            step = found[len(scores) : wanted]
-            scores = np.concatenate([scores, self.exact(texts, step)[:, 0]])
-            wanted = SETTLED * (1 + sort_order(scores, found[: len(scores)])[:k].max())
-        return scores
+        among the best k, or all."""
+
+        def wanted(scores: np.ndarray) -> int:
+            if not len(scores):
+                return max(CANDIDATES, k)
+            return SETTLED * (1 + sort_order(scores, found[: len(scores)])[:k].max())
+
+        return self._scored(texts, found, wanted)
 
     def _calibrated(self, texts, found, estimate, k: int, delta: float, num_tracks: int) -> Ranking:
         """Score tracks, sorted by estimate, until no other is expected among the best k."""
-        scores, done = np.empty(0, np.float32), 0
-        while done < len(found):
-            if done >= k and estimate[done] + delta < np.partition(scores, -k)[-k]:
-                break
-            step = found[done : done + max(CALIBRATED_STEP, k - done)]
-            scores = np.concatenate([scores, self.exact(texts, step)[:, 0]])
-            done += len(step)
+
+        def wanted(scores: np.ndarray) -> int:
+            done = len(scores)
+            if k <= done < len(found) and estimate[done] + delta < np.partition(scores, -k)[-k]:
+                return done
+            return done + max(CALIBRATED_STEP, k - done)
+
+        scores = self._scored(texts, found, wanted)
+        done = len(scores)
         is_certified = done < len(found) or len(found) == num_tracks  # else the last step's tracks are used up
         return replace(_ranking(found[:done], scores, num_tracks), is_certified=is_certified).first(k)
+
+    def _scored(self, texts: Texts, found: np.ndarray, wanted: Callable[[np.ndarray], int]) -> np.ndarray:
+        """Score the first tracks with one query, step by step, until there are as many scores as `wanted` says of those
+        that there are, or all."""
+        scores = np.empty(0, np.float32)
+        while len(step := found[len(scores) : wanted(scores)]):
+            scores = np.concatenate([scores, self.exact(texts, step)[:, 0]])
+        return scores
 
 
 def _ranking(tracks: np.ndarray, scores: np.ndarray, num_tracks: int) -> Ranking:
